@@ -1,0 +1,235 @@
+"""EC heads: the auxiliary branches through which a supervision point is contrasted and classified.
+
+The head of point k of L is a chain of (L - k) blocks that brings its features to the width and resolution of the last
+point, then pooling and a linear classifier, so that all points are compared in features of the same depth and width.
+Blocks are separable convolutions for maps, as in Contrastive Deep Supervision (ECCV 2022), and transformer layers for
+the tokens of isotropic models. They hold no batch statistics, so none of them can remember a forget image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from huggingface_hub import PyTorchModelHubMixin
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel, get_scheduler
+from transformers.utils import ModelOutput
+
+from ec_hf.points import SupervisionPoint, hidden_state_kwargs, pool, take
+
+FOLDER = "ec_heads"
+"""Name of the submodule on the model while the heads ride on it, and of the folder beside a saved model."""
+
+
+@dataclass
+class ECImageClassifierOutput(ModelOutput):
+    """What a model with attached heads returns in training.
+
+    Attributes:
+        logits: the model's own logits, ``(batch, labels)``.
+        last_features: pooled features of the model's deepest hidden state, ``(batch, width)``.
+        features: pooled features of each head, a tuple of ``(batch, head width)``.
+        head_logits: logits of each head, a tuple of ``(batch, labels)``.
+    """
+
+    logits: Tensor | None = None
+    last_features: Tensor | None = None
+    features: tuple[Tensor, ...] | None = None
+    head_logits: tuple[Tensor, ...] | None = None
+
+
+class ECHeads(
+    nn.Module, PyTorchModelHubMixin, library_name="ec_hf", tags=["machine-unlearning", "erase-at-the-core", "ec-heads"]
+):
+    """One auxiliary head for each supervision point.
+
+    Args:
+        points: the supervision points, as `SupervisionPoint.to_dict` gives them, shallow to deep.
+        last: the model's deepest hidden state, in the same form; host objectives see its pooled features.
+        num_labels: number of classes of the model.
+        pooling: how tokens become one vector at the end of a head, see `ec_hf.points.pool`.
+        last_pooling: the same for the model's deepest hidden state.
+
+    ``save_pretrained``, ``from_pretrained`` and ``push_to_hub`` store the heads on their own, for the next request on
+    the same original model.
+    """
+
+    def __init__(
+        self,
+        points: Sequence[dict[str, Any]],
+        last: dict[str, Any],
+        num_labels: int,
+        pooling: str = "mean",
+        last_pooling: str = "mean",
+    ) -> None:
+        super().__init__()
+        self.points = tuple(SupervisionPoint(**point) for point in points)
+        self.last = SupervisionPoint(**last)
+        self.num_labels = num_labels
+        self.last_pooling = last_pooling
+        self.heads = nn.ModuleList(
+            ECHead(self.points[depth:], num_labels, pooling) for depth in range(len(self.points))
+        )
+        self._attached_to: tuple[PreTrainedModel, Any, Any] | None = None
+
+    def forward(self, hidden_states: Sequence[Any]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Pooled features and logits of every head, from the model's hidden states."""
+        pairs = [head(take(hidden_states, point)) for head, point in zip(self.heads, self.points, strict=True)]
+        return tuple(features for features, _ in pairs), tuple(logits for _, logits in pairs)
+
+    def attach(self, model: PreTrainedModel) -> None:
+        """Make the heads a submodule of `model` that runs inside its forward in training mode.
+
+        The optimiser, DDP and gradient clipping then see one model, while what `save_pretrained` writes stays the
+        plain checkpoint. Calls in eval mode, or without hidden states, return the model's own output.
+
+        Raises:
+            ValueError: if the heads were built for another number of classes or heads are attached already.
+        """
+        if self.num_labels != model.config.num_labels:
+            raise ValueError(
+                f"The EC heads classify {self.num_labels} classes, the model {model.config.num_labels}: fit heads for "
+                "this model (leave out `heads`) or load the ones that belong to it."
+            )
+        if hasattr(model, FOLDER):
+            raise ValueError("The model has EC heads attached already; detach those first.")
+        ignored = getattr(model, "_keys_to_ignore_on_save", None)
+        model.add_module(FOLDER, self.to(model.device))
+        model._keys_to_ignore_on_save = {*(ignored or ()), *(f"{FOLDER}.{key}" for key in self.state_dict())}
+        self._attached_to = (model, model.register_forward_hook(self._run, with_kwargs=True), ignored)
+
+    def detach(self) -> None:
+        """Take the heads off the model again; it is then as it was, but for what was trained."""
+        if self._attached_to is None:
+            return
+        model, handle, ignored = self._attached_to
+        handle.remove()
+        delattr(model, FOLDER)
+        model._keys_to_ignore_on_save = ignored
+        self._attached_to = None
+
+    def _run(self, model: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
+        if not (model.training and kwargs.get("output_hidden_states")):
+            return output
+        features, head_logits = self(output.hidden_states)
+        last = pool(take(output.hidden_states, self.last), self.last, self.last_pooling)
+        return ECImageClassifierOutput(output.logits, last, features, head_logits)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> ECHeads:  # type: ignore[override]
+        """Load heads from a Hub id or a local folder, or from the `ec_heads` folder beside a saved model."""
+        beside = Path(pretrained_model_name_or_path) / FOLDER
+        return super().from_pretrained(beside if beside.is_dir() else pretrained_model_name_or_path, **kwargs)
+
+
+class ECHead(nn.Module):
+    """Head of the first of `points`: a block for each deeper point, normalisation, pooling, linear classifier."""
+
+    def __init__(self, points: Sequence[SupervisionPoint], num_labels: int, pooling: str) -> None:
+        super().__init__()
+        make_block = TokenBlock if points[0].kind == "tokens" else SeparableBlock
+        self.blocks = nn.Sequential(*(make_block(a, b) for a, b in pairwise(points)))
+        self.out, self.pooling = points[-1], pooling
+        self.norm = nn.LayerNorm(self.out.channels)
+        self.classifier = nn.Linear(self.out.channels, num_labels)
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Pooled features ``(batch, width)`` and logits ``(batch, labels)``."""
+        pooled = self.norm(pool(self.blocks(features), self.out, self.pooling))
+        return pooled, self.classifier(pooled)
+
+
+class TokenBlock(nn.TransformerEncoderLayer):
+    """Pre-norm transformer layer as wide as the model, with a lean MLP."""
+
+    def __init__(self, start: SupervisionPoint, end: SupervisionPoint) -> None:
+        width = start.channels
+        heads = next(count for count in range(max(1, width // 64), 0, -1) if width % count == 0)
+        super().__init__(width, heads, 2 * width, dropout=0.0, activation=F.gelu, batch_first=True, norm_first=True)
+
+
+class SeparableBlock(nn.Sequential):
+    """Two depthwise-separable convolutions from one supervision point's shape to the next one's."""
+
+    def __init__(self, start: SupervisionPoint, end: SupervisionPoint) -> None:
+        a, b = start.channels, end.channels
+        super().__init__(
+            nn.Conv2d(a, a, 3, stride=max(1, round(start.height / end.height)), padding=1, groups=a, bias=False),
+            nn.Conv2d(a, a, 1, bias=False),
+            _group_norm(a),
+            nn.ReLU(),
+            nn.Conv2d(a, a, 3, padding=1, groups=a, bias=False),
+            nn.Conv2d(a, b, 1, bias=False),
+            _group_norm(b),
+            nn.ReLU(),
+        )
+
+
+def fit_heads(
+    heads: ECHeads,
+    model: PreTrainedModel,
+    batches: Iterable[dict[str, Tensor]],
+    accelerator: Accelerator,
+    *,
+    epochs: int,
+    learning_rate: float,
+) -> dict[str, float]:
+    """Fit the heads to classify the frozen model's features (stage 1 of EC).
+
+    Args:
+        heads: the heads, changed in place.
+        model: the original model; run in eval mode under inference mode, so that nothing of it can change.
+        batches: a prepared loader of ``pixel_values`` and ``labels`` of this process's share of the images.
+        accelerator: the accelerator of the run; with several processes the heads are fitted together.
+        epochs: passes over the batches.
+        learning_rate: peak learning rate of AdamW, which falls linearly to 0.
+
+    Returns:
+        Accuracy of each head over the images of the last pass, by the name of its supervision point.
+    """
+    total = epochs * len(batches)  # type: ignore[arg-type]
+    optimizer = torch.optim.AdamW(heads.to(accelerator.device).parameters(), learning_rate, weight_decay=0.01)
+    wrapped, optimizer = accelerator.prepare(heads.train(), optimizer)
+    needed = {point.index for point in heads.points}
+    schedule = get_scheduler("linear", optimizer, num_warmup_steps=total // 20, num_training_steps=total)
+    was_training = model.training
+    model.eval()
+    progress = tqdm(total=total, desc="Fitting EC heads", disable=not accelerator.is_local_main_process)
+    for _ in range(epochs):
+        correct = torch.zeros(len(heads.points) + 1, device=accelerator.device)  # the last entry counts the images
+        for batch in batches:
+            with torch.inference_mode(), accelerator.autocast():
+                states = model(pixel_values=batch["pixel_values"], **hidden_state_kwargs(model)).hidden_states
+            with accelerator.autocast():
+                _, logits = wrapped([_clone(state) if i in needed else None for i, state in enumerate(states)])
+                loss = torch.stack([F.cross_entropy(each.float(), batch["labels"]) for each in logits]).sum()
+            optimizer.zero_grad()
+            accelerator.backward(loss)
+            optimizer.step()
+            schedule.step()
+            hits = [(each.argmax(-1) == batch["labels"]).sum() for each in logits]
+            correct += torch.stack([*hits, torch.tensor(len(batch["labels"]), device=correct.device)])
+            progress.update()
+    progress.close()
+    model.train(was_training)
+    accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
+    accelerator.free_memory()
+    *hits, images = accelerator.reduce(correct).tolist()
+    return {point.name: count / images for point, count in zip(heads.points, hits, strict=True)}
+
+
+def _clone(state: Any) -> Any:
+    """Inference tensors cannot be saved for backward; their clones can."""
+    return tuple(part.clone() for part in state) if isinstance(state, (tuple, list)) else state.clone()
+
+
+def _group_norm(channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(next(groups for groups in (8, 4, 2, 1) if channels % groups == 0), channels)

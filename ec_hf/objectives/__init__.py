@@ -1,0 +1,201 @@
+"""Host objectives: what an unlearning method minimises at the model's last layer, found by name.
+
+A new one is one short file with a subclass of `Objective` and one line in the table below. From another package:
+`@register("name")`, a "package.module:Class" path, or an entry point of the group "ec_hf.objectives".
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib.metadata import entry_points
+from typing import Any, ClassVar, Literal, TypeVar
+
+import torch
+from torch import Tensor
+
+__all__ = ["Objective", "Part", "Step", "available", "get_objective", "register"]
+
+ENTRY_POINTS = "ec_hf.objectives"
+
+
+@dataclass
+class Part:
+    """One half of a batch, as the model sees it.
+
+    Attributes:
+        logits: (rows, classes).
+        features: (rows, width), pooled, of the last supervision point.
+        labels: (rows,) int64.
+        pixel_values: (rows, channels, height, width), the model's input.
+    """
+
+    logits: Tensor
+    features: Tensor
+    labels: Tensor
+    pixel_values: Tensor
+
+
+@dataclass
+class Step:
+    """What an objective sees of one training step.
+
+    Attributes:
+        forget: the forget half.
+        retain: the retain half.
+        teacher: maps pixel values to the original model's logits; given to objectives with `needs_teacher`.
+        forget_classes: label ids, where the forget set is whole classes: no retain row has one of them.
+        log: an objective may put detached scalars here that are worth a line in the log and no part of the loss.
+    """
+
+    forget: Part
+    retain: Part
+    teacher: Callable[[Tensor], Tensor] | None = None
+    forget_classes: tuple[int, ...] | None = None
+    log: dict[str, Tensor] = field(default_factory=dict)
+    _teacher_logits: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
+
+    def teacher_logits(self, part: Literal["forget", "retain"]) -> Tensor:
+        """Logits (rows, classes) of the original model on one half, without gradient, computed once a step.
+
+        Raises:
+            RuntimeError: the step has no teacher.
+        """
+        if self.teacher is None:
+            raise RuntimeError("this step has no teacher: an objective that asks for it sets `needs_teacher = True`")
+        if part not in self._teacher_logits:
+            with torch.no_grad():
+                self._teacher_logits[part] = self.teacher(getattr(self, part).pixel_values)
+        return self._teacher_logits[part]
+
+
+class Objective(ABC):
+    """A host objective. Its settings are the keyword arguments of its constructor; it keeps no other state.
+
+    Attributes:
+        name: what it is called in flags, logs and cards; the class's own name in lower case unless given.
+        uses: the data that the published method uses, for an honest label where retain data is added to it.
+        needs_teacher: it reads `step.teacher_logits`.
+        covers_last_point: it contrasts the features of the last supervision point itself, so EC does not do it again.
+        source: paper or code it follows.
+    """
+
+    name: ClassVar[str]
+    uses: ClassVar[Literal["forget", "retain", "both"]] = "both"
+    needs_teacher: ClassVar[bool] = False
+    covers_last_point: ClassVar[bool] = False
+    source: ClassVar[str] = ""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "name" not in cls.__dict__:
+            cls.name = cls.__name__.lower()
+
+    def check(self, forget_classes: int) -> None:
+        """Refuse, before anything is trained, a forget set of this many classes that the objective cannot forget."""
+        return None
+
+    @abstractmethod
+    def __call__(self, step: Step) -> dict[str, Tensor]:
+        """Named scalar components of the loss; their sum is what is minimised, so each carries its weight."""
+
+
+_OBJECTIVES: dict[str, str | type[Objective]] = {
+    "contrastive": "ec_hf.objectives.contrastive:Contrastive",
+    "delete": "ec_hf.objectives.delete:Delete",
+    "finetune": "ec_hf.objectives.finetune:Finetune",
+}
+
+Class = TypeVar("Class", bound=type[Objective])
+
+
+def register(name: str) -> Callable[[Class], Class]:
+    """Class decorator that makes an objective known by a name.
+
+    Raises:
+        TypeError: what is decorated is not a subclass of `Objective`.
+        ValueError: another class has the name, or it holds a ":".
+    """
+    if not name or ":" in name:
+        raise ValueError(f"an objective's name must be a word without ':', got {name!r}")
+
+    def decorate(cls: Class) -> Class:
+        _check_class(cls, name)
+        path = f"{cls.__module__}:{cls.__qualname__}"
+        known = _OBJECTIVES.get(name, path)
+        # The same class again is a notebook cell or a module that ran twice.
+        if path != (known if isinstance(known, str) else f"{known.__module__}:{known.__qualname__}"):
+            raise ValueError(f"objective {name!r} is {known} already: register {path} by another name")
+        cls.name = name
+        _OBJECTIVES[name] = cls
+        return cls
+
+    return decorate
+
+
+def available() -> list[str]:
+    """Sorted names that `get_objective` knows, those of installed entry points among them."""
+    return sorted({*_OBJECTIVES, *entry_points(group=ENTRY_POINTS).names})
+
+
+def get_objective(name_or_path: str, **settings: Any) -> Objective:
+    """Build an objective.
+
+    Args:
+        name_or_path: a registered name, a "package.module:Class" path, or the name of an entry point.
+        **settings: keyword arguments of its constructor.
+
+    Raises:
+        ValueError: unknown name, or a setting out of range.
+        ImportError: a path that leads nowhere.
+        TypeError: a setting that the objective does not have, or a class that is no `Objective`.
+    """
+    cls = _find(name_or_path)
+    signature = inspect.signature(cls)
+    try:
+        signature.bind(**settings)
+    except TypeError as error:
+        accepted = [str(setting.replace(annotation=setting.empty)) for setting in signature.parameters.values()]
+        raise TypeError(
+            f"objective {name_or_path!r}: {error}; its settings are: {', '.join(accepted) or 'none'}"
+        ) from None
+    return cls(**settings)
+
+
+def _find(name_or_path: str) -> type[Objective]:
+    found: Any = _OBJECTIVES.get(name_or_path, name_or_path)
+    if isinstance(found, str):
+        if ":" in found:
+            found = _import(found)
+        elif matches := entry_points(group=ENTRY_POINTS, name=found):
+            found = next(iter(matches)).load()
+        else:
+            close = difflib.get_close_matches(found, available(), n=1)
+            raise ValueError(
+                f"unknown objective {found!r}{f', did you mean {close[0]!r}?' if close else ''} Known are "
+                f"{', '.join(available())}; any other class goes by its path, 'package.module:Class'"
+            )
+    return _check_class(found, name_or_path)
+
+
+def _import(path: str) -> Any:
+    module_name, _, name = path.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            f"objective {path!r}: {error}; install the package that holds it, or run where it can be imported"
+        ) from error
+    if not hasattr(module, name):
+        raise ImportError(f"objective {path!r}: {module_name} has no {name!r}; write 'package.module:Class'")
+    return getattr(module, name)
+
+
+def _check_class(cls: Any, name: str) -> Any:
+    if not (isinstance(cls, type) and issubclass(cls, Objective)):
+        raise TypeError(f"objective {name!r} is {cls!r}: it must be a subclass of ec_hf.objectives.Objective")
+    return cls

@@ -1,0 +1,22 @@
+"""Fine-tuning on retain as a host objective."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ec_hf.losses import retain_cross_entropy
+from ec_hf.objectives import Objective, Step
+
+__all__ = ["Finetune"]
+
+
+class Finetune(Objective):
+    """Cross-entropy on retain and nothing else, from the original model: the simplest baseline."""
+
+    name = "finetune"
+    uses = "retain"
+    source = "fine-tuning (FT) baseline"
+
+    def __call__(self, step: Step) -> dict[str, Tensor]:
+        """Component "retain_ce"."""
+        return {"retain_ce": retain_cross_entropy(step.retain.logits, step.retain.labels)}

@@ -1,0 +1,262 @@
+"""Supervision points: where in a vision classifier EC looks at the features.
+
+Every `AutoModelForImageClassification`, timm models through `TimmWrapperForImageClassification` included, returns its
+intermediate features when it is called with `output_hidden_states=True`. Those come in many forms (tokens with and
+without prefix tokens, maps, pairs of both); here each becomes one of two normal forms:
+
+- ``tokens``: ``(batch, prefix + height * width, channels)``, prefix tokens (CLS, distillation, registers) first;
+- ``map``: ``(batch, channels, height, width)``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+AUTO_DEPTHS = 4
+
+
+@dataclass(frozen=True)
+class SupervisionPoint:
+    """One hidden state of a model, by its index in `hidden_states`, with the shape that it has.
+
+    Attributes:
+        index: position in the model's `hidden_states`, counted from the input side.
+        kind: ``"tokens"`` or ``"map"``, the normal form that `take` gives.
+        channels: width of the features.
+        height: rows of the patch grid or map (of the input size that the point was sized with).
+        width: columns of the patch grid or map.
+        prefix: number of tokens before the patch tokens; 0 for maps.
+    """
+
+    index: int
+    kind: str
+    channels: int
+    height: int
+    width: int
+    prefix: int = 0
+
+    @property
+    def name(self) -> str:
+        """Name used in logs, reports and layer-wise tables."""
+        return f"hidden_states.{self.index}"
+
+    def __str__(self) -> str:
+        prefix = f"{self.prefix} prefix + " if self.prefix else ""
+        shape = f"{prefix}{self.height}x{self.width} {self.kind if self.kind == 'tokens' else 'map'}"
+        return f"{self.name} ({shape}, {self.channels} channels)"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain JSON values."""
+        return asdict(self)
+
+
+def hidden_state_kwargs(model: nn.Module) -> dict[str, Any]:
+    """Keyword arguments that make `model` return its hidden states in full, prefix tokens included.
+
+    timm drops the prefix tokens unless it is asked for them, and the classifier of many ViTs reads nothing else.
+    """
+    kwargs: dict[str, Any] = {"output_hidden_states": True}
+    if getattr(getattr(model, "timm_model", None), "num_prefix_tokens", 0):
+        kwargs |= {"return_prefix_tokens": True, "output_fmt": "NLC"}
+    return kwargs
+
+
+def take(hidden_states: Sequence[Any], point: SupervisionPoint) -> Tensor:
+    """The features of one supervision point, in the normal form that `point.kind` names."""
+    state = hidden_states[point.index]
+    if isinstance(state, (tuple, list)):  # timm gives (patch tokens, prefix tokens)
+        patches, prefix = state
+        state = torch.cat([prefix, patches], dim=1)
+    if point.kind == "tokens":
+        return state.flatten(2).transpose(1, 2) if state.dim() == 4 else state
+    if state.dim() == 3:
+        grid = (state.shape[0], point.channels, point.height, point.width)
+        return state.transpose(1, 2).reshape(grid) if _fits(state, point) else _to_square(state)
+    return state
+
+
+def pool(features: Tensor, point: SupervisionPoint, pooling: str) -> Tensor:
+    """One vector an image, ``(batch, channels)``.
+
+    Maps give their spatial mean. Tokens give token 0 for ``pooling="cls"``, the mean over the patch tokens for
+    ``"mean"`` and the mean over all tokens, prefix included, for ``"all"``.
+    """
+    if point.kind == "map":
+        return features.mean(dim=(2, 3))
+    if pooling == "cls":
+        return features[:, 0]
+    return features[:, 0 if pooling == "all" else point.prefix :].mean(dim=1)
+
+
+def image_shape(model: PreTrainedModel) -> tuple[int, int, int]:
+    """``(channels, height, width)`` of the images that a model is configured for; 3x224x224 where it does not say."""
+    config: Any = getattr(model.config, "vision_config", model.config)
+    timm_config = getattr(config, "pretrained_cfg", None) or getattr(
+        getattr(model, "timm_model", None), "pretrained_cfg", None
+    )
+    timm_size = (timm_config or {}).get("input_size")
+    if timm_size:
+        return tuple(timm_size)  # type: ignore[return-value]
+    size: Any = getattr(config, "image_size", None) or 224
+    if isinstance(size, Mapping):
+        size = (size["height"], size["width"])
+    height, width = (size, size) if isinstance(size, int) else size
+    return getattr(config, "num_channels", None) or 3, height, width
+
+
+def describe_hidden_states(
+    model: PreTrainedModel, shape: tuple[int, int, int] | None = None
+) -> list[SupervisionPoint]:
+    """All hidden states of a model, found by one forward pass over a blank image.
+
+    Args:
+        model: an image classifier; its mode and its gradients are left as they were.
+        shape: ``(channels, height, width)`` of the images that the model will see; read from its configuration
+            when left out.
+
+    Raises:
+        ValueError: if the model returns no hidden states.
+    """
+    channels, height, width = shape or image_shape(model)
+    blank = torch.zeros(1, channels, height, width, device=model.device, dtype=model.dtype)
+    states = _hidden_states(model, blank)
+    raw = [_shape_of(state, (height, width)) for state in states]
+    isotropic = len({(shape["channels"], shape["height"], shape["width"]) for shape in raw}) == 1
+    kind = "tokens" if isotropic and len(raw) > 1 else "map"
+    return [SupervisionPoint(index=index, kind=kind, **shape) for index, shape in enumerate(raw)]
+
+
+def select_points(
+    model: PreTrainedModel, states: Sequence[SupervisionPoint], points: str | Sequence[int | str] = "auto"
+) -> tuple[SupervisionPoint, ...]:
+    """The supervision points among a model's hidden states.
+
+    Args:
+        model: the model that the hidden states belong to (its configuration tells how many layers it has).
+        states: what `describe_hidden_states` gave.
+        points: ``"auto"`` for about four depths: the ends of the last four stages of a hierarchical model, the
+            quartiles of an isotropic one. Otherwise indices into the hidden states, negative ones
+            counted from the output. An empty list selects none.
+
+    Raises:
+        ValueError: for an index that the model does not have or that is named twice, with the choice there is.
+    """
+    if points == "auto":
+        return tuple(states[index] for index in _auto_indices(model, states))
+    if isinstance(points, str):
+        raise ValueError(f"points={points!r}: expected 'auto' or a list of indices into the model's hidden states.")
+    chosen = []
+    for entry in points:
+        try:
+            index = int(entry)
+        except ValueError:
+            raise ValueError(f"points: {entry!r} is not an index; expected 'auto' or integers.") from None
+        if not -len(states) <= index < len(states):
+            have = ", ".join(map(str, states))
+            raise ValueError(f"points: the model has no hidden state {index}; it has {len(states)}: {have}.")
+        chosen.append(index % len(states))
+    if len(set(chosen)) != len(chosen):
+        raise ValueError(f"points={list(points)}: the same hidden state is named twice.")
+    return tuple(states[index] for index in sorted(chosen))
+
+
+def classifier_pooling(model: PreTrainedModel, state: SupervisionPoint) -> str:
+    """``"cls"`` if the model's classifier reads token 0 of its last hidden state, else ``"mean"``.
+
+    Found by differentiation where the last hidden state lies on the way to the logits, so that no model has to be
+    known by name; timm hands out a copy that does not, but states what it pools.
+    """
+    if state.kind == "map" or state.prefix == 0:
+        return "mean"
+    timm_model = getattr(model, "timm_model", None)
+    if timm_model is not None:
+        return "cls" if getattr(timm_model, "global_pool", None) == "token" else "mean"
+    with torch.enable_grad():
+        images = torch.rand(1, *image_shape(model), device=model.device, dtype=model.dtype)
+        output, last = _forward(model, images)
+        gradient = torch.autograd.grad(output.logits.square().sum(), last[-1], allow_unused=True)[0]
+    return "mean" if gradient is None or not gradient[:, 0].any() else "cls"
+
+
+def _hidden_states(model: PreTrainedModel, images: Tensor) -> Sequence[Any]:
+    with torch.no_grad():
+        return _forward(model, images)[1]
+
+
+def _forward(model: PreTrainedModel, images: Tensor) -> tuple[Any, Sequence[Any]]:
+    was_training = model.training
+    model.eval()
+    try:
+        output = model(pixel_values=images, **hidden_state_kwargs(model))
+    finally:
+        model.train(was_training)
+    states = getattr(output, "hidden_states", None)
+    if not states:
+        raise ValueError(
+            f"{type(model).__name__} returned no hidden states for output_hidden_states=True, so there is no layer to "
+            "supervise. Use a model of transformers or timm that returns them, or points=[] with an objective that "
+            "needs the logits alone."
+        )
+    return output, states
+
+
+def _shape_of(state: Any, image_size: tuple[int, int]) -> dict[str, int]:
+    prefix = 0
+    if isinstance(state, (tuple, list)):
+        state, prefix_tokens = state
+        prefix = prefix_tokens.shape[1]
+    if state.dim() == 4:
+        return {"channels": state.shape[1], "height": state.shape[2], "width": state.shape[3], "prefix": 0}
+    # The patch grid has the image's proportions; what remains beside the largest such grid are prefix tokens.
+    count, ratio = state.shape[1], image_size[0] / image_size[1]
+    width = int(math.sqrt(count / ratio) + 1e-6)
+    while width > 1 and round(width * ratio) * width > count:
+        width -= 1
+    height = max(1, round(width * ratio))
+    return {
+        "channels": state.shape[2],
+        "height": height,
+        "width": max(1, width),
+        "prefix": prefix + count - height * max(1, width),
+    }
+
+
+def _auto_indices(model: PreTrainedModel, states: Sequence[SupervisionPoint]) -> list[int]:
+    config: Any = getattr(model.config, "vision_config", model.config)
+    depths = getattr(config, "depths", None)
+    layers = len(depths) if depths else getattr(config, "num_hidden_layers", None)
+    first = 1 if layers == len(states) - 1 else 0  # entry 0 is then the embedding, which no layer has worked on
+    if states[0].kind == "tokens":
+        count = len(states) - first
+        wanted = min(AUTO_DEPTHS, count)
+        return [first + round(count * (k + 1) / wanted) - 1 for k in range(wanted)]
+    if len(states) > AUTO_DEPTHS + 2:  # one entry a block: keep the last block of each resolution
+        ends = [
+            i
+            for i, state in enumerate(states)
+            if i + 1 == len(states) or (states[i + 1].height, states[i + 1].width) != (state.height, state.width)
+        ]
+    else:
+        ends = list(range(first, len(states)))
+    return ends[-AUTO_DEPTHS:]
+
+
+def _fits(state: Tensor, point: SupervisionPoint) -> bool:
+    return state.shape[1] == point.height * point.width
+
+
+def _to_square(state: Tensor) -> Tensor:
+    side = math.isqrt(state.shape[1])
+    if side * side != state.shape[1]:
+        raise ValueError(
+            f"{state.shape[1]} tokens do not form the grid that the supervision point was sized with; build the EC "
+            "heads again with the image size that is used now."
+        )
+    return state.transpose(1, 2).reshape(state.shape[0], state.shape[2], side, side)

@@ -1,0 +1,66 @@
+"""When to stop an erasure, and which checkpoint to keep when it does harm."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
+
+FORGET, RETAIN = "eval_forget_accuracy", "eval_retain_accuracy"
+
+
+def accuracies(log_history: list[dict[str, Any]]) -> dict[int, tuple[float, float]]:
+    """Forget and retain accuracy by step, for the steps at which both were evaluated, in order."""
+    found: dict[int, dict[str, float]] = {}
+    for entry in log_history:
+        for name in (FORGET, RETAIN):
+            if name in entry:
+                found.setdefault(entry["step"], {})[name] = entry[name]
+    return {step: (both[FORGET], both[RETAIN]) for step, both in sorted(found.items()) if len(both) == 2}
+
+
+class StoppingRule(TrainerCallback):
+    """Stop once the forget set is forgotten and the retain set intact; remember the last step that was still good.
+
+    All it knows it reads from the log history, so that it goes on after a resume. The original's retain accuracy is
+    the evaluation at step 0 (`eval_on_start`).
+
+    Args:
+        target: forget accuracy, as a share, at or below which the forgetting is done.
+        floor: share by which retain accuracy may fall below the original's.
+    """
+
+    def __init__(self, target: float, floor: float) -> None:
+        self.target = target
+        self.floor = floor
+
+    def is_good(self, log_history: list[dict[str, Any]], step: int) -> bool | None:
+        """Whether retain accuracy at `step` is above its floor; None where it cannot be told."""
+        seen = accuracies(log_history)
+        if 0 not in seen or step not in seen:
+            return None
+        return seen[step][1] >= seen[0][1] - self.floor - 1e-9
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
+        """Runs after each evaluated split; acts when forget and retain are both in."""
+        good = self.is_good(state.log_history, state.global_step)
+        if good is None or state.global_step == 0:
+            return control
+        forget, retain = accuracies(state.log_history)[state.global_step]
+        if not good:
+            logger.warning(
+                f"Step {state.global_step}: retain accuracy {retain:.2%} is more than {self.floor:.2%} below the "
+                "original's. The last checkpoint above that floor is kept; a lower learning rate, a higher "
+                "retain_weight or fewer steps spare the retain set."
+            )
+            return control
+        if not args.load_best_model_at_end:  # else the user's own metric names the checkpoint to keep
+            state.best_global_step = state.global_step
+        if forget <= self.target:
+            control.should_training_stop = True
+        return control

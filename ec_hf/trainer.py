@@ -1,0 +1,500 @@
+"""`ECTrainer`: the Hugging Face `Trainer` that erases a forget set through the depth of a vision classifier."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import resource
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import accelerate
+import datasets
+import torch
+import transformers
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import ConcatDataset, DataLoader, Dataset
+from transformers import PreTrainedModel, Trainer, TrainerCallback
+from transformers.trainer_utils import get_last_checkpoint
+
+from ec_hf._version import __version__
+from ec_hf.batch_norm import clean_statistics
+from ec_hf.config import ECConfig
+from ec_hf.data import (
+    ImageCollator,
+    PairedBatchSampler,
+    PairedDataset,
+    find_image_column,
+    find_label_column,
+    label_ids,
+    shared_rows,
+)
+from ec_hf.heads import FOLDER, ECHeads, fit_heads
+from ec_hf.loading import load_model
+from ec_hf.losses import check_contrast, global_contrast, layer_weights, retain_cross_entropy
+from ec_hf.objectives import Part, Step, get_objective
+from ec_hf.points import classifier_pooling, describe_hidden_states, hidden_state_kwargs, image_shape, select_points
+from ec_hf.stopping import StoppingRule
+
+RECORDED = [
+    "learning_rate",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "num_train_epochs",
+    "max_steps",
+    "warmup_steps",
+    "weight_decay",
+    "max_grad_norm",
+    "seed",
+    "bf16",
+    "fp16",
+]
+"""Training arguments that go into `ECTrainer.run_record` beside the settings of `ECConfig` itself."""
+
+
+class ECTrainer(Trainer):
+    """Erase at the Core (arXiv 2602.05375) for any `AutoModelForImageClassification`.
+
+    Stage 1 fits one auxiliary head a supervision point on the frozen original model, unless fitted heads are given.
+    Stage 2 trains on paired batches ``[forget ; retain]``, one forward a step:
+
+        loss = objective(last layer) + Σ_k w_k · (contrast_k(forget, retain) + λ · CE_k(retain))
+
+    Under several processes the contrast sees the batches of all of them, with gradient. Contrastive terms belong to a
+    micro-batch: gradient accumulation is not the same as a larger batch.
+
+    Args:
+        model: the original classifier, or the Hub id, folder or timm name to load it from.
+        args: settings; `ECConfig` with its defaults if left out.
+        forget_dataset: what must be forgotten, rows with an image (or ``pixel_values``) and a label.
+        retain_dataset: what must be kept, in the same form; no row of it may stand in the forget set.
+        eval_dataset: ``{"forget": ..., "retain": ...}``, better held out; the stopping rule works on these two.
+            Further keys are evaluated too.
+        processing_class: the model's image processor; comes with the model when that is loaded by name.
+        heads: fitted `ECHeads`, or a folder or Hub id of such.
+        data_collator: replaces `ImageCollator`; must give ``pixel_values``, ``labels`` and, for paired batches,
+            ``num_forget``.
+        compute_metrics: replaces top-1 accuracy; the stopping rule needs a metric called ``accuracy``.
+        callbacks: further `TrainerCallback`s.
+        **kwargs: passed on to `Trainer`.
+
+    Raises:
+        ValueError: for empty or overlapping sets, labels that the model does not know, heads or points that do not fit
+            the model, or several GPUs in one process. All before anything is trained.
+    """
+
+    _tag_names = ("machine-unlearning", "erase-at-the-core", "ec_hf")
+    _paper = "2602.05375"
+    loss_is_scaled_for_ga = False
+
+    def __init__(
+        self,
+        model: PreTrainedModel | str | os.PathLike,
+        args: ECConfig | None = None,
+        *,
+        forget_dataset: Dataset,
+        retain_dataset: Dataset,
+        eval_dataset: dict[str, Dataset] | None = None,
+        processing_class: Any = None,
+        heads: ECHeads | str | os.PathLike | None = None,
+        data_collator: Callable | None = None,
+        compute_metrics: Callable | None = None,
+        callbacks: Sequence[TrainerCallback] = (),
+        **kwargs: Any,
+    ) -> None:
+        args = copy.copy(args) if args is not None else ECConfig()
+        if args.n_gpu > 1:
+            raise ValueError(
+                f"One process sees {args.n_gpu} GPUs. EC needs one process a GPU: start the script with "
+                "`accelerate launch`, or set CUDA_VISIBLE_DEVICES to one of them."
+            )
+        _check_sets(forget_dataset, retain_dataset)
+        if not isinstance(model, nn.Module):
+            model, loaded = load_model(model)
+            processing_class = processing_class or loaded
+        eval_dataset = {name: part for name, part in (eval_dataset or {}).items() if len(part)}  # type: ignore[arg-type]
+        if not eval_dataset:
+            args.eval_strategy, args.eval_on_start = "no", False
+        if data_collator is None:
+            data_collator = _collator_for(model, processing_class, forget_dataset, args)
+        if compute_metrics is None:
+            compute_metrics, kwargs["preprocess_logits_for_metrics"] = (
+                accuracy,
+                lambda logits, labels: logits.argmax(-1),
+            )
+        super().__init__(
+            model,
+            args,
+            data_collator=data_collator,
+            train_dataset=PairedDataset(forget_dataset, retain_dataset, seed=args.seed),
+            eval_dataset=eval_dataset or None,
+            processing_class=processing_class,
+            compute_metrics=compute_metrics,
+            callbacks=[_SamplerEpoch(self), *callbacks],
+            **kwargs,
+        )
+        self.model_accepts_loss_kwargs = False
+        self._components: dict[str, list[Tensor]] = defaultdict(list)
+        self._choose_points(heads or args.heads)
+        self._choose_objective(forget_dataset, retain_dataset)
+        target = args.forget_target if args.forget_target is not None else 1 / self.model.config.num_labels
+        self.stopping_rule = StoppingRule(target, args.retain_floor)
+        self.add_callback(self.stopping_rule)
+        self.cost: dict[str, float] = {}
+
+    # Setting up
+
+    def _choose_points(self, heads: ECHeads | str | os.PathLike | None) -> None:
+        """Size the hidden states with a real image, then select the points or take those of the given heads."""
+        image = self.data_collator([self.train_dataset[0]])["pixel_values"]
+        states = describe_hidden_states(self.model, tuple(image.shape[1:]))
+        self.points = select_points(self.model, states, self.args.points)
+        self._last = states[-1]
+        self._point_kwargs = hidden_state_kwargs(self.model)
+        if self.args.pooling == "cls" and self.points and not self._last.prefix:
+            raise ValueError(f"pooling='cls': {self.points[0]} has no CLS token; use 'mean'.")
+        self.layer_weights = layer_weights(self.args.layer_weights, len(self.points)) if self.points else []
+        self.heads: ECHeads | None = None
+        if heads is not None:
+            self.heads = heads if isinstance(heads, ECHeads) else ECHeads.from_pretrained(heads)
+            if self.heads.points != self.points or self.heads.last != self._last:
+                raise ValueError(
+                    f"heads: they were built for {_listed(self.heads.points)}, this run supervises "
+                    f"{_listed(self.points)}. Give `points` that agree, or leave out `heads` to fit new ones."
+                )
+
+    def _choose_objective(self, forget: Dataset, retain: Dataset) -> None:
+        args = self.args
+        settings = dict(args.objective_kwargs or {})
+        if args.objective == "contrastive":
+            same = {"form": args.contrast, "temperature": args.temperature, "retain_weight": args.retain_weight}
+            settings = same | settings
+        self.objective = get_objective(args.objective, **settings)
+        of_forget, of_retain = self._labels_of(forget), self._labels_of(retain)
+        self._forget_classes = None
+        if of_forget is not None and of_retain is not None:
+            self._forget_classes = None if of_forget & of_retain else tuple(sorted(of_forget))
+            self.objective.check(len(of_forget))
+            check_contrast(args.contrast, len(of_forget) if self.points else None)
+        self._teacher: nn.Module | None = None
+        if self.objective.needs_teacher:
+            self._teacher = copy.deepcopy(self.model).eval().requires_grad_(False)
+
+    def _labels_of(self, dataset: Dataset) -> set[int] | None:
+        """The model's ids of the classes in a dataset, or None where only reading every image would tell."""
+        collator = self.data_collator
+        if not (
+            isinstance(dataset, datasets.Dataset) and isinstance(collator, ImageCollator) and collator.label_column
+        ):
+            return None
+        values = dataset.select_columns([collator.label_column]).unique(collator.label_column)
+        return {value if collator.label_ids is None else collator.label_ids[value] for value in values}
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Batches of `per_device_forget_batch_size` forget images followed by the retain images."""
+        data: PairedDataset = self.train_dataset
+        args = self.args
+        self._sampler = PairedBatchSampler(
+            len(data.forget),
+            len(data.retain),
+            forget_batch_size=args.per_device_forget_batch_size,
+            retain_batch_size=args.per_device_train_batch_size,
+            seed=args.data_seed if args.data_seed is not None else args.seed,
+            num_processes=args.world_size,
+        )
+        return self.accelerator.prepare(self._loader(data, batch_sampler=self._sampler))
+
+    def _loader(self, dataset: Dataset, **kwargs: Any) -> DataLoader:
+        return DataLoader(
+            dataset,
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+            persistent_workers=self.args.dataloader_persistent_workers,
+            prefetch_factor=self.args.dataloader_prefetch_factor,
+            **kwargs,
+        )
+
+    # Stage 1
+
+    def fit_heads(self) -> dict[str, float]:
+        """Fit EC heads on the frozen model with all images, forget and retain, whatever the request.
+
+        `train` does it where no heads were given. The heads are then in `self.heads`.
+
+        Returns:
+            Accuracy of each head, by supervision point, over the last pass.
+        """
+        args = self.args
+        points = [point.to_dict() for point in self.points]
+        generator = torch.Generator().manual_seed(args.seed)
+        with torch.random.fork_rng():
+            torch.manual_seed(args.seed)
+            self.heads = ECHeads(
+                points,
+                self._last.to_dict(),
+                self.model.config.num_labels,
+                pooling=args.pooling,
+                last_pooling=classifier_pooling(self.model, self._last),
+            )
+        if not self.points:
+            return {}
+        batch_size = args.per_device_train_batch_size + args.per_device_forget_batch_size
+        images = ConcatDataset([self.train_dataset.forget, self.train_dataset.retain])
+        loader = self._loader(images, batch_size=batch_size, shuffle=True, generator=generator)
+        accuracies = fit_heads(
+            self.heads,
+            self.model,
+            self.accelerator.prepare(loader),
+            self.accelerator,
+            epochs=args.heads_epochs,
+            learning_rate=args.heads_learning_rate,
+        )
+        for point in self.points:
+            self.accelerator.print(f"EC head at {point}: accuracy {accuracies[point.name]:.1%}")
+        return accuracies
+
+    # Stage 2
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
+        """Fit the heads if need be, attach them, erase, and take them off again.
+
+        Where retain accuracy ends below its floor, the last checkpoint that was above it is put back.
+        """
+        checkpoint = resume_from_checkpoint or None
+        if checkpoint is True:
+            checkpoint = get_last_checkpoint(self.args.output_dir)
+        if self.heads is None:
+            if checkpoint:
+                self.heads = ECHeads.from_pretrained(checkpoint)
+            else:
+                self.fit_heads()
+        self._announce()
+        self.heads.requires_grad_(self.args.train_heads)
+        self.heads.attach(self.model)
+        start = time.perf_counter()
+        try:
+            result = super().train(resume_from_checkpoint=checkpoint, **kwargs)
+            self._keep_last_good()
+        finally:
+            self.heads.detach()
+        self.cost = self._cost(time.perf_counter() - start)
+        return result
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The unlearning loss of a paired batch in training; plain cross-entropy in evaluation."""
+        pixel_values, labels = inputs["pixel_values"], inputs["labels"]
+        if not model.training:
+            logits = model(pixel_values=pixel_values).logits
+            loss = F.cross_entropy(logits.float(), labels)
+            return (loss, {"logits": logits}) if return_outputs else loss
+        count = inputs["num_forget"]
+        with clean_statistics(model, count, update=self.args.batch_norm == "retain"):
+            outputs = model(pixel_values=pixel_values, **self._point_kwargs)
+        terms = self._loss_terms(outputs, pixel_values, labels, count)
+        loss = torch.stack([weight * term for weight, term in terms.values()]).sum()
+        for name, (_, term) in terms.items():
+            self._components[name].append(term.detach())
+        return (loss, outputs) if return_outputs else loss
+
+    def _loss_terms(
+        self, outputs: Any, pixel_values: Tensor, labels: Tensor, count: int
+    ) -> dict[str, tuple[float, Tensor]]:
+        """Every component of the loss with its weight, by name."""
+        args, halves = self.args, (slice(None, count), slice(count, None))
+        forget, retain = (
+            Part(outputs.logits[half], outputs.last_features[half], labels[half], pixel_values[half])
+            for half in halves
+        )
+        step = Step(forget, retain, teacher=self._teach, forget_classes=self._forget_classes)
+        weights = list(self.layer_weights)
+        host_weight = 1.0
+        if self.objective.covers_last_point and self.points and self.points[-1] == self._last:
+            host_weight, weights[-1] = weights[-1], 0.0  # the host is the loss of the last point
+        terms = {f"{self.objective.name}/{name}": (host_weight, t) for name, t in self.objective(step).items()}
+        for point, weight, features, logits in zip(
+            self.points, weights, outputs.features, outputs.head_logits, strict=True
+        ):
+            if not weight:
+                continue
+            contrast = global_contrast(
+                args.contrast,
+                *(features[half] for half in halves),
+                *(labels[half] for half in halves),
+                args.temperature,
+            )
+            terms[f"{point.name}/contrast"] = (weight, contrast.loss)
+            cross_entropy = retain_cross_entropy(logits[halves[1]], labels[halves[1]])
+            terms[f"{point.name}/retain_ce"] = (weight * args.retain_weight, cross_entropy)
+            step.log["fallbacks"] = contrast.fallbacks  # labels decide it, so it is the same at every point
+        self._components["fallbacks"].append(step.log.get("fallbacks", labels.new_zeros(())).float())
+        return terms
+
+    def _teach(self, pixel_values: Tensor) -> Tensor:
+        assert self._teacher is not None
+        with torch.no_grad():
+            return self._teacher.to(pixel_values.device)(pixel_values=pixel_values).logits
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the mean of every loss component since the last line, over all processes."""
+        if "loss" in logs and self._components:
+            means = torch.stack([torch.stack(values).mean() for values in self._components.values()])
+            means = self.accelerator.reduce(means, reduction="mean")
+            logs |= {name: round(mean, 5) for name, mean in zip(self._components, means.tolist(), strict=True)}
+            self._components.clear()
+        super().log(logs, start_time)
+
+    def _keep_last_good(self) -> None:
+        good = self.state.best_model_checkpoint
+        history = self.state.log_history
+        if (
+            self.args.load_best_model_at_end
+            or self.stopping_rule.is_good(history, self.state.global_step) is not False
+        ):
+            return
+        if good and Path(good).is_dir():
+            self.accelerator.print(f"Retain accuracy ended below its floor: the model of {good} is put back.")
+            self._restore(good)
+        else:
+            self.accelerator.print(
+                "Retain accuracy ended below its floor and no checkpoint above it was saved: the model stays as it is."
+            )
+
+    # Saving, resuming, reporting
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        folder = Path(output_dir or self.args.output_dir)
+        (folder / transformers.trainer.TRAINING_ARGS_NAME).unlink(missing_ok=True)  # a pickle that nobody needs
+        if self.args.should_save:
+            (folder / "ec_config.json").write_text(json.dumps(self.run_record(), indent=2) + "\n")
+            if self.heads is not None and self.points:
+                self.heads.save_pretrained(folder / FOLDER)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        self._restore(resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        self._restore(self.state.best_model_checkpoint)
+
+    def _restore(self, checkpoint: str) -> None:
+        """Load model and heads from a checkpoint, every key of them.
+
+        `Trainer` reads the file into the model in memory, whose keys have other names in several families, and
+        goes on with what did not match; `from_pretrained` knows the names.
+        """
+        saved = type(self.model).from_pretrained(checkpoint).state_dict()
+        missing, unexpected = self.model.load_state_dict(saved, strict=False)
+        missing = [key for key in missing if not key.startswith(f"{FOLDER}.")]
+        if missing or unexpected:
+            raise ValueError(f"{checkpoint} does not fit the model: {missing} are missing, {unexpected} unexpected.")
+        if self.points and self.heads is not None:
+            self.heads.load_state_dict(ECHeads.from_pretrained(checkpoint).state_dict())
+
+    def run_record(self) -> dict[str, Any]:
+        """What was done, as plain JSON values: settings, points, weights, versions, cost. No local path is in it."""
+        args, config = self.args, self.model.config
+        name = getattr(config, "_name_or_path", "")
+        settings = args.own_settings() | {key: getattr(args, key) for key in RECORDED}
+        if settings["heads"] and Path(settings["heads"]).exists():
+            settings["heads"] = "local"
+        settings["lr_scheduler_type"] = str(args.lr_scheduler_type.value)
+        packages = {"ec_hf": __version__, "torch": torch.__version__}
+        packages |= {"transformers": transformers.__version__, "accelerate": accelerate.__version__}
+        return {
+            "method": "Erase at the Core (arXiv 2602.05375)",
+            "base_model": None if not name or Path(name).exists() else name,
+            "base_model_revision": getattr(config, "_commit_hash", None),
+            "settings": settings,
+            "points": [point.to_dict() for point in self.points],
+            "layer_weights": self.layer_weights,
+            "processes": args.world_size,
+            "cost": self.cost,
+            "versions": packages,
+        }
+
+    def _announce(self) -> None:
+        args, data = self.args, self.train_dataset
+        lines = [
+            f"Unlearning with objective {self.objective.name!r} on {args.world_size} process(es), {args.device}",
+            f"  forget set {len(data.forget):,} images, retain set {len(data.retain):,} images",
+            f"  a step and process: {args.per_device_forget_batch_size} forget + "
+            f"{args.per_device_train_batch_size} retain images",
+            "  supervision points:" if self.points else "  no supervision points",
+        ]
+        for point, weight in zip(self.points, self.layer_weights, strict=True):
+            covered = self.objective.covers_last_point and point == self._last
+            lines.append(f"    {point}, weight {weight:g}{' (the objective itself)' if covered else ''}")
+        if len({"forget", "retain"} & set(self.eval_dataset or ())) < 2 or not args.eval_on_start:
+            lines.append("  no stopping rule: it needs eval_dataset={'forget': ..., 'retain': ...} and eval_on_start")
+        self.accelerator.print("\n".join(lines))
+
+    def _cost(self, seconds: float) -> dict[str, float]:
+        args, steps = self.args, self.state.global_step
+        batches = steps * args.gradient_accumulation_steps * args.world_size
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        if args.device.type == "cuda":
+            peak = torch.cuda.max_memory_allocated() / 2**20
+        return {
+            "steps": steps,
+            "forget_images_seen": batches * args.per_device_forget_batch_size,
+            "retain_images_seen": batches * args.per_device_train_batch_size,
+            "minutes": round(seconds / 60, 2),
+            "peak_memory_mb": round(peak),
+        }
+
+
+class _SamplerEpoch(TrainerCallback):
+    """Tells the paired sampler its epoch, which after a mid-epoch resume no loader in between passes on."""
+
+    def __init__(self, trainer: ECTrainer) -> None:
+        self.trainer = trainer
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer._sampler.set_epoch(int(state.epoch or 0))
+
+
+def accuracy(prediction: Any) -> dict[str, float]:
+    """Top-1 accuracy of predicted classes, as `compute_metrics` wants it."""
+    return {"accuracy": float((prediction.predictions == prediction.label_ids).mean())}
+
+
+def _collator_for(model: PreTrainedModel, processor: Any, dataset: Any, args: ECConfig) -> ImageCollator:
+    """The collator that brings a dataset's images and labels into the form that the model expects."""
+    channels = image_shape(model)[0]
+    if not isinstance(dataset, datasets.Dataset):
+        columns = {"image_column": args.image_column, "label_column": args.label_column}
+        return ImageCollator(processor, **columns, num_channels=channels)
+    example = dataset[0]
+    label_column = find_label_column(dataset, args.label_column)
+    image_column = None if "pixel_values" in example else find_image_column(dataset, args.image_column)
+    return ImageCollator(
+        processor,
+        image_column=image_column,
+        label_column=label_column if label_column in example else None,
+        label_ids=label_ids(dataset, label_column, model.config.id2label),
+        num_channels=channels,
+    )
+
+
+def _check_sets(forget: Any, retain: Any) -> None:
+    for name, dataset in (("forget_dataset", forget), ("retain_dataset", retain)):
+        if dataset is None or len(dataset) == 0:
+            raise ValueError(f"{name} is empty; `split(dataset, request)` gives both parts.")
+    shared = shared_rows(forget, retain)
+    if shared:
+        raise ValueError(
+            f"retain_dataset: {shared} of its rows stand in forget_dataset too, so they would be kept and forgotten "
+            "at once. Use both parts of `split(dataset, request)`."
+        )
+
+
+def _listed(points: Sequence[Any]) -> str:
+    return ", ".join(map(str, points)) or "no point"

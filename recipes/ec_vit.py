@@ -1,0 +1,208 @@
+"""Erase classes, rows or people from an image classifier, and show layer by layer what is left.
+
+    accelerate launch recipes/ec_vit.py                                    # digits 3, 5 and 8 of MNIST-5k
+    accelerate launch recipes/ec_vit.py --with_retrained --with_delete     # beside it: retrained, and logit erasure
+    accelerate launch recipes/ec_vit.py recipes/ec_vit.yaml --seed 1       # settings from a file, flags override them
+    accelerate launch recipes/ec_vit.py --model_name_or_path ID --dataset_name ID --forget_classes cat dog
+
+Every field of `ECConfig` is a flag. Without a model, an original one is trained first and cached.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from datasets import Dataset
+from transformers import PreTrainedModel
+from transformers.hf_argparser import HfArg
+
+from ec_hf import ECConfig, ECTrainer, ForgetRequest, split
+from ec_hf.audit import Profile, profile
+from ec_hf.cli import parse
+from ec_hf.data import find_label_column, manifest
+from ec_hf.heads import FOLDER
+from ec_hf.loading import load_images, load_model, train_and_test
+from train_original import train_original
+
+CACHE = Path(os.environ.get("EC_HF_CACHE", Path.home() / ".cache" / "ec_hf"))
+
+
+@dataclass
+class RecipeArguments:
+    """What to forget, from which model and data."""
+
+    model_name_or_path: str | None = HfArg(
+        default=None, help="Hub id, local folder or timm name; default: train a small ViT."
+    )
+    model_revision: str | None = HfArg(default=None, help="Branch, tag or commit of the model.")
+    dataset_name: str = HfArg(
+        default="mnist5k", help="Hub id, local folder, or mnist5k, which comes with the package."
+    )
+    dataset_config: str | None = HfArg(default=None, help="Configuration of the dataset on the Hub.")
+    forget_classes: list[str] | None = HfArg(default=None, help="Class names or ids to forget.")
+    forget_request: str | None = HfArg(default=None, help="JSON file with a ForgetRequest.")
+    id_column: str | None = HfArg(
+        default=None, help="Column that identifies an image; its duplicates are forgotten together."
+    )
+    with_retrained: bool = HfArg(
+        default=False, help="Also train a model on the retain set alone, the reference for forgetting."
+    )
+    with_delete: bool = HfArg(default=False, help="Also erase with DELETE at the logits only, for contrast.")
+
+
+def main() -> None:
+    recipe, config = parse(RecipeArguments, ECConfig, description=__doc__)
+    if recipe.dataset_name == "mnist5k" and not (recipe.forget_classes or recipe.forget_request):
+        recipe.forget_classes = ["3", "5", "8"]
+    state = PartialState(cpu=config.use_cpu)
+    state.print(f"{state.num_processes} process(es), backend {state.backend or 'none'}, device {state.device}")
+
+    # Request and data
+    request = read_request(recipe)
+    state.print(request.summary())
+    images = load_images(recipe.dataset_name, config=recipe.dataset_config)
+    config.label_column = find_label_column(next(iter(images.values())), config.label_column)
+    train, test = train_and_test(images, label_column=config.label_column, seed=config.seed)
+    parts = split(train, request, label_column=config.label_column, id_column=recipe.id_column)
+    splits = {f"{name}_train": part for name, part in parts.items()} | held_out(test, request, config.label_column)
+    state.print(", ".join(f"{name} {len(part):,} images" for name, part in splits.items()))
+
+    # The original model, and its heads, which serve every later request
+    if recipe.model_name_or_path:
+        original, processor = load_model(recipe.model_name_or_path, revision=recipe.model_revision)
+    else:
+        folder = cached("original", recipe, config.seed)
+        original, processor = train_once(folder, train, test, config)
+        if config.heads is None and (folder / FOLDER).is_dir() and config.points == "auto":
+            config.heads = str(folder)
+
+    # Erase
+    trainer = ECTrainer(
+        model=copy.deepcopy(original),
+        args=config,
+        forget_dataset=parts["forget"],
+        retain_dataset=parts["retain"],
+        eval_dataset={name: splits[f"{name}_test"] for name in parts},
+        processing_class=processor,
+    )
+    trainer.train()
+    trainer.save_model()
+    if not recipe.model_name_or_path and config.points == "auto" and state.is_main_process:
+        trainer.heads.save_pretrained(folder / FOLDER)
+
+    # Compare
+    models: dict[str, PreTrainedModel] = {"original": original, f"EC ({config.objective})": trainer.model}
+    if recipe.with_delete:
+        models["DELETE"] = erase_logits(original, config, parts, splits, processor)
+    if recipe.with_retrained:
+        folder = cached(f"retrained-{request.content_hash[:12]}", recipe, config.seed)
+        models["retrained"], _ = train_once(folder, parts["retain"], splits["retain_test"], config)
+    profiles = profile(models, splits, trainer.data_collator, trainer.points, accelerator=trainer.accelerator)
+    if state.is_main_process:
+        document = manifest(
+            train,
+            request,
+            parts,
+            label_column=config.label_column,
+            id_column=recipe.id_column,
+            name=recipe.dataset_name,
+        )
+        write(config.output_dir, "forget_manifest.json", document)
+        write(config.output_dir, "results.json", {name: figures.to_dict() for name, figures in profiles.items()})
+        print(table(profiles))
+        print(f"\nIn {config.output_dir}: the unlearned model, its EC heads, forget_manifest.json, results.json")
+    trainer.end()
+
+
+def read_request(recipe: RecipeArguments) -> ForgetRequest:
+    """The union of the request file and the class flags."""
+    requests = [ForgetRequest.load(recipe.forget_request)] if recipe.forget_request else []
+    requests += [ForgetRequest(classes=recipe.forget_classes)] if recipe.forget_classes else []
+    if not requests:
+        raise ValueError("Say what to forget: --forget_classes NAME ... or --forget_request FILE.json.")
+    return requests[0] if len(requests) == 1 else requests[0] | requests[1]
+
+
+def held_out(test: Dataset, request: ForgetRequest, label_column: str) -> dict[str, Dataset]:
+    """The test images that the request would name too; row indices mean nothing there."""
+    if not (request.classes or request.ids or request.where):
+        return {"forget_test": test.select([]), "retain_test": test}
+    elsewhere = ForgetRequest(classes=request.classes, ids=request.ids, where=request.where)
+    parts = split(test, elsewhere, label_column=label_column, allow_empty=True)
+    return {f"{name}_test": part for name, part in parts.items()}
+
+
+def cached(kind: str, recipe: RecipeArguments, seed: int) -> Path:
+    """Folder of a model that this recipe trains, one for each dataset and seed."""
+    key = hashlib.sha256(json.dumps([recipe.dataset_name, recipe.dataset_config, seed]).encode()).hexdigest()[:12]
+    return CACHE / f"{kind}-{key}"
+
+
+def train_once(folder: Path, train: Dataset, test: Dataset, config: ECConfig) -> tuple[PreTrainedModel, Any]:
+    """Train a model into `folder`, or load the one that is there."""
+    state = PartialState()
+    there = (folder / "model.safetensors").exists()
+    state.wait_for_everyone()
+    if there:
+        state.print(f"Using the model in {folder}")
+        return load_model(folder)
+    return train_original(folder, train, test, seed=config.seed, use_cpu=config.use_cpu)
+
+
+def erase_logits(
+    original: PreTrainedModel, config: ECConfig, parts: Any, splits: Any, processor: Any
+) -> PreTrainedModel:
+    """DELETE with retain cross-entropy and no supervision points: what changing the last layer's output gives."""
+    args = copy.copy(config)
+    args.objective, args.objective_kwargs, args.points, args.heads = "delete", {"retain_weight": 1.0}, [], None
+    args.output_dir = str(Path(config.output_dir) / "delete")
+    trainer = ECTrainer(
+        model=copy.deepcopy(original),
+        args=args,
+        forget_dataset=parts["forget"],
+        retain_dataset=parts["retain"],
+        eval_dataset={name: splits[f"{name}_test"] for name in parts},
+        processing_class=processor,
+    )
+    trainer.train()
+    return trainer.model
+
+
+def table(profiles: dict[str, Profile]) -> str:
+    """Figures by row, models by column, in Markdown."""
+    rows: dict[str, list[str]] = {}
+    for split_name in next(iter(profiles.values())).accuracy:
+        arrow = "↓" if split_name.startswith("forget") else "↑"
+        row = f"accuracy, {split_name.replace('_', ' ')} {arrow}"
+        rows[row] = [f"{figures.accuracy[split_name]:.1%}" for figures in profiles.values()]
+    for reference in ("original", "retrained"):
+        by_split = next((figures.cka[reference] for figures in profiles.values() if reference in figures.cka), {})
+        for split_name, by_point in by_split.items():
+            if not split_name.endswith("test"):
+                continue
+            for point in by_point:
+                row = f"CKA to {reference}, {split_name.replace('_', ' ')}, {point}"
+                rows[row] = [
+                    f"{figures.cka[reference][split_name][point]:.2f}" if reference in figures.cka else "—"
+                    for figures in profiles.values()
+                ]
+    lines = [["", *profiles], ["---"] * (len(profiles) + 1), *([name, *cells] for name, cells in rows.items())]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(profiles) + 1)]
+    return "\n".join(
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines
+    )
+
+
+def write(folder: str, name: str, content: dict[str, Any]) -> None:
+    Path(folder, name).write_text(json.dumps(content, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,412 @@
+from __future__ import annotations
+
+import copy
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import NAMES, make_images, make_model, make_processor
+from safetensors.torch import load_file
+from torch.nn import functional as F
+from transformers import TrainerCallback
+
+from ec_hf import ECConfig, ECHeads, ECTrainer, ForgetRequest, split
+from ec_hf.stopping import StoppingRule
+
+
+def settings(folder, **kwargs):
+    """Few steps, no evaluation, deterministic."""
+    defaults = {
+        "output_dir": str(folder),
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "per_device_train_batch_size": 16,
+        "per_device_forget_batch_size": 8,
+        "heads_epochs": 1,
+        "logging_steps": 1,
+        "eval_strategy": "no",
+        "save_strategy": "no",
+        "eval_on_start": False,
+        "max_steps": 4,
+    }
+    return ECConfig(**(defaults | kwargs))
+
+
+def make_trainer(
+    folder, family="ViT", forget=("bee",), model=None, eval_dataset=None, callbacks=(), heads=None, **kwargs
+):
+    parts = split(make_images(), ForgetRequest(classes=list(forget)))
+    return ECTrainer(
+        model=make_model(family) if model is None else model,
+        args=settings(folder, **kwargs),
+        forget_dataset=parts["forget"],
+        retain_dataset=parts["retain"],
+        eval_dataset=eval_dataset,
+        processing_class=make_processor(),
+        callbacks=callbacks,
+        heads=heads,
+    )
+
+
+def evaluation_parts():
+    return dict(split(make_images(50, seed=1), ForgetRequest(classes=["bee"])))
+
+
+# The result is a plain model
+
+
+@pytest.mark.parametrize("family", ["ViT", "Swin", "ResNet", "ConvNext", "Beit", "timm ViT", "timm ResNet"])
+def test_training_changes_the_backbone_and_leaves_a_plain_checkpoint(tmp_path, family):
+    trainer = make_trainer(tmp_path, family)
+    before = copy.deepcopy(trainer.model.state_dict())
+    trainer.train()
+    trainer.save_model()
+    after = trainer.model.state_dict()
+    assert list(after) == list(before)
+    assert sum(not torch.equal(after[name], before[name]) for name in after) > len(after) / 2
+    loaded, info = type(trainer.model).from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    assert all(torch.equal(value, after[name]) for name, value in loaded.state_dict().items())
+    assert not any(path.suffix in {".bin", ".pt", ".pth", ".pkl"} for path in tmp_path.iterdir())
+
+
+def test_the_checkpoint_loads_where_the_package_cannot_be_imported(tmp_path):
+    trainer = make_trainer(tmp_path)
+    trainer.train()
+    trainer.save_model()
+    code = (
+        "import sys; sys.modules['ec_hf'] = None\n"
+        "import numpy as np\n"
+        "from transformers import AutoModelForImageClassification, AutoImageProcessor\n"
+        f"model, info = AutoModelForImageClassification.from_pretrained({str(tmp_path)!r}, output_loading_info=True)\n"
+        "assert not info['missing_keys'] and not info['unexpected_keys'], info\n"
+        f"processor = AutoImageProcessor.from_pretrained({str(tmp_path)!r})\n"
+        "inputs = processor(np.zeros((40, 40, 3), 'uint8'), return_tensors='pt')\n"
+        "print(model.config.id2label[int(model(**inputs).logits.argmax())])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() in NAMES
+
+
+def test_the_record_names_settings_points_and_cost_but_no_local_path(tmp_path):
+    trainer = make_trainer(tmp_path)
+    trainer.train()
+    trainer.save_model()
+    text = (tmp_path / "ec_config.json").read_text()
+    record = json.loads(text)
+    assert str(tmp_path) not in text
+    assert record["settings"]["objective"] == "contrastive"
+    assert [point["index"] for point in record["points"]] == [1, 2, 3, 4]
+    cost = {"steps": 4, "forget_images_seen": 32, "retain_images_seen": 64}
+    assert {name: record["cost"][name] for name in cost} == cost
+
+
+def test_a_model_can_be_given_by_folder_and_brings_its_processor(tmp_path):
+    make_model("ResNet").save_pretrained(tmp_path / "original")
+    make_processor().save_pretrained(tmp_path / "original")
+    parts = split(make_images(), ForgetRequest(classes=["bee"]))
+    trainer = ECTrainer(
+        str(tmp_path / "original"),
+        settings(tmp_path / "out"),
+        forget_dataset=parts["forget"],
+        retain_dataset=parts["retain"],
+    )
+    trainer.train()
+    trainer.save_model()
+    assert (tmp_path / "out" / "preprocessor_config.json").exists()
+
+
+# The loss
+
+
+def test_the_loss_is_the_host_plus_the_weighted_points(tmp_path):
+    trainer = make_trainer(tmp_path, layer_weights=[0.5, 0, 1, 2], retain_weight=3.0, max_steps=1)
+    trainer.train()
+    line = trainer.state.log_history[0]
+    assert "hidden_states.2/contrast" not in line, "a weight of 0 leaves a point out"
+    assert "hidden_states.4/contrast" not in line, "the contrastive host is the loss of the last point"
+    expected = 2 * (line["contrastive/contrast"] + line["contrastive/retain_ce"])  # the host has lambda in its term
+    for name, weight in (("hidden_states.1", 0.5), ("hidden_states.3", 1)):
+        expected += weight * (line[f"{name}/contrast"] + 3 * line[f"{name}/retain_ce"])
+    assert line["loss"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_host_that_works_on_logits_leaves_the_last_point_to_ec(tmp_path):
+    trainer = make_trainer(tmp_path, objective="delete", max_steps=1)
+    trainer.train()
+    line = trainer.state.log_history[0]
+    assert {"delete/delete", "hidden_states.4/contrast"} <= set(line)
+
+
+def test_without_points_only_the_host_is_left(tmp_path):
+    trainer = make_trainer(tmp_path, objective="finetune", points=[], max_steps=1)
+    trainer.train()
+    line = trainer.state.log_history[0]
+    assert not any(name.startswith("hidden_states") for name in line)
+    assert line["loss"] == pytest.approx(line["finetune/retain_ce"], abs=1e-4)
+
+
+def test_delete_hides_the_whole_forgotten_classes_from_the_frozen_original(tmp_path):
+    trainer = make_trainer(tmp_path, objective="delete", points=[], forget=("bee", "dog"), max_steps=2)
+    teacher = copy.deepcopy(trainer._teacher.state_dict())
+    assert trainer._forget_classes == (1, 3)
+    trainer.train()
+    assert all(torch.equal(value, teacher[name]) for name, value in trainer._teacher.state_dict().items())
+
+
+def test_frozen_heads_do_not_move_and_training_heads_do(tmp_path):
+    for train_heads in (False, True):
+        trainer = make_trainer(tmp_path / str(train_heads), train_heads=train_heads)
+        trainer.fit_heads()
+        before = copy.deepcopy(trainer.heads.state_dict())
+        trainer.train()
+        moved = [not torch.equal(value, before[name]) for name, value in trainer.heads.state_dict().items()]
+        assert any(moved) == train_heads
+
+
+def test_evaluation_is_plain_cross_entropy_and_accuracy(tmp_path):
+    trainer = make_trainer(tmp_path, eval_dataset=evaluation_parts())
+    metrics = trainer.evaluate()
+    part = evaluation_parts()["forget"]
+    batch = make_processor()(list(part["image"]), return_tensors="pt")
+    with torch.no_grad():
+        logits = trainer.model.eval()(**batch).logits
+    labels = torch.tensor(part["label"])
+    assert metrics["eval_forget_loss"] == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-4)
+    assert metrics["eval_forget_accuracy"] == pytest.approx((logits.argmax(-1) == labels).float().mean().item())
+
+
+def test_a_training_run_changes_nothing_in_the_configuration(tmp_path):
+    trainer = make_trainer(tmp_path, eval_dataset=evaluation_parts(), eval_on_start=True)
+    before = trainer.model.config.to_dict()
+    trainer.train()
+    assert trainer.model.config.to_dict() == before
+
+
+# Batch norm
+
+
+def statistics(model):
+    return {name: value.clone() for name, value in model.named_buffers() if "running" in name}
+
+
+def test_batch_norm_statistics_stay_frozen_by_default(tmp_path):
+    trainer = make_trainer(tmp_path, "ResNet")
+    before = statistics(trainer.model)
+    trainer.train()
+    assert all(torch.equal(value, before[name]) for name, value in statistics(trainer.model).items())
+
+
+def test_batch_norm_statistics_can_follow_the_retain_images_and_never_the_forget_ones(tmp_path):
+    found = []
+    for colour in (0.0, 100.0):  # forget images that would wreck any statistic they entered
+        trainer = make_trainer(tmp_path / str(colour), "ResNet", batch_norm="retain", learning_rate=1e-12, max_steps=2)
+        collate = trainer.data_collator
+
+        def collate_with_wild_forget_images(examples, collate=collate, colour=colour):
+            batch = collate(examples)
+            batch["pixel_values"][: batch.get("num_forget", 0)] = colour
+            return batch
+
+        trainer.fit_heads()
+        trainer.data_collator = collate_with_wild_forget_images
+        before = statistics(trainer.model)
+        trainer.train()
+        found.append(statistics(trainer.model))
+        assert not any(torch.equal(value, before[name]) for name, value in found[-1].items())
+    for name, value in found[0].items():
+        torch.testing.assert_close(value, found[1][name], rtol=1e-5, atol=1e-6)
+
+
+# Resuming
+
+
+@pytest.mark.parametrize("family", ["ViT", "Swin", "ResNet", "timm ViT"])
+@pytest.mark.parametrize("stop", [3, 5], ids=["mid-epoch", "at an epoch's end"])
+def test_resuming_continues_to_the_bit(tmp_path, family, stop):
+    options = {"max_steps": 8, "save_strategy": "steps", "save_steps": stop, "save_total_limit": None}
+    dropout = {"hidden_dropout_prob": 0.1} if family in ("ViT", "Swin") else {}
+    whole = make_trainer(tmp_path, family, model=make_model(family, **dropout), **options)
+    whole.train()
+    checkpoint = str(tmp_path / f"checkpoint-{stop}")
+    resumed = make_trainer(tmp_path / "again", family, model=make_model(family, **dropout), **options)
+    resumed.train(resume_from_checkpoint=checkpoint)
+    for one, other in ((whole.model, resumed.model), (whole.heads, resumed.heads)):
+        for name, value in one.state_dict().items():
+            assert torch.equal(value, other.state_dict()[name]), name
+    losses = [[entry["loss"] for entry in t.state.log_history if "loss" in entry] for t in (whole, resumed)]
+    assert len(losses[0]) == 8
+    assert losses[0] == losses[1]
+
+
+def test_checkpoints_hold_the_plain_model_and_the_heads_beside_it(tmp_path):
+    trainer = make_trainer(tmp_path, save_strategy="steps", save_steps=2)
+    trainer.train()
+    keys = load_file(tmp_path / "checkpoint-2" / "model.safetensors")
+    assert not any("ec_heads" in key for key in keys)
+    assert ECHeads.from_pretrained(tmp_path / "checkpoint-2").points == trainer.points
+
+
+def test_the_best_model_is_loaded_key_for_key(tmp_path):
+    trainer = make_trainer(
+        tmp_path,
+        eval_dataset=evaluation_parts(),
+        eval_strategy="steps",
+        eval_steps=1,
+        save_strategy="steps",
+        save_steps=1,
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_retain_loss",
+        max_steps=3,
+        learning_rate=5e-2,  # harmful, so that the first step is the best
+    )
+    trainer.train()
+    best = type(trainer.model).from_pretrained(trainer.state.best_model_checkpoint).state_dict()
+    assert trainer.state.best_global_step < 3
+    assert all(torch.equal(value, best[name]) for name, value in trainer.model.state_dict().items())
+
+
+# Stopping
+
+
+class Scripted(TrainerCallback):
+    """Replaces measured accuracies by a script of (forget, retain), one pair an evaluation."""
+
+    def __init__(self, script):
+        self.script = script
+
+    def on_evaluate(self, args, state, control, metrics=None, **kwargs):
+        entry = state.log_history[-1]
+        evaluations = sum("eval_retain_accuracy" in each for each in state.log_history)
+        for name, column in (("eval_forget_accuracy", 0), ("eval_retain_accuracy", 1)):
+            if name in entry:
+                entry[name] = self.script[evaluations - (column == 1)][column]
+
+
+def scripted_trainer(folder, script, **kwargs):
+    options = {
+        "eval_strategy": "steps",
+        "eval_steps": 1,
+        "save_strategy": "steps",
+        "save_steps": 1,
+        "eval_on_start": True,
+    }
+    trainer = make_trainer(
+        folder, eval_dataset=evaluation_parts(), callbacks=[Scripted(script)], max_steps=6, **(options | kwargs)
+    )
+    return trainer
+
+
+def test_training_stops_once_forget_is_at_chance_and_retain_above_its_floor(tmp_path):
+    script = [(0.9, 0.9), (0.5, 0.9), (0.2, 0.85), (0.2, 0.895), (0.0, 0.9)]
+    trainer = scripted_trainer(tmp_path, script)
+    trainer.train()
+    assert trainer.stopping_rule.target == pytest.approx(1 / 5)
+    assert trainer.state.global_step == 3
+
+
+def test_a_forget_target_replaces_chance(tmp_path):
+    script = [(0.9, 0.9), (0.1, 0.9), (0.0, 0.9), (0.0, 0.9)]
+    trainer = scripted_trainer(tmp_path, script, forget_target=0.05)
+    trainer.train()
+    assert trainer.state.global_step == 2
+
+
+def test_the_last_good_checkpoint_is_put_back_when_retain_ends_below_its_floor(tmp_path, capsys):
+    script = [(0.9, 0.9), (0.9, 0.9), (0.9, 0.9), *[(0.9, 0.7)] * 4]
+    trainer = scripted_trainer(tmp_path, script, save_total_limit=1)
+    trainer.train()
+    assert trainer.state.global_step == 6
+    good = type(trainer.model).from_pretrained(tmp_path / "checkpoint-2").state_dict()
+    assert all(torch.equal(value, good[name]) for name, value in trainer.model.state_dict().items())
+    assert "below its floor" in capsys.readouterr().out
+
+
+def test_the_rule_reads_all_it_needs_from_the_log_so_that_it_survives_a_resume():
+    rule = StoppingRule(target=0.1, floor=0.01)
+    history = [
+        {"step": 0, "eval_forget_accuracy": 0.9},
+        {"step": 0, "eval_retain_accuracy": 0.9},
+        {"step": 5, "eval_forget_accuracy": 0.0},
+    ]
+    assert rule.is_good(history, 5) is None
+    assert rule.is_good([*history, {"step": 5, "eval_retain_accuracy": 0.89}], 5) is True
+    assert rule.is_good([*history, {"step": 5, "eval_retain_accuracy": 0.88}], 5) is False
+
+
+# Bad input, before anything is trained
+
+
+def test_overlapping_sets_are_refused(tmp_path):
+    images = make_images()
+    parts = split(images, ForgetRequest(classes=["bee"]))
+    with pytest.raises(ValueError, match="20 of its rows stand in forget_dataset"):
+        ECTrainer(make_model("ViT"), settings(tmp_path), forget_dataset=parts["forget"], retain_dataset=images)
+
+
+def test_an_empty_set_is_refused(tmp_path):
+    images = make_images()
+    with pytest.raises(ValueError, match="forget_dataset is empty"):
+        ECTrainer(make_model("ViT"), settings(tmp_path), forget_dataset=images.select([]), retain_dataset=images)
+
+
+def test_the_uuef_contrast_is_refused_for_one_class(tmp_path):
+    with pytest.raises(ValueError, match="uuef"):
+        make_trainer(tmp_path, contrast="uuef")
+
+
+def test_heads_for_other_points_are_refused(tmp_path):
+    trainer = make_trainer(tmp_path, points=[2, 4])
+    trainer.fit_heads()
+    trainer.heads.save_pretrained(tmp_path / "heads")
+    with pytest.raises(ValueError, match="heads: they were built for"):
+        make_trainer(tmp_path, heads=str(tmp_path / "heads"))
+    assert make_trainer(tmp_path, points=[2, 4], heads=tmp_path / "heads").heads.points == trainer.points
+
+
+def test_several_gpus_in_one_process_are_refused(tmp_path):
+    args = settings(tmp_path)
+    args._n_gpu = 2
+    parts = split(make_images(), ForgetRequest(classes=["bee"]))
+    with pytest.raises(ValueError, match="accelerate launch"):
+        ECTrainer(make_model("ViT"), args, forget_dataset=parts["forget"], retain_dataset=parts["retain"])
+
+
+def test_a_failing_run_takes_the_heads_off_again(tmp_path):
+    class Fails(TrainerCallback):
+        def on_step_end(self, *args, **kwargs):
+            raise RuntimeError("power cut")
+
+    trainer = make_trainer(tmp_path, callbacks=[Fails()])
+    with pytest.raises(RuntimeError, match="power cut"):
+        trainer.train()
+    assert not hasattr(trainer.model, "ec_heads")
+
+
+def test_the_same_trainer_can_train_twice(tmp_path):
+    trainer = make_trainer(tmp_path, max_steps=2)
+    trainer.train()
+    trainer.train()
+    assert trainer.state.global_step == 2
+
+
+def test_data_that_holds_pixel_values_needs_no_processor(tmp_path):
+    images = make_images()
+    processor = make_processor()
+    images.set_transform(
+        lambda rows: {
+            "pixel_values": processor(rows["image"], return_tensors="pt")["pixel_values"],
+            "labels": rows["label"],
+        }
+    )
+    parts = split(images, ForgetRequest(rows=list(range(10))))
+    trainer = ECTrainer(
+        make_model("ViT"), settings(tmp_path), forget_dataset=parts["forget"], retain_dataset=parts["retain"]
+    )
+    trainer.train()
+    assert trainer._forget_classes is None, "no class is forgotten as a whole"
+    assert Path(tmp_path).exists()
