@@ -52,7 +52,7 @@ def profile(
 
     Args:
         models: models by name.
-        splits: datasets by name.
+        splits: datasets by name; empty ones are left out of the figures.
         collator: makes ``pixel_values`` and ``labels`` of their rows.
         points: the hidden states to compare.
         pooling: see `ec_hf.points.pool`; by default tokens count all alike, also where the classifier reads one only.
@@ -66,6 +66,8 @@ def profile(
     for model in models.values():
         model.to(accelerator.device).eval()
     for split, dataset in splits.items():
+        if len(dataset) == 0:  # type: ignore[arg-type]
+            continue
         loader = accelerator.prepare(DataLoader(dataset, batch_size=batch_size, collate_fn=collator))
         hits = dict.fromkeys(models, 0)
         streams = {(name, r): [LinearCKA() for _ in points] for name in models for r in profiles[name].cka}

@@ -35,7 +35,7 @@ def clean_statistics(model: nn.Module, num_forget: int, *, update: bool) -> Iter
 
 
 @torch.no_grad()
-def _follow_retain(layer: _BatchNorm, args: tuple[Tensor, ...], *, num_forget: int) -> None:
+def _follow_retain(layer: Any, args: tuple[Tensor, ...], *, num_forget: int) -> None:
     retain: Any = args[0][num_forget:].detach().float().transpose(0, 1).flatten(1)
     count = retain.new_tensor([retain.shape[1]])
     sums = torch.cat([count, retain.sum(dim=1), retain.square().sum(dim=1)])

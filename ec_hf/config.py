@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from typing import Any
 
 from transformers import TrainingArguments
 from transformers.hf_argparser import HfArg
@@ -23,14 +23,14 @@ class ECConfig(TrainingArguments):
     An epoch is one pass over the retain set; the forget set cycles beside it, freshly shuffled at each turn.
     """
 
-    _VALID_DICT_FIELDS: ClassVar[list[str]] = [*TrainingArguments._VALID_DICT_FIELDS, "objective_kwargs"]
+    _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "objective_kwargs"]  # noqa: RUF012 - no field there
 
     objective: str = HfArg(
         default="contrastive", help="Host objective at the model's output: a registered name or package:Class."
     )
     objective_kwargs: dict | str | None = HfArg(default=None, help="Settings of the host objective, as a JSON object.")
     points: list[str] | str = HfArg(
-        default="auto",
+        default_factory=lambda: "auto",  # HfArgumentParser passes on no plain default of a list
         help="Supervision points that carry an EC head: 'auto' for about four depths, 'none' for the host objective "
         "alone, or indices into the model's hidden states (negative ones count from the output).",
     )
@@ -45,12 +45,12 @@ class ECConfig(TrainingArguments):
         default=1.0, help="Weight (lambda) of the retain cross-entropy against the contrast, at each point."
     )
     layer_weights: list[str] | str = HfArg(
-        default="uniform",
+        default_factory=lambda: "uniform",
         help="Weight of each supervision point, shallow to deep: one number a point, or a schedule, one of "
         f"{', '.join(sorted(LAYER_WEIGHTS))}.",
     )
-    per_device_forget_batch_size: int | None = HfArg(
-        default=None,
+    per_device_forget_batch_size: int = HfArg(
+        default=0,
         help="Forget images a step and device; default: per_device_train_batch_size, which counts the retain images.",
     )
     batch_norm: str = HfArg(
@@ -68,6 +68,11 @@ class ECConfig(TrainingArguments):
         default=None,
         help="Stop when forget accuracy on the evaluation data is at most this (a share) and retain accuracy is above "
         "its floor. Default: chance, 1 / number of classes. A negative value never stops.",
+    )
+    min_steps: int = HfArg(
+        default=100,
+        help="Steps before which the stopping rule does not stop: outputs forget within tens of steps, hidden layers "
+        "need longer.",
     )
     retain_floor: float = HfArg(
         default=0.01, help="How far retain accuracy on the evaluation data may fall below the original's (a share)."
@@ -88,10 +93,10 @@ class ECConfig(TrainingArguments):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.points = _one_or_list(self.points)
-        if self.points in ("none", None):
+        if self.points == "none":
             self.points = []
         self.layer_weights = _one_or_list(self.layer_weights)
-        if self.per_device_forget_batch_size is None:
+        if self.per_device_forget_batch_size == 0:
             self.per_device_forget_batch_size = self.per_device_train_batch_size
         self._check()
 

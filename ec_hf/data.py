@@ -1,4 +1,4 @@
-"""From one dataset and a request to forget and retain parts, and from the parts to paired batches.
+"""From one dataset and a request to its forget and retain parts.
 
 Splitting reads label, id and filter columns as Arrow data and takes rows by index: no image is ever read.
 """
@@ -8,37 +8,29 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-import random
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import KW_ONLY, dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Image
-from PIL.Image import Image as PILImage
 
-from .requests import ForgetRequest
+from ec_hf.requests import ForgetRequest
 
 __all__ = [
-    "ImageCollator",
-    "PairedBatchSampler",
-    "PairedDataset",
     "find_image_column",
     "find_label_column",
     "label_ids",
     "manifest",
+    "read_column",
     "shared_rows",
     "split",
 ]
 
 LABEL_COLUMNS = ("label", "labels")
 IMAGE_COLUMNS = ("image", "img")
-PIL_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 OFFSET_BITS = {pa.string(): 32, pa.binary(): 32, pa.large_string(): 64, pa.large_binary(): 64}
 
 
@@ -171,7 +163,7 @@ def shared_rows(first: Dataset, second: Dataset, *, id_column: str | None = None
     return int(_is_in(theirs, ours.unique()).sum())
 
 
-def label_ids(dataset: Dataset, label_column: str, id2label: Mapping[int, str]) -> dict[int | str, int] | None:
+def label_ids(dataset: Dataset, label_column: str, id2label: Mapping[Any, str]) -> dict[int | str, int] | None:
     """Maps the dataset's label values to the model's label ids; None when they are the same already.
 
     Class names (of a `ClassLabel`, or text labels) go by name when the model knows all of them, exactly or but for
@@ -182,7 +174,7 @@ def label_ids(dataset: Dataset, label_column: str, id2label: Mapping[int, str]) 
     Args:
         dataset: one split.
         label_column: its label column.
-        id2label: `model.config.id2label`.
+        id2label: `model.config.id2label`; its keys may be text, as JSON has them.
 
     Raises:
         TypeError: for labels that are neither `ClassLabel`, integers nor text.
@@ -190,10 +182,10 @@ def label_ids(dataset: Dataset, label_column: str, id2label: Mapping[int, str]) 
     """
     names = _class_names(dataset, label_column)
     model = {int(key): name for key, name in id2label.items()}
-    labels = _column(dataset, label_column).unique().to_pylist()
+    labels = read_column(dataset, label_column).unique().to_pylist()
     if any(label is None or (isinstance(label, int) and label < 0) for label in labels):
         raise ValueError(f"{label_column!r} has rows without a label (null or below 0): filter them out first")
-    sides = f"the dataset's {_shown(names.values())} and the model's {_shown(model.values())}"
+    sides = f"the dataset's {shown(names.values())} and the model's {shown(model.values())}"
     is_text = _is_text(dataset.data.column(label_column).type)
     if is_text or isinstance(dataset.features[label_column], ClassLabel):
         for fold in (str, str.casefold):
@@ -205,7 +197,7 @@ def label_ids(dataset: Dataset, label_column: str, id2label: Mapping[int, str]) 
         generic = all(name == f"LABEL_{key}" for key, name in model.items())
         if is_text or (not generic and len(missing) < len(names)):
             raise ValueError(
-                f"the class names {_shown(missing)} stand for no single label of the model; {sides} do not fit: "
+                f"the class names {shown(missing)} stand for no single label of the model; {sides} do not fit: "
                 "set the names in model.config.id2label and label2id, or rename the dataset's classes"
             )
         if not generic and len(names) != len(model):
@@ -213,185 +205,6 @@ def label_ids(dataset: Dataset, label_column: str, id2label: Mapping[int, str]) 
     if any(value not in model for value in names):
         raise ValueError(f"label ids beyond the model's {len(model)} labels: {sides} do not fit")
     return None
-
-
-class PairedDataset(torch.utils.data.Dataset):
-    """Map-style dataset over [forget ; retain]; each example gets `"is_forget": bool`.
-
-    Examples are fetched a batch at a time under random states (torch CPU, NumPy, `random`) set from the seed and the
-    indices, and the states are put back afterwards. Random transforms that draw from these therefore give the same
-    images after a resume, whatever was prefetched, and fetching leaves no trace on training.
-
-    Args:
-        forget: map-style dataset of dicts.
-        retain: map-style dataset of dicts.
-        seed: of the transforms.
-    """
-
-    def __init__(self, forget: Any, retain: Any, *, seed: int = 0) -> None:
-        self.forget, self.retain, self.seed = forget, retain, seed
-
-    def __len__(self) -> int:
-        return len(self.forget) + len(self.retain)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return self.__getitems__([index])[0]
-
-    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
-        indices, boundary = [int(index) for index in indices], len(self.forget)
-        if outside := [index for index in indices if not 0 <= index < len(self)]:
-            raise IndexError(f"index {outside[0]} is outside the {len(self)} rows of forget and retain")
-        with _random_states_from(self.seed, indices):
-            forget = iter(_fetch(self.forget, [index for index in indices if index < boundary]))
-            retain = iter(_fetch(self.retain, [index - boundary for index in indices if index >= boundary]))
-        return [{**next(forget if i < boundary else retain), "is_forget": i < boundary} for i in indices]
-
-
-class PairedBatchSampler(torch.utils.data.Sampler[list[int]]):
-    """Batches of `forget_batch_size` forget and then `retain_batch_size` retain indices into a `PairedDataset`.
-
-    An epoch is one pass over retain; the forget rows are gone through again and again, in a fresh order each time.
-    `num_processes` consecutive batches, one for each process as Accelerate deals them, are together the batch that
-    one process with `num_processes` times the batch sizes would get. No batch, nor these together, repeats a forget
-    row while there are enough of them; otherwise each takes all rows and cycles. Retain rows are cycled only when
-    they do not fill the first such round; rows that would not fill the last round are left out of the epoch.
-
-    The order depends on `(seed, epoch)` alone: call `set_epoch` at the start of each epoch, also after a resume.
-
-    Raises:
-        ValueError: when a size is below 1.
-    """
-
-    drop_last = True
-
-    def __init__(
-        self,
-        num_forget_rows: int,
-        num_retain_rows: int,
-        *,
-        forget_batch_size: int,
-        retain_batch_size: int,
-        seed: int = 0,
-        num_processes: int = 1,
-    ) -> None:
-        sizes = {
-            "num_forget_rows": num_forget_rows,
-            "num_retain_rows": num_retain_rows,
-            "forget_batch_size": forget_batch_size,
-            "retain_batch_size": retain_batch_size,
-            "num_processes": num_processes,
-        }
-        if bad := [name for name, size in sizes.items() if size < 1]:
-            raise ValueError(f"{bad[0]} must be at least 1, got {sizes[bad[0]]}")
-        self.num_forget_rows, self.num_retain_rows = num_forget_rows, num_retain_rows
-        self.forget_batch_size, self.retain_batch_size = forget_batch_size, retain_batch_size
-        self.batch_size = forget_batch_size + retain_batch_size
-        self.seed, self.epoch, self.num_processes = seed, 0, num_processes
-
-    def set_epoch(self, epoch: int) -> None:
-        """Chooses the order of the next pass."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        rounds = self.num_retain_rows // (self.num_processes * self.retain_batch_size)
-        return max(rounds, 1) * self.num_processes
-
-    def __iter__(self) -> Iterator[list[int]]:
-        retain_order = np.random.default_rng([self.seed, self.epoch, 1]).permutation(self.num_retain_rows)
-        retain = np.resize(retain_order, (len(self), self.retain_batch_size)) + self.num_forget_rows
-        forget_rounds = self._forget_rounds()
-        for first in range(0, len(self), self.num_processes):
-            forget = next(forget_rounds).reshape(self.num_processes, self.forget_batch_size)
-            for process in range(self.num_processes):
-                yield [*forget[process].tolist(), *retain[first + process].tolist()]
-
-    def _forget_rounds(self) -> Iterator[np.ndarray]:
-        generator = np.random.default_rng([self.seed, self.epoch, 0])
-        size = self.num_processes * self.forget_batch_size
-        queue = generator.permutation(self.num_forget_rows)
-        while True:
-            if size > self.num_forget_rows:
-                yield np.resize(generator.permutation(self.num_forget_rows), size)
-                continue
-            if len(queue) < size:
-                order = generator.permutation(self.num_forget_rows)
-                waiting = np.isin(order, queue)  # rows of the old pass go last in the new one: none twice in a round
-                queue = np.concatenate([queue, order[~waiting], order[waiting]])
-            yield queue[:size]
-            queue = queue[size:]
-
-
-@dataclass
-class ImageCollator:
-    """Turns example dicts into a batch: pixel_values (B, C, H, W) float32, labels (B,) int64.
-
-    Examples of a `PairedDataset` also give `num_forget` (int): how many rows at the start of the batch are forget.
-
-    Args:
-        processor: image processor, called once a batch; not needed when examples hold `pixel_values`, which are used
-            as they are.
-        image_column: the images' key; image or img when not given.
-        label_column: the labels' key; labels or label when not given.
-        label_ids: label value -> the model's label id, as from `label_ids()`; None takes them as they are.
-        num_channels: channels the model expects, to which PIL images are converted; None leaves their mode alone.
-    """
-
-    processor: Any = None
-    _: KW_ONLY
-    image_column: str | None = None
-    label_column: str | None = None
-    label_ids: Mapping[Any, int] | None = None
-    num_channels: int | None = None
-
-    def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Collates.
-
-        Raises:
-            TypeError: for integer pixel values, or labels that are no integers.
-            ValueError: for missing images, labels or processor, labels unknown to `label_ids`, `pixel_values` of
-                different shapes, and retain examples ahead of forget ones.
-        """
-        batch: dict[str, Any] = {"pixel_values": self._pixel_values(examples)}
-        key = _key(examples[0], self.label_column, ("labels", "label"), "label_column")
-        batch["labels"] = torch.tensor([self._label(example[key]) for example in examples], dtype=torch.int64)
-        if "is_forget" in examples[0]:
-            flags = [bool(example["is_forget"]) for example in examples]
-            batch["num_forget"] = sum(flags)
-            if not all(flags[: sum(flags)]):
-                raise ValueError("forget examples must come first in a batch: sample with PairedBatchSampler")
-        return batch
-
-    def _pixel_values(self, examples: Sequence[Mapping[str, Any]]) -> torch.Tensor:
-        if "pixel_values" in examples[0]:
-            tensors = [torch.as_tensor(example["pixel_values"]) for example in examples]
-            if not all(tensor.is_floating_point() for tensor in tensors):
-                raise TypeError(
-                    "pixel_values are integers: scale and normalise them to floats as the model expects, or rename "
-                    "the column to 'image' and pass an image processor"
-                )
-            if len(shapes := {tuple(tensor.shape) for tensor in tensors}) != 1 or tensors[0].ndim != 3:
-                raise ValueError(f"pixel_values must all have one shape (C, H, W), got {sorted(shapes)}")
-            return torch.stack(tensors).float()
-        if self.processor is None:
-            raise ValueError(
-                f"no image processor, and no 'pixel_values' among {sorted(examples[0])}: pass "
-                "processor=AutoImageProcessor.from_pretrained(...) or add 'pixel_values' by with_transform"
-            )
-        key = _key(examples[0], self.image_column, IMAGE_COLUMNS, "image_column")
-        mode = PIL_MODES.get(self.num_channels or 0)
-        images = [example[key] for example in examples]
-        images = [image.convert(mode) if mode and isinstance(image, PILImage) else image for image in images]
-        return torch.as_tensor(self.processor(images, return_tensors="pt")["pixel_values"]).float()
-
-    def _label(self, value: Any) -> int:
-        value = value.item() if hasattr(value, "item") else value
-        if self.label_ids is not None:
-            if value not in self.label_ids:
-                raise ValueError(f"label {value!r} is not in label_ids, which knows {_shown(self.label_ids)}")
-            value = self.label_ids[value]
-        if not isinstance(value, int):
-            raise TypeError(f"label {value!r} is no integer: pass label_ids=label_ids(dataset, column, id2label)")
-        return value
 
 
 def _one_split(dataset: Any) -> Dataset:
@@ -416,14 +229,14 @@ def _known(dataset: Dataset, column: str) -> str:
     return column
 
 
-def _column(dataset: Dataset, name: str) -> pa.ChunkedArray:
+def read_column(dataset: Dataset, name: str) -> pa.ChunkedArray:
     """A column in the dataset's own order: `dataset.data` knows nothing of the indices mapping."""
     column = dataset.data.column(_known(dataset, name))
     return column if dataset._indices is None else column.take(dataset._indices.column(0))
 
 
 def _ids(dataset: Dataset, id_column: str) -> pa.ChunkedArray:
-    column = _column(dataset, id_column)
+    column = read_column(dataset, id_column)
     if not (pa.types.is_integer(column.type) or _is_text(column.type)):
         raise TypeError(f"id_column {id_column!r} holds {column.type}; ids must be integers or text: cast the column")
     return column
@@ -455,7 +268,7 @@ def _forget_mask(
     for column, ids in request.ids.items():
         mask |= _named(dataset, column, ids, allow_empty)
     for clause in request.where:
-        mask |= _matches(_column(dataset, clause["column"]), clause)
+        mask |= _matches(read_column(dataset, clause["column"]), clause)
     mask |= _stands_in(dataset.select(np.flatnonzero(mask)), dataset)
     if id_column is not None:
         ids = _ids(dataset, id_column)
@@ -465,14 +278,14 @@ def _forget_mask(
 
 def _named(dataset: Dataset, name: str, values: Sequence[Any], allow_empty: bool) -> np.ndarray:
     """Rows that hold one of the values, each of which must have a row unless `allow_empty`."""
-    column = _column(dataset, name)
+    column = read_column(dataset, name)
     wanted = _as_column_type(values, column.type, name)
     mask = _is_in(column, wanted)
     absent = wanted.filter(pa.array(~_is_in(wanted, column.filter(pa.array(mask)).unique()))).to_pylist()
     if absent and not allow_empty:
         raise ValueError(
             f"{len(absent)} of the {len(values)} values named for {name!r} have no row in the dataset: "
-            f"{_shown(absent)}; take them out of the request, or pass allow_empty=True for a test split"
+            f"{shown(absent)}; take them out of the request, or pass allow_empty=True for a test split"
         )
     return mask
 
@@ -506,7 +319,7 @@ def _as_column_type(values: Sequence[Any], kind: pa.DataType, name: str) -> pa.A
 
 def _class_names(dataset: Dataset, label_column: str) -> dict[Any, str]:
     """Label value -> class name: those of the `ClassLabel`, or those present among integers or text."""
-    column = _column(dataset, label_column)
+    column = read_column(dataset, label_column)
     feature = dataset.features[label_column]
     if isinstance(feature, ClassLabel):
         return dict(enumerate(feature.names))
@@ -527,7 +340,7 @@ def _label_values(dataset: Dataset, label_column: str, classes: Sequence[int | s
             value = int(value)
         if value not in names and not (may_be_absent and isinstance(value, str) == _is_text(kind)):
             close = difflib.get_close_matches(str(entry), by_name, n=3, cutoff=0.5)
-            hint = f"close matches: {close}" if close else f"such as {_shown(by_name)}"
+            hint = f"close matches: {close}" if close else f"such as {shown(by_name)}"
             raise ValueError(f"unknown class {entry!r}: {label_column!r} holds {len(names)} classes as {kind}; {hint}")
         values.append(value)
     return values
@@ -561,7 +374,7 @@ def _places(dataset: Dataset, name: str) -> np.ndarray | None:
 
 def _per_class(part: Dataset, label_column: str) -> dict[str, int]:
     names = _class_names(part, label_column)
-    counts = {entry["values"]: entry["counts"] for entry in _column(part, label_column).value_counts().to_pylist()}
+    counts = {entry["values"]: entry["counts"] for entry in read_column(part, label_column).value_counts().to_pylist()}
     in_order = sorted(counts, key=lambda value: (value is None, value))
     return {names.get(value, str(value)): counts[value] for value in in_order}
 
@@ -574,37 +387,6 @@ def _sorted_ids_sha256(ids: pa.ChunkedArray | pa.Array, block: int = 65536) -> s
     return digest.hexdigest()
 
 
-def _shown(values: Any, limit: int = 5) -> str:
+def shown(values: Any, limit: int = 5) -> str:
     shown = ", ".join(repr(value) for value in list(values)[:limit])
     return f"[{shown}{', ...' if len(values) > limit else ''}] ({len(values)})"
-
-
-@contextmanager
-def _random_states_from(*key: Any) -> Iterator[None]:
-    states = torch.get_rng_state(), np.random.get_state(), random.getstate()
-    seed = int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:8], "big")
-    torch.default_generator.manual_seed(seed)  # torch.manual_seed would also set every GPU's state
-    np.random.seed(seed % 2**32)
-    random.seed(seed)
-    try:
-        yield
-    finally:
-        torch.set_rng_state(states[0])
-        np.random.set_state(states[1])
-        random.setstate(states[2])
-
-
-def _fetch(part: Any, indices: list[int]) -> list[Mapping[str, Any]]:
-    if not indices:
-        return []
-    examples = part.__getitems__(indices) if hasattr(part, "__getitems__") else [part[index] for index in indices]
-    if not isinstance(examples[0], Mapping):
-        raise TypeError(f"datasets to unlearn from must give dicts (image, label), got {type(examples[0]).__name__}")
-    return examples
-
-
-def _key(example: Mapping[str, Any], named: str | None, candidates: Sequence[str], argument: str) -> str:
-    for key in candidates if named is None else [named]:
-        if key in example:
-            return key
-    raise ValueError(f"{argument}: none of {named or candidates} among the example's keys {sorted(example)}; name one")

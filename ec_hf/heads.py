@@ -124,7 +124,7 @@ class ECHeads(
         return ECImageClassifierOutput(output.logits, last, features, head_logits)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> ECHeads:  # type: ignore[override]
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> ECHeads:
         """Load heads from a Hub id or a local folder, or from the `ec_heads` folder beside a saved model."""
         beside = Path(pretrained_model_name_or_path) / FOLDER
         return super().from_pretrained(beside if beside.is_dir() else pretrained_model_name_or_path, **kwargs)

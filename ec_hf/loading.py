@@ -17,7 +17,7 @@ from PIL import Image as PILImage
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
 
-from .data import find_label_column
+from ec_hf.data import find_label_column, read_column
 
 __all__ = ["load_images", "load_model", "mnist5k", "train_and_test"]
 
@@ -151,8 +151,8 @@ def train_and_test(
     for name in TEST_SPLITS:
         if name in splits and splits[name] is not train and _has_labels(splits[name], label_column):
             return train, splits[name]
-    labels = train.select_columns([label_column]).with_format("arrow")[:][label_column].combine_chunks()
-    held_out = _stratified(labels.dictionary_encode("encode").indices.to_numpy(), test_size, seed)
+    labels = read_column(train, label_column).combine_chunks().dictionary_encode("encode").indices
+    held_out = _stratified(labels.to_numpy(), test_size, seed)
     if held_out.all() or not held_out.any():
         raise ValueError(
             f"holding out a share of {test_size} leaves {held_out.sum()} of {len(train)} rows to measure on: give a "
@@ -234,10 +234,9 @@ def _path(name_or_path: str | Path) -> Path:
 
 
 def _has_labels(dataset: Dataset, label_column: str) -> bool:
-    if label_column not in dataset.column_names:
-        return False
-    labels = dataset.select_columns([label_column]).with_format("arrow")[:][label_column]
-    return any(label not in (None, -1) for label in labels.unique().to_pylist())
+    return label_column in dataset.column_names and any(
+        label not in (None, -1) for label in read_column(dataset, label_column).unique().to_pylist()
+    )
 
 
 def _stratified(labels: np.ndarray, test_size: float, seed: int) -> np.ndarray:

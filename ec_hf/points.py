@@ -103,7 +103,7 @@ def image_shape(model: PreTrainedModel) -> tuple[int, int, int]:
     )
     timm_size = (timm_config or {}).get("input_size")
     if timm_size:
-        return tuple(timm_size)  # type: ignore[return-value]
+        return tuple(timm_size)
     size: Any = getattr(config, "image_size", None) or 224
     if isinstance(size, Mapping):
         size = (size["height"], size["width"])

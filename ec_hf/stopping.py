@@ -31,11 +31,13 @@ class StoppingRule(TrainerCallback):
     Args:
         target: forget accuracy, as a share, at or below which the forgetting is done.
         floor: share by which retain accuracy may fall below the original's.
+        min_steps: steps before which it does not stop.
     """
 
-    def __init__(self, target: float, floor: float) -> None:
+    def __init__(self, target: float, floor: float, min_steps: int = 0) -> None:
         self.target = target
         self.floor = floor
+        self.min_steps = min_steps
 
     def is_good(self, log_history: list[dict[str, Any]], step: int) -> bool | None:
         """Whether retain accuracy at `step` is above its floor; None where it cannot be told."""
@@ -61,6 +63,6 @@ class StoppingRule(TrainerCallback):
             return control
         if not args.load_best_model_at_end:  # else the user's own metric names the checkpoint to keep
             state.best_global_step = state.global_step
-        if forget <= self.target:
+        if forget <= self.target and state.global_step >= self.min_steps:
             control.should_training_stop = True
         return control

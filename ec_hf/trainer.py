@@ -4,57 +4,38 @@ from __future__ import annotations
 
 import copy
 import json
-import os
-import resource
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import accelerate
-import datasets
 import torch
 import transformers
+from datasets import Dataset as HFDataset
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import ConcatDataset, DataLoader, Dataset
 from transformers import PreTrainedModel, Trainer, TrainerCallback
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer_utils import TrainOutput, get_last_checkpoint
 
-from ec_hf._version import __version__
 from ec_hf.batch_norm import clean_statistics
+from ec_hf.batches import ImageCollator, PairedBatchSampler, PairedDataset, collator_for
 from ec_hf.config import ECConfig
-from ec_hf.data import (
-    ImageCollator,
-    PairedBatchSampler,
-    PairedDataset,
-    find_image_column,
-    find_label_column,
-    label_ids,
-    shared_rows,
-)
+from ec_hf.data import read_column, shared_rows
 from ec_hf.heads import FOLDER, ECHeads, fit_heads
 from ec_hf.loading import load_model
 from ec_hf.losses import check_contrast, global_contrast, layer_weights, retain_cross_entropy
-from ec_hf.objectives import Part, Step, get_objective
-from ec_hf.points import classifier_pooling, describe_hidden_states, hidden_state_kwargs, image_shape, select_points
+from ec_hf.objectives import Objective, Part, Step, get_objective
+from ec_hf.points import (
+    SupervisionPoint,
+    classifier_pooling,
+    describe_hidden_states,
+    hidden_state_kwargs,
+    select_points,
+)
+from ec_hf.record import announcement, cost, run_record
 from ec_hf.stopping import StoppingRule
-
-RECORDED = [
-    "learning_rate",
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
-    "num_train_epochs",
-    "max_steps",
-    "warmup_steps",
-    "weight_decay",
-    "max_grad_norm",
-    "seed",
-    "bf16",
-    "fp16",
-]
-"""Training arguments that go into `ECTrainer.run_record` beside the settings of `ECConfig` itself."""
 
 
 class ECTrainer(Trainer):
@@ -91,17 +72,25 @@ class ECTrainer(Trainer):
     _tag_names = ("machine-unlearning", "erase-at-the-core", "ec_hf")
     _paper = "2602.05375"
     loss_is_scaled_for_ga = False
+    args: ECConfig
+    model: Any
+    train_dataset: PairedDataset
+    eval_dataset: dict[str, Dataset] | None
+    data_collator: Any
+    heads: ECHeads
+    objective: Objective
+    points: tuple[SupervisionPoint, ...]
 
     def __init__(
         self,
-        model: PreTrainedModel | str | os.PathLike,
+        model: PreTrainedModel | str | Path,
         args: ECConfig | None = None,
         *,
         forget_dataset: Dataset,
         retain_dataset: Dataset,
         eval_dataset: dict[str, Dataset] | None = None,
         processing_class: Any = None,
-        heads: ECHeads | str | os.PathLike | None = None,
+        heads: ECHeads | str | Path | None = None,
         data_collator: Callable | None = None,
         compute_metrics: Callable | None = None,
         callbacks: Sequence[TrainerCallback] = (),
@@ -121,7 +110,13 @@ class ECTrainer(Trainer):
         if not eval_dataset:
             args.eval_strategy, args.eval_on_start = "no", False
         if data_collator is None:
-            data_collator = _collator_for(model, processing_class, forget_dataset, args)
+            data_collator = collator_for(
+                model,
+                processing_class,
+                forget_dataset,
+                image_column=args.image_column,
+                label_column=args.label_column,
+            )
         if compute_metrics is None:
             compute_metrics, kwargs["preprocess_logits_for_metrics"] = (
                 accuracy,
@@ -143,26 +138,29 @@ class ECTrainer(Trainer):
         self._choose_points(heads or args.heads)
         self._choose_objective(forget_dataset, retain_dataset)
         target = args.forget_target if args.forget_target is not None else 1 / self.model.config.num_labels
-        self.stopping_rule = StoppingRule(target, args.retain_floor)
+        self.stopping_rule = StoppingRule(target, args.retain_floor, args.min_steps)
         self.add_callback(self.stopping_rule)
         self.cost: dict[str, float] = {}
 
     # Setting up
 
-    def _choose_points(self, heads: ECHeads | str | os.PathLike | None) -> None:
+    def _choose_points(self, heads: ECHeads | str | Path | None) -> None:
         """Size the hidden states with a real image, then select the points or take those of the given heads."""
         image = self.data_collator([self.train_dataset[0]])["pixel_values"]
         states = describe_hidden_states(self.model, tuple(image.shape[1:]))
         self.points = select_points(self.model, states, self.args.points)
-        self._last = states[-1]
+        self.last = states[-1]
         self._point_kwargs = hidden_state_kwargs(self.model)
-        if self.args.pooling == "cls" and self.points and not self._last.prefix:
+        if self.args.pooling == "cls" and self.points and not self.last.prefix:
             raise ValueError(f"pooling='cls': {self.points[0]} has no CLS token; use 'mean'.")
-        self.layer_weights = layer_weights(self.args.layer_weights, len(self.points)) if self.points else []
-        self.heads: ECHeads | None = None
-        if heads is not None:
+        weights: Any = self.args.layer_weights
+        self.layer_weights = layer_weights(weights, len(self.points)) if self.points else []
+        self.heads_fitted = heads is not None
+        if heads is None:
+            self.heads = self._new_heads()
+        else:
             self.heads = heads if isinstance(heads, ECHeads) else ECHeads.from_pretrained(heads)
-            if self.heads.points != self.points or self.heads.last != self._last:
+            if self.heads.points != self.points or self.heads.last != self.last:
                 raise ValueError(
                     f"heads: they were built for {_listed(self.heads.points)}, this run supervises "
                     f"{_listed(self.points)}. Give `points` that agree, or leave out `heads` to fit new ones."
@@ -170,7 +168,7 @@ class ECTrainer(Trainer):
 
     def _choose_objective(self, forget: Dataset, retain: Dataset) -> None:
         args = self.args
-        settings = dict(args.objective_kwargs or {})
+        settings: dict[str, Any] = dict(args.objective_kwargs or {})  # type: ignore[arg-type]
         if args.objective == "contrastive":
             same = {"form": args.contrast, "temperature": args.temperature, "retain_weight": args.retain_weight}
             settings = same | settings
@@ -188,11 +186,9 @@ class ECTrainer(Trainer):
     def _labels_of(self, dataset: Dataset) -> set[int] | None:
         """The model's ids of the classes in a dataset, or None where only reading every image would tell."""
         collator = self.data_collator
-        if not (
-            isinstance(dataset, datasets.Dataset) and isinstance(collator, ImageCollator) and collator.label_column
-        ):
+        if not (isinstance(dataset, HFDataset) and isinstance(collator, ImageCollator) and collator.label_column):
             return None
-        values = dataset.select_columns([collator.label_column]).unique(collator.label_column)
+        values = read_column(dataset, collator.label_column).unique().to_pylist()
         return {value if collator.label_ids is None else collator.label_ids[value] for value in values}
 
     def get_train_dataloader(self) -> DataLoader:
@@ -222,30 +218,32 @@ class ECTrainer(Trainer):
 
     # Stage 1
 
+    def _new_heads(self) -> ECHeads:
+        with torch.random.fork_rng():
+            torch.manual_seed(self.args.seed)
+            return ECHeads(
+                [point.to_dict() for point in self.points],
+                self.last.to_dict(),
+                self.model.config.num_labels,
+                pooling=self.args.pooling,
+                last_pooling=classifier_pooling(self.model, self.last),
+            ).to(self.model.device)
+
     def fit_heads(self) -> dict[str, float]:
         """Fit EC heads on the frozen model with all images, forget and retain, whatever the request.
 
-        `train` does it where no heads were given. The heads are then in `self.heads`.
+        `train` does it where no fitted heads were given. The heads are in `self.heads`.
 
         Returns:
             Accuracy of each head, by supervision point, over the last pass.
         """
         args = self.args
-        points = [point.to_dict() for point in self.points]
-        generator = torch.Generator().manual_seed(args.seed)
-        with torch.random.fork_rng():
-            torch.manual_seed(args.seed)
-            self.heads = ECHeads(
-                points,
-                self._last.to_dict(),
-                self.model.config.num_labels,
-                pooling=args.pooling,
-                last_pooling=classifier_pooling(self.model, self._last),
-            )
+        self.heads_fitted = True
         if not self.points:
             return {}
+        images: Dataset = ConcatDataset([self.train_dataset.forget, self.train_dataset.retain])
         batch_size = args.per_device_train_batch_size + args.per_device_forget_batch_size
-        images = ConcatDataset([self.train_dataset.forget, self.train_dataset.retain])
+        generator = torch.Generator().manual_seed(args.seed)
         loader = self._loader(images, batch_size=batch_size, shuffle=True, generator=generator)
         accuracies = fit_heads(
             self.heads,
@@ -261,7 +259,9 @@ class ECTrainer(Trainer):
 
     # Stage 2
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
+    def train(  # type: ignore[override]
+        self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any
+    ) -> TrainOutput:
         """Fit the heads if need be, attach them, erase, and take them off again.
 
         Where retain accuracy ends below its floor, the last checkpoint that was above it is put back.
@@ -269,12 +269,9 @@ class ECTrainer(Trainer):
         checkpoint = resume_from_checkpoint or None
         if checkpoint is True:
             checkpoint = get_last_checkpoint(self.args.output_dir)
-        if self.heads is None:
-            if checkpoint:
-                self.heads = ECHeads.from_pretrained(checkpoint)
-            else:
-                self.fit_heads()
-        self._announce()
+        if not checkpoint and not self.heads_fitted:  # a checkpoint brings its own
+            self.fit_heads()
+        self.accelerator.print(announcement(self))
         self.heads.requires_grad_(self.args.train_heads)
         self.heads.attach(self.model)
         start = time.perf_counter()
@@ -283,7 +280,7 @@ class ECTrainer(Trainer):
             self._keep_last_good()
         finally:
             self.heads.detach()
-        self.cost = self._cost(time.perf_counter() - start)
+        self.cost = cost(self, time.perf_counter() - start)
         return result
 
     def compute_loss(
@@ -308,15 +305,15 @@ class ECTrainer(Trainer):
         self, outputs: Any, pixel_values: Tensor, labels: Tensor, count: int
     ) -> dict[str, tuple[float, Tensor]]:
         """Every component of the loss with its weight, by name."""
-        args, halves = self.args, (slice(None, count), slice(count, None))
+        args = self.args
         forget, retain = (
             Part(outputs.logits[half], outputs.last_features[half], labels[half], pixel_values[half])
-            for half in halves
+            for half in (slice(None, count), slice(count, None))
         )
         step = Step(forget, retain, teacher=self._teach, forget_classes=self._forget_classes)
         weights = list(self.layer_weights)
         host_weight = 1.0
-        if self.objective.covers_last_point and self.points and self.points[-1] == self._last:
+        if self.objective.covers_last_point and self.points and self.points[-1] == self.last:
             host_weight, weights[-1] = weights[-1], 0.0  # the host is the loss of the last point
         terms = {f"{self.objective.name}/{name}": (host_weight, t) for name, t in self.objective(step).items()}
         for point, weight, features, logits in zip(
@@ -326,12 +323,14 @@ class ECTrainer(Trainer):
                 continue
             contrast = global_contrast(
                 args.contrast,
-                *(features[half] for half in halves),
-                *(labels[half] for half in halves),
+                features[:count],
+                features[count:],
+                labels[:count],
+                labels[count:],
                 args.temperature,
             )
             terms[f"{point.name}/contrast"] = (weight, contrast.loss)
-            cross_entropy = retain_cross_entropy(logits[halves[1]], labels[halves[1]])
+            cross_entropy = retain_cross_entropy(logits[count:], labels[count:])
             terms[f"{point.name}/retain_ce"] = (weight * args.retain_weight, cross_entropy)
             step.log["fallbacks"] = contrast.fallbacks  # labels decide it, so it is the same at every point
         self._components["fallbacks"].append(step.log.get("fallbacks", labels.new_zeros(())).float())
@@ -371,17 +370,18 @@ class ECTrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)
-        folder = Path(output_dir or self.args.output_dir)
+        folder = Path(output_dir or self.args.output_dir or "")
         (folder / transformers.trainer.TRAINING_ARGS_NAME).unlink(missing_ok=True)  # a pickle that nobody needs
         if self.args.should_save:
-            (folder / "ec_config.json").write_text(json.dumps(self.run_record(), indent=2) + "\n")
-            if self.heads is not None and self.points:
+            (folder / "ec_config.json").write_text(json.dumps(run_record(self), indent=2) + "\n")
+            if self.points:
                 self.heads.save_pretrained(folder / FOLDER)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         self._restore(resume_from_checkpoint)
 
     def _load_best_model(self) -> None:
+        assert self.state.best_model_checkpoint is not None  # Trainer calls this only then
         self._restore(self.state.best_model_checkpoint)
 
     def _restore(self, checkpoint: str) -> None:
@@ -395,60 +395,8 @@ class ECTrainer(Trainer):
         missing = [key for key in missing if not key.startswith(f"{FOLDER}.")]
         if missing or unexpected:
             raise ValueError(f"{checkpoint} does not fit the model: {missing} are missing, {unexpected} unexpected.")
-        if self.points and self.heads is not None:
+        if self.points:
             self.heads.load_state_dict(ECHeads.from_pretrained(checkpoint).state_dict())
-
-    def run_record(self) -> dict[str, Any]:
-        """What was done, as plain JSON values: settings, points, weights, versions, cost. No local path is in it."""
-        args, config = self.args, self.model.config
-        name = getattr(config, "_name_or_path", "")
-        settings = args.own_settings() | {key: getattr(args, key) for key in RECORDED}
-        if settings["heads"] and Path(settings["heads"]).exists():
-            settings["heads"] = "local"
-        settings["lr_scheduler_type"] = str(args.lr_scheduler_type.value)
-        packages = {"ec_hf": __version__, "torch": torch.__version__}
-        packages |= {"transformers": transformers.__version__, "accelerate": accelerate.__version__}
-        return {
-            "method": "Erase at the Core (arXiv 2602.05375)",
-            "base_model": None if not name or Path(name).exists() else name,
-            "base_model_revision": getattr(config, "_commit_hash", None),
-            "settings": settings,
-            "points": [point.to_dict() for point in self.points],
-            "layer_weights": self.layer_weights,
-            "processes": args.world_size,
-            "cost": self.cost,
-            "versions": packages,
-        }
-
-    def _announce(self) -> None:
-        args, data = self.args, self.train_dataset
-        lines = [
-            f"Unlearning with objective {self.objective.name!r} on {args.world_size} process(es), {args.device}",
-            f"  forget set {len(data.forget):,} images, retain set {len(data.retain):,} images",
-            f"  a step and process: {args.per_device_forget_batch_size} forget + "
-            f"{args.per_device_train_batch_size} retain images",
-            "  supervision points:" if self.points else "  no supervision points",
-        ]
-        for point, weight in zip(self.points, self.layer_weights, strict=True):
-            covered = self.objective.covers_last_point and point == self._last
-            lines.append(f"    {point}, weight {weight:g}{' (the objective itself)' if covered else ''}")
-        if len({"forget", "retain"} & set(self.eval_dataset or ())) < 2 or not args.eval_on_start:
-            lines.append("  no stopping rule: it needs eval_dataset={'forget': ..., 'retain': ...} and eval_on_start")
-        self.accelerator.print("\n".join(lines))
-
-    def _cost(self, seconds: float) -> dict[str, float]:
-        args, steps = self.args, self.state.global_step
-        batches = steps * args.gradient_accumulation_steps * args.world_size
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        if args.device.type == "cuda":
-            peak = torch.cuda.max_memory_allocated() / 2**20
-        return {
-            "steps": steps,
-            "forget_images_seen": batches * args.per_device_forget_batch_size,
-            "retain_images_seen": batches * args.per_device_train_batch_size,
-            "minutes": round(seconds / 60, 2),
-            "peak_memory_mb": round(peak),
-        }
 
 
 class _SamplerEpoch(TrainerCallback):
@@ -464,24 +412,6 @@ class _SamplerEpoch(TrainerCallback):
 def accuracy(prediction: Any) -> dict[str, float]:
     """Top-1 accuracy of predicted classes, as `compute_metrics` wants it."""
     return {"accuracy": float((prediction.predictions == prediction.label_ids).mean())}
-
-
-def _collator_for(model: PreTrainedModel, processor: Any, dataset: Any, args: ECConfig) -> ImageCollator:
-    """The collator that brings a dataset's images and labels into the form that the model expects."""
-    channels = image_shape(model)[0]
-    if not isinstance(dataset, datasets.Dataset):
-        columns = {"image_column": args.image_column, "label_column": args.label_column}
-        return ImageCollator(processor, **columns, num_channels=channels)
-    example = dataset[0]
-    label_column = find_label_column(dataset, args.label_column)
-    image_column = None if "pixel_values" in example else find_image_column(dataset, args.image_column)
-    return ImageCollator(
-        processor,
-        image_column=image_column,
-        label_column=label_column if label_column in example else None,
-        label_ids=label_ids(dataset, label_column, model.config.id2label),
-        num_channels=channels,
-    )
 
 
 def _check_sets(forget: Any, retain: Any) -> None:

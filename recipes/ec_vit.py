@@ -132,9 +132,9 @@ def read_request(recipe: RecipeArguments) -> ForgetRequest:
 
 def held_out(test: Dataset, request: ForgetRequest, label_column: str) -> dict[str, Dataset]:
     """The test images that the request would name too; row indices mean nothing there."""
-    if not (request.classes or request.ids or request.where):
+    elsewhere = request.without_rows()
+    if elsewhere is None:
         return {"forget_test": test.select([]), "retain_test": test}
-    elsewhere = ForgetRequest(classes=request.classes, ids=request.ids, where=request.where)
     parts = split(test, elsewhere, label_column=label_column, allow_empty=True)
     return {f"{name}_test": part for name, part in parts.items()}
 

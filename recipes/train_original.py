@@ -37,8 +37,9 @@ from transformers import (
 )
 from transformers.hf_argparser import HfArg
 
+from ec_hf.batches import ImageCollator
 from ec_hf.cli import parse
-from ec_hf.data import ImageCollator, find_image_column, find_label_column, label_ids
+from ec_hf.data import find_image_column, find_label_column
 from ec_hf.loading import load_images, train_and_test
 
 
@@ -57,7 +58,7 @@ class OriginalConfig(TrainingArguments):
     """`TrainingArguments` with what to train, and with these defaults changed.
 
     24 epochs of 64 images a step (over all processes), learning rate 3e-3 with warm-up over a tenth of the steps and
-    cosine decay, weight decay 0.05, a log line an epoch, no checkpoints.
+    cosine decay, weight decay 0.05, a log line an epoch, no checkpoints, no search for unused parameters.
     """
 
     output_dir: str | None = HfArg(default="outputs/original", help="Folder for the trained model.")
@@ -77,6 +78,7 @@ class OriginalConfig(TrainingArguments):
     logging_strategy: str = HfArg(default="epoch", help="When to log.")
     save_strategy: str = HfArg(default="no", help="When to save checkpoints.")
     remove_unused_columns: bool = HfArg(default=False, help="Must stay off: batches are made from the image column.")
+    ddp_find_unused_parameters: bool | None = HfArg(default=False, help="Look for parameters without gradient.")
     dataloader_pin_memory: bool = HfArg(default=torch.cuda.is_available(), help="Pin batches in memory.")
 
 
@@ -128,7 +130,7 @@ def train(
         processor,
         image_column=columns[0],
         label_column=columns[1],
-        label_ids=label_ids(train_dataset, columns[1], model.config.id2label),
+        label_ids={label: i for i, name in enumerate(names) for label in (i, name)},
         num_channels=channels,
     )
     plain = {name: part.with_transform(Batches(collator)) for name, part in parts.items()}
@@ -156,9 +158,11 @@ def train(
 def class_names(labels: Sequence[Dataset]) -> list[str]:
     """Names in the order of the label ids, from datasets that hold the label column alone."""
     (column,) = labels[0].column_names
+    found = {label for part in labels for label in part.unique(column)}
+    if any(label is None or (isinstance(label, int) and label < 0) for label in found):
+        raise ValueError(f"{column!r} has rows without a label (null or below 0): filter them out first")
     if isinstance(labels[0].features[column], ClassLabel):
         return labels[0].features[column].names
-    found = {label for part in labels for label in part.unique(column)}
     if all(isinstance(label, int) for label in found):
         return [str(label) for label in range(max(found) + 1)]
     return sorted(found)

@@ -9,7 +9,7 @@ from conftest import FAMILIES, TIMM, make_images, make_model, make_processor
 from torch import nn
 from torch.utils.data import DataLoader
 
-from ec_hf.data import ImageCollator
+from ec_hf.batches import ImageCollator
 from ec_hf.heads import ECHeads, fit_heads
 from ec_hf.points import describe_hidden_states, hidden_state_kwargs, select_points
 

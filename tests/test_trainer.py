@@ -31,6 +31,7 @@ def settings(folder, **kwargs):
         "save_strategy": "no",
         "eval_on_start": False,
         "max_steps": 4,
+        "min_steps": 0,
     }
     return ECConfig(**(defaults | kwargs))
 

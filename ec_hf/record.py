@@ -1,0 +1,99 @@
+"""What an unlearning run sets out to do and what it has done, in words and as plain values."""
+
+from __future__ import annotations
+
+import resource
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import accelerate
+import torch
+import transformers
+
+from ec_hf._version import __version__
+
+if TYPE_CHECKING:
+    from ec_hf.trainer import ECTrainer
+
+TRAINING_ARGUMENTS = (
+    "learning_rate",
+    "lr_scheduler_type",
+    "warmup_steps",
+    "weight_decay",
+    "max_grad_norm",
+    "optim",
+    "num_train_epochs",
+    "max_steps",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "seed",
+    "bf16",
+    "fp16",
+)
+"""What of `TrainingArguments` goes into the record, beside all of `ECConfig`'s own settings."""
+
+
+def announcement(trainer: ECTrainer) -> str:
+    """The choices of a run before it starts: sets, batches, supervision points with shapes and weights, stopping."""
+    args, data, points = trainer.args, trainer.train_dataset, trainer.points
+    lines = [
+        f"Unlearning with objective {trainer.objective.name!r} on {args.world_size} process(es), {args.device}",
+        f"  forget set {len(data.forget):,} images, retain set {len(data.retain):,} images",
+        f"  a step and process: {args.per_device_forget_batch_size} forget + "
+        f"{args.per_device_train_batch_size} retain images",
+        f"  supervision points (EC heads {'train on' if args.train_heads else 'are frozen'}):"
+        if points
+        else "  no supervision points",
+    ]
+    for point, weight in zip(points, trainer.layer_weights, strict=True):
+        covered = trainer.objective.covers_last_point and point == trainer.last
+        lines.append(f"    {point}, weight {weight:g}{' (the objective itself)' if covered else ''}")
+    if {"forget", "retain"} <= set(trainer.eval_dataset or ()) and args.eval_on_start:
+        lines.append(
+            f"  stops after {args.min_steps} steps or later, once forget accuracy is at most "
+            f"{trainer.stopping_rule.target:.1%} and retain accuracy has fallen by at most {args.retain_floor:.1%}"
+        )
+    else:
+        lines.append("  no stopping rule: it needs eval_dataset={'forget': ..., 'retain': ...} and eval_on_start")
+    return "\n".join(lines)
+
+
+def run_record(trainer: ECTrainer) -> dict[str, Any]:
+    """Settings, points, weights, versions and cost of a run as JSON values. No local path is in it."""
+    args, config = trainer.args, trainer.model.config
+    settings = args.own_settings() | {name: args.to_dict()[name] for name in TRAINING_ARGUMENTS}
+    packages = {"ec_hf": __version__, "torch": torch.__version__}
+    packages |= {"transformers": transformers.__version__, "accelerate": accelerate.__version__}
+    return {
+        "method": "Erase at the Core (arXiv 2602.05375)",
+        "base_model": _public(getattr(config, "_name_or_path", None)),
+        "base_model_revision": getattr(config, "_commit_hash", None),
+        "settings": settings | {"heads": _public(args.heads)},
+        "points": [point.to_dict() for point in trainer.points],
+        "layer_weights": trainer.layer_weights,
+        "processes": args.world_size,
+        "cost": trainer.cost,
+        "versions": packages,
+    }
+
+
+def cost(trainer: ECTrainer, seconds: float) -> dict[str, float]:
+    """Steps, images seen of each set over all processes, minutes of wall time, peak memory of this process in MB."""
+    args, steps = trainer.args, trainer.state.global_step
+    batches = steps * args.gradient_accumulation_steps * args.world_size
+    if args.device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated() / 2**20
+    else:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    return {
+        "steps": steps,
+        "forget_images_seen": batches * args.per_device_forget_batch_size,
+        "retain_images_seen": batches * args.per_device_train_batch_size,
+        "minutes": round(seconds / 60, 2),
+        "peak_memory_mb": round(peak),
+    }
+
+
+def _public(name: str | None) -> str | None:
+    """A Hub id as it is; what is a path on this machine stays on it."""
+    return None if not name or Path(name).exists() else name

@@ -1,0 +1,66 @@
+"""Several processes do what one does."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+HERE = Path(__file__).parent
+
+
+def launch(script: Path, *arguments: str, processes: int, **environment: str) -> str:
+    """Run a script with one process or, as a user would on GPUs, with several of them on the CPU."""
+    accelerate = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes)]
+    accelerate += ["--main_process_port", "0"]
+    command = [*(accelerate if processes > 1 else [sys.executable]), str(script), *map(str, arguments)]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **environment}
+    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=300)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+    return done.stdout
+
+
+def record(folder: Path):
+    found = json.loads((folder / "record.json").read_text())
+    weights = load_file(folder / "model.safetensors") | {
+        f"heads.{name}": value for name, value in load_file(folder / "ec_heads" / "model.safetensors").items()
+    }
+    return found["world_size"], found["log"], weights
+
+
+@pytest.fixture(scope="module", params=["ViT", "ResNet"])
+def runs(request, tmp_path_factory):
+    """One process with 16 retain images a step, and two with 8 each."""
+    folders = {processes: tmp_path_factory.mktemp(f"{request.param}-{processes}") for processes in (1, 2)}
+    for processes, folder in folders.items():
+        launch(HERE / "train_paired.py", folder, request.param, 16 // processes, processes=processes)
+    return request.param, folders
+
+
+def test_two_processes_train_as_one_with_the_same_global_batch(runs):
+    _, folders = runs
+    (size_one, log_one, one), (size_two, log_two, two) = (record(folders[n]) for n in (1, 2))
+    assert (size_one, size_two) == (1, 2)
+    assert one.keys() == two.keys()
+    for name, value in one.items():
+        torch.testing.assert_close(
+            two[name], value, rtol=1e-5, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}"
+        )
+    for ours, theirs in zip(log_one, log_two, strict=True):
+        measured = [name for name in ours if "contrast" in name or "retain_ce" in name or "accuracy" in name]
+        for name in measured:
+            assert theirs[name] == pytest.approx(ours[name], rel=1e-4, abs=2e-5), name
+
+
+def test_two_processes_resume_to_the_bit(runs, tmp_path):
+    family, folders = runs
+    launch(HERE / "train_paired.py", tmp_path, family, 8, folders[2] / "checkpoint-4", processes=2)
+    _, _, whole = record(folders[2])
+    _, _, resumed = record(tmp_path)
+    assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
