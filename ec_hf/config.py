@@ -15,7 +15,7 @@ from ec_hf.losses import CONTRASTS, LAYER_WEIGHTS
 class ECConfig(TrainingArguments):
     """Settings of `ECTrainer`: what to supervise, with which losses, when to stop, and how to train.
 
-    The defaults of `TrainingArguments` that differ here are ``learning_rate`` (1e-3), ``per_device_train_batch_size``
+    The defaults of `TrainingArguments` that differ here are ``learning_rate`` (1e-4), ``per_device_train_batch_size``
     (64), ``warmup_steps`` (0.05, a share of the run), ``logging_steps`` (10), ``eval_strategy`` and ``save_strategy``
     ("epoch"), ``save_total_limit`` (2), ``eval_on_start`` (True: the stopping rule compares with the original), and
     ``remove_unused_columns`` (False: the collator reads the image column).
@@ -80,7 +80,9 @@ class ECConfig(TrainingArguments):
     image_column: str | None = HfArg(default=None, help="Column of the images; default: found by its type.")
     label_column: str | None = HfArg(default=None, help="Column of the labels; default: found by its type.")
 
-    learning_rate: float = HfArg(default=1e-3, help="Peak learning rate.")
+    learning_rate: float = HfArg(
+        default=1e-4, help="Peak learning rate. Small networks trained from scratch want what they were trained with."
+    )
     per_device_train_batch_size: int = HfArg(default=64, help="Retain images a step and device.")
     warmup_steps: float = HfArg(default=0.05, help="Warm-up steps, or a share of the run when below 1.")
     logging_steps: float = HfArg(default=10, help="Log every so many steps.")

@@ -74,6 +74,7 @@ class ECHeads(
         self.points = tuple(SupervisionPoint(**point) for point in points)
         self.last = SupervisionPoint(**last)
         self.num_labels = num_labels
+        self.pooling = pooling
         self.last_pooling = last_pooling
         self.heads = nn.ModuleList(
             ECHead(self.points[depth:], num_labels, pooling) for depth in range(len(self.points))

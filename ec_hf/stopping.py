@@ -39,9 +39,10 @@ class StoppingRule(TrainerCallback):
         self.floor = floor
         self.min_steps = min_steps
 
-    def is_good(self, log_history: list[dict[str, Any]], step: int) -> bool | None:
-        """Whether retain accuracy at `step` is above its floor; None where it cannot be told."""
+    def is_good(self, log_history: list[dict[str, Any]], step: int | None = None) -> bool | None:
+        """Whether retain accuracy at `step` (the last one evaluated) is above its floor; None if that is not known."""
         seen = accuracies(log_history)
+        step = max(seen, default=0) if step is None else step
         if 0 not in seen or step not in seen:
             return None
         return seen[step][1] >= seen[0][1] - self.floor - 1e-9

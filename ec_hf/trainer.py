@@ -160,10 +160,12 @@ class ECTrainer(Trainer):
             self.heads = self._new_heads()
         else:
             self.heads = heads if isinstance(heads, ECHeads) else ECHeads.from_pretrained(heads)
-            if self.heads.points != self.points or self.heads.last != self.last:
+            wanted = (self.points, self.last, self.args.pooling)
+            if (self.heads.points, self.heads.last, self.heads.pooling) != wanted:
                 raise ValueError(
-                    f"heads: they were built for {_listed(self.heads.points)}, this run supervises "
-                    f"{_listed(self.points)}. Give `points` that agree, or leave out `heads` to fit new ones."
+                    f"heads: they were built for {_listed(self.heads.points)} and pooling {self.heads.pooling!r}, "
+                    f"this run supervises {_listed(self.points)} with pooling {self.args.pooling!r}. Give `points` "
+                    "and `pooling` that agree, or leave out `heads` to fit new ones."
                 )
 
     def _choose_objective(self, forget: Dataset, retain: Dataset) -> None:
@@ -267,8 +269,8 @@ class ECTrainer(Trainer):
         Where retain accuracy ends below its floor, the last checkpoint that was above it is put back.
         """
         checkpoint = resume_from_checkpoint or None
-        if checkpoint is True:
-            checkpoint = get_last_checkpoint(self.args.output_dir)
+        if checkpoint is True:  # Trainer says so when there is none
+            checkpoint = get_last_checkpoint(self.args.output_dir) or True
         if not checkpoint and not self.heads_fitted:  # a checkpoint brings its own
             self.fit_heads()
         self.accelerator.print(announcement(self))
@@ -280,6 +282,7 @@ class ECTrainer(Trainer):
             self._keep_last_good()
         finally:
             self.heads.detach()
+            self.heads.requires_grad_(True)
         self.cost = cost(self, time.perf_counter() - start)
         return result
 
@@ -352,11 +355,7 @@ class ECTrainer(Trainer):
 
     def _keep_last_good(self) -> None:
         good = self.state.best_model_checkpoint
-        history = self.state.log_history
-        if (
-            self.args.load_best_model_at_end
-            or self.stopping_rule.is_good(history, self.state.global_step) is not False
-        ):
+        if self.args.load_best_model_at_end or self.stopping_rule.is_good(self.state.log_history) is not False:
             return
         if good and Path(good).is_dir():
             self.accelerator.print(f"Retain accuracy ended below its floor: the model of {good} is put back.")

@@ -2,10 +2,11 @@
 
     accelerate launch recipes/ec_vit.py                                    # digits 3, 5 and 8 of MNIST-5k
     accelerate launch recipes/ec_vit.py --with_retrained --with_delete     # beside it: retrained, and logit erasure
-    accelerate launch recipes/ec_vit.py recipes/ec_vit.yaml --seed 1       # settings from a file, flags override them
+    accelerate launch recipes/ec_vit.py settings.yaml --seed 1             # settings from a file, flags override them
     accelerate launch recipes/ec_vit.py --model_name_or_path ID --dataset_name ID --forget_classes cat dog
 
-Every field of `ECConfig` is a flag. Without a model, an original one is trained first and cached.
+Every field of `ECConfig` is a flag. Where neither model nor dataset is named, `ec_vit.yaml` beside this file gives the
+settings. Without a model, an original one is trained first and cached.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ import copy
 import hashlib
 import json
 import os
+import sys
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,7 @@ from accelerate import PartialState
 from datasets import Dataset
 from transformers import PreTrainedModel
 from transformers.hf_argparser import HfArg
+from transformers.utils import logging
 
 from ec_hf import ECConfig, ECTrainer, ForgetRequest, split
 from ec_hf.audit import Profile, profile
@@ -47,7 +51,7 @@ class RecipeArguments:
     )
     dataset_config: str | None = HfArg(default=None, help="Configuration of the dataset on the Hub.")
     forget_classes: list[str] | None = HfArg(default=None, help="Class names or ids to forget.")
-    forget_request: str | None = HfArg(default=None, help="JSON file with a ForgetRequest.")
+    forget_request: str | None = HfArg(default=None, help="JSON file with a ForgetRequest; replaces the classes.")
     id_column: str | None = HfArg(
         default=None, help="Column that identifies an image; its duplicates are forgotten together."
     )
@@ -58,15 +62,16 @@ class RecipeArguments:
 
 
 def main() -> None:
-    recipe, config = parse(RecipeArguments, ECConfig, description=__doc__)
-    if recipe.dataset_name == "mnist5k" and not (recipe.forget_classes or recipe.forget_request):
-        recipe.forget_classes = ["3", "5", "8"]
+    recipe, config = parse(RecipeArguments, ECConfig, argv=with_demonstration(sys.argv[1:]), description=__doc__)
+    logging.set_verbosity_warning()
     state = PartialState(cpu=config.use_cpu)
     state.print(f"{state.num_processes} process(es), backend {state.backend or 'none'}, device {state.device}")
 
     # Request and data
     request = read_request(recipe)
     state.print(request.summary())
+    config.output_dir = new_folder(config)
+    state.wait_for_everyone()  # no process writes before all have looked
     images = load_images(recipe.dataset_name, config=recipe.dataset_config)
     config.label_column = find_label_column(next(iter(images.values())), config.label_column)
     train, test = train_and_test(images, label_column=config.label_column, seed=config.seed)
@@ -75,15 +80,14 @@ def main() -> None:
     state.print(", ".join(f"{name} {len(part):,} images" for name, part in splits.items()))
 
     # The original model, and its heads, which serve every later request
+    heads_folder = None
     if recipe.model_name_or_path:
         original, processor = load_model(recipe.model_name_or_path, revision=recipe.model_revision)
     else:
         folder = cached("original", recipe, config.seed)
         original, processor = train_once(folder, train, test, config)
-        if config.heads is None and (folder / FOLDER).is_dir() and config.points == "auto":
-            config.heads = str(folder)
-
-    # Erase
+        if not config.heads and (config.points, config.pooling) == (ECConfig().points, ECConfig.pooling):
+            heads_folder = folder / FOLDER
     trainer = ECTrainer(
         model=copy.deepcopy(original),
         args=config,
@@ -91,11 +95,16 @@ def main() -> None:
         retain_dataset=parts["retain"],
         eval_dataset={name: splits[f"{name}_test"] for name in parts},
         processing_class=processor,
+        heads=heads_folder if heads_folder and heads_folder.is_dir() else None,
     )
-    trainer.train()
+    if heads_folder and not trainer.heads_fitted:
+        trainer.fit_heads()
+        if state.is_main_process:
+            trainer.heads.save_pretrained(heads_folder)
+
+    # Erase
+    trainer.train(resume_from_checkpoint=resumed(config))
     trainer.save_model()
-    if not recipe.model_name_or_path and config.points == "auto" and state.is_main_process:
-        trainer.heads.save_pretrained(folder / FOLDER)
 
     # Compare
     models: dict[str, PreTrainedModel] = {"original": original, f"EC ({config.objective})": trainer.model}
@@ -121,13 +130,35 @@ def main() -> None:
     trainer.end()
 
 
+def with_demonstration(arguments: list[str]) -> list[str]:
+    """The arguments, behind the demonstration's settings unless they name settings, model or data of their own."""
+    own = [argument.endswith((".yaml", ".yml")) for argument in arguments[:1]]
+    own += [argument.startswith(("--model_name_or_path", "--dataset_name")) for argument in arguments]
+    return arguments if any(own) else [str(Path(__file__).with_suffix(".yaml")), *arguments]
+
+
 def read_request(recipe: RecipeArguments) -> ForgetRequest:
-    """The union of the request file and the class flags."""
-    requests = [ForgetRequest.load(recipe.forget_request)] if recipe.forget_request else []
-    requests += [ForgetRequest(classes=recipe.forget_classes)] if recipe.forget_classes else []
-    if not requests:
-        raise ValueError("Say what to forget: --forget_classes NAME ... or --forget_request FILE.json.")
-    return requests[0] if len(requests) == 1 else requests[0] | requests[1]
+    """What to forget, from the file or the class flags."""
+    if recipe.forget_request:
+        return ForgetRequest.load(recipe.forget_request)
+    if recipe.forget_classes:
+        return ForgetRequest(classes=recipe.forget_classes)
+    raise ValueError("Say what to forget: --forget_classes NAME ... or --forget_request FILE.json.")
+
+
+def resumed(config: ECConfig) -> str | bool | None:
+    """The checkpoint to go on from; on a command line "true" stands for the last one in the output folder."""
+    name = config.resume_from_checkpoint
+    return True if name and name.lower() == "true" else name
+
+
+def new_folder(config: ECConfig) -> str:
+    """The output folder, which must not hold a model yet; a new one where none was named."""
+    if config.output_dir not in (None, ECConfig().output_dir):
+        if Path(config.output_dir, "config.json").exists() and not config.resume_from_checkpoint:
+            raise FileExistsError(f"--output_dir {config.output_dir} holds a model already: name another folder.")
+        return config.output_dir
+    return next(str(path) for path in (Path(f"outputs/ec_vit-{i}") for i in count(1)) if not path.exists())
 
 
 def held_out(test: Dataset, request: ForgetRequest, label_column: str) -> dict[str, Dataset]:

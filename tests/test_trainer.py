@@ -32,6 +32,7 @@ def settings(folder, **kwargs):
         "eval_on_start": False,
         "max_steps": 4,
         "min_steps": 0,
+        "learning_rate": 1e-3,
     }
     return ECConfig(**(defaults | kwargs))
 
