@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any
 
+import torch
 from transformers import TrainingArguments
 from transformers.hf_argparser import HfArg
 
@@ -17,8 +18,9 @@ class ECConfig(TrainingArguments):
 
     The defaults of `TrainingArguments` that differ here are ``learning_rate`` (1e-4), ``per_device_train_batch_size``
     (64), ``warmup_steps`` (0.05, a share of the run), ``logging_steps`` (10), ``eval_strategy`` and ``save_strategy``
-    ("epoch"), ``save_total_limit`` (2), ``eval_on_start`` (True: the stopping rule compares with the original), and
-    ``remove_unused_columns`` (False: the collator reads the image column).
+    ("epoch"), ``save_total_limit`` (2), ``eval_on_start`` (True: the stopping rule compares with the original),
+    ``dataloader_pin_memory`` (where there is a GPU) and ``remove_unused_columns`` (False: the collator reads the image
+    column).
 
     An epoch is one pass over the retain set; the forget set cycles beside it, freshly shuffled at each turn.
     """
@@ -61,7 +63,10 @@ class ECConfig(TrainingArguments):
     heads: str | None = HfArg(
         default=None, help="Folder or Hub id of fitted EC heads to start from; default: fit them first."
     )
-    train_heads: bool = HfArg(default=True, help="Whether the EC heads go on training during erasure.")
+    train_heads: bool = HfArg(
+        default=False,
+        help="Whether the EC heads go on training during erasure. Frozen ones leave it to the backbone to forget.",
+    )
     heads_epochs: int = HfArg(default=3, help="Passes over all images for fitting the heads on the original model.")
     heads_learning_rate: float = HfArg(default=1e-3, help="Peak learning rate of that fit.")
     forget_target: float | None = HfArg(
@@ -90,6 +95,7 @@ class ECConfig(TrainingArguments):
     save_strategy: str = HfArg(default="epoch", help="When to save a checkpoint: no, steps or epoch.")
     save_total_limit: int | None = HfArg(default=2, help="Checkpoints to keep.")
     eval_on_start: bool = HfArg(default=True, help="Evaluate the original model first; the stopping rule needs it.")
+    dataloader_pin_memory: bool = HfArg(default=torch.cuda.is_available(), help="Pin batches in memory.")
     remove_unused_columns: bool = HfArg(default=False, help="Leave as it is: the collator needs the image column.")
 
     def __post_init__(self) -> None:

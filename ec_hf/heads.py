@@ -56,7 +56,7 @@ class ECHeads(
         last: the model's deepest hidden state, in the same form; host objectives see its pooled features.
         num_labels: number of classes of the model.
         pooling: how tokens become one vector at the end of a head, see `ec_hf.points.pool`.
-        last_pooling: the same for the model's deepest hidden state.
+        last_pooling: the same where the model's deepest hidden state is pooled as it is: what its classifier reads.
 
     ``save_pretrained``, ``from_pretrained`` and ``push_to_hub`` store the heads on their own, for the next request on
     the same original model.
@@ -77,7 +77,8 @@ class ECHeads(
         self.pooling = pooling
         self.last_pooling = last_pooling
         self.heads = nn.ModuleList(
-            ECHead(self.points[depth:], num_labels, pooling) for depth in range(len(self.points))
+            ECHead(self.points[depth:], num_labels, last_pooling if point == self.last else pooling)
+            for depth, point in enumerate(self.points)
         )
         self._attached_to: tuple[PreTrainedModel, Any, Any] | None = None
 

@@ -56,7 +56,10 @@ class RecipeArguments:
         default=None, help="Column that identifies an image; its duplicates are forgotten together."
     )
     with_retrained: bool = HfArg(
-        default=False, help="Also train a model on the retain set alone, the reference for forgetting."
+        default=False, help="Also train the small ViT on the retain set alone, the reference for forgetting."
+    )
+    retrained_name_or_path: str | None = HfArg(
+        default=None, help="A retrained model that there is already; recipes/train_original.py makes one."
     )
     with_delete: bool = HfArg(default=False, help="Also erase with DELETE at the logits only, for contrast.")
 
@@ -66,6 +69,12 @@ def main() -> None:
     logging.set_verbosity_warning()
     state = PartialState(cpu=config.use_cpu)
     state.print(f"{state.num_processes} process(es), backend {state.backend or 'none'}, device {state.device}")
+
+    if recipe.with_retrained and recipe.model_name_or_path:
+        raise ValueError(
+            "--with_retrained retrains this recipe's own ViT. For your model, train one of the same architecture on "
+            "the retain set (recipes/train_original.py --without_classes ...) and pass it as --retrained_name_or_path."
+        )
 
     # Request and data
     request = read_request(recipe)
@@ -110,7 +119,9 @@ def main() -> None:
     models: dict[str, PreTrainedModel] = {"original": original, f"EC ({config.objective})": trainer.model}
     if recipe.with_delete:
         models["DELETE"] = erase_logits(original, config, parts, splits, processor)
-    if recipe.with_retrained:
+    if recipe.retrained_name_or_path:
+        models["retrained"], _ = load_model(recipe.retrained_name_or_path)
+    elif recipe.with_retrained:
         folder = cached(f"retrained-{request.content_hash[:12]}", recipe, config.seed)
         models["retrained"], _ = train_once(folder, parts["retain"], splits["retain_test"], config)
     profiles = profile(models, splits, trainer.data_collator, trainer.points, accelerator=trainer.accelerator)

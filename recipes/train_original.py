@@ -4,7 +4,7 @@
     accelerate launch recipes/train_original.py --architecture resnet --dataset_name uoft-cs/cifar10 --output_dir out
     accelerate launch --multi_gpu --num_processes 2 recipes/train_original.py --use_cpu
 
-Every field of `TrainingArguments` is a flag. A retrained model is the same call with the retain part alone.
+Every field of `TrainingArguments` is a flag. `--without_classes cat dog` gives the retrained model of a request.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from transformers import (
 )
 from transformers.hf_argparser import HfArg
 
+from ec_hf import ForgetRequest, split
 from ec_hf.batches import ImageCollator
 from ec_hf.cli import parse
 from ec_hf.data import find_image_column, find_label_column
@@ -51,6 +52,9 @@ class RecipeArguments:
         default="mnist5k", help="Hub id, local folder, or mnist5k, which comes with the package."
     )
     dataset_config: str | None = HfArg(default=None, help="Configuration of the dataset on the Hub.")
+    without_classes: list[str] | None = HfArg(
+        default=None, help="Classes to leave out of both parts: a retrained model, the reference for unlearning them."
+    )
 
 
 @dataclass
@@ -276,6 +280,9 @@ def main() -> None:
     state.print(f"{state.num_processes} process(es), backend {state.backend or 'none'}, device {state.device}")
     images = load_images(recipe.dataset_name, config=recipe.dataset_config)
     parts = train_and_test(images, label_column=config.label_column, seed=config.seed)
+    if recipe.without_classes:
+        request = ForgetRequest(classes=recipe.without_classes)
+        parts = tuple(split(part, request, label_column=config.label_column)["retain"] for part in parts)
     train(config, *parts)
     state.destroy_process_group()
 

@@ -13,12 +13,13 @@ import torch
 from safetensors.torch import load_file
 
 HERE = Path(__file__).parent
+DDP = HERE.parent / "recipes" / "accelerate" / "ddp.yaml"
 
 
 def launch(script: Path, *arguments: str, processes: int, **environment: str) -> str:
     """Run a script with one process or, as a user would on GPUs, with several of them on the CPU."""
-    accelerate = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes)]
-    accelerate += ["--main_process_port", "0"]
+    accelerate = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(DDP)]
+    accelerate += ["--num_processes", str(processes), "--main_process_port", "0"]
     command = [*(accelerate if processes > 1 else [sys.executable]), str(script), *map(str, arguments)]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **environment}
     done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=300)

@@ -86,6 +86,32 @@ def test_a_request_file_with_rows_leaves_the_whole_test_set_to_retain(inputs, tm
     assert set(results["original"]["accuracy"]) == {"forget_train", "retain_train", "retain_test"}
 
 
+def test_train_original_makes_the_retrained_reference_of_a_request(inputs, tmp_path):
+    flags = [
+        "--dataset_name",
+        inputs / "data",
+        "--without_classes",
+        "bee",
+        "dog",
+        "--output_dir",
+        tmp_path / "retrained",
+    ]
+    flags += ["--architecture", "resnet", "--max_steps", "40", "--per_device_train_batch_size", "8", "--use_cpu"]
+    launch(RECIPES / "train_original.py", *flags, processes=1)
+    model = AutoModelForImageClassification.from_pretrained(tmp_path / "retrained")
+    assert model.config.num_labels == 5, "the classes keep their place in the head"
+    chosen = arguments(inputs, tmp_path / "out") | {"model_name_or_path": str(tmp_path / "retrained"), "max_steps": 1}
+    chosen |= {"retrained_name_or_path": str(tmp_path / "retrained")}
+    (tmp_path / "settings.yaml").write_text(yaml.safe_dump(chosen))
+    launch(RECIPES / "ec_vit.py", tmp_path / "settings.yaml", processes=1)
+    figures = json.loads((tmp_path / "out" / "results.json").read_text())["retrained"]
+    assert figures["accuracy"]["forget_train"] == 0.0
+    assert figures["accuracy"]["retain_test"] > 0.9
+    assert min(figures["cka"]["original"]["retain_test"].values()) == pytest.approx(1.0), (
+        "both are the same model here"
+    )
+
+
 def test_unknown_settings_in_a_file_are_refused(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(RECIPES))
     from ec_hf import ECConfig

@@ -318,6 +318,12 @@ def test_a_forget_target_replaces_chance(tmp_path):
     assert trainer.state.global_step == 2
 
 
+def test_no_run_stops_before_its_minimum_of_steps(tmp_path):
+    trainer = scripted_trainer(tmp_path, [(0.9, 0.9), *[(0.0, 0.9)] * 6], min_steps=4)
+    trainer.train()
+    assert trainer.state.global_step == 4
+
+
 def test_the_last_good_checkpoint_is_put_back_when_retain_ends_below_its_floor(tmp_path, capsys):
     script = [(0.9, 0.9), (0.9, 0.9), (0.9, 0.9), *[(0.9, 0.7)] * 4]
     trainer = scripted_trainer(tmp_path, script, save_total_limit=1)
@@ -368,6 +374,39 @@ def test_heads_for_other_points_are_refused(tmp_path):
     with pytest.raises(ValueError, match="heads: they were built for"):
         make_trainer(tmp_path, heads=str(tmp_path / "heads"))
     assert make_trainer(tmp_path, points=[2, 4], heads=tmp_path / "heads").heads.points == trainer.points
+
+
+def test_heads_with_another_pooling_are_refused(tmp_path):
+    heads = make_trainer(tmp_path).heads
+    with pytest.raises(ValueError, match="pooling 'mean', this run"):
+        make_trainer(tmp_path, heads=heads, pooling="cls")
+
+
+def test_cls_pooling_is_refused_where_there_is_no_cls_token(tmp_path):
+    with pytest.raises(ValueError, match="no CLS token"):
+        make_trainer(tmp_path, "ResNet", pooling="cls")
+
+
+def test_resuming_where_there_is_no_checkpoint_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="checkpoint"):
+        make_trainer(tmp_path).train(resume_from_checkpoint=True)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"contrast": "simclr"}, "expected one of"),
+        ({"temperature": 0.0}, "above 0"),
+        ({"retain_weight": -1.0}, "0 or more"),
+        ({"remove_unused_columns": True}, "image column"),
+        ({"layer_weights": [1, 2]}, "one number for each of the 4 supervision points"),
+        ({"objective": "delet"}, "did you mean 'delete'"),
+        ({"points": [9]}, "no hidden state 9"),
+    ],
+)
+def test_settings_out_of_range_are_refused(tmp_path, setting, message):
+    with pytest.raises(ValueError, match=message):
+        make_trainer(tmp_path, **setting)
 
 
 def test_several_gpus_in_one_process_are_refused(tmp_path):

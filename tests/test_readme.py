@@ -1,0 +1,26 @@
+"""The README's Python runs as it stands."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from conftest import make_images, make_model, make_processor
+from transformers import AutoModelForImageClassification
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+def test_the_python_examples_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    first, second = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    names = {
+        "train_dataset": make_images(),
+        "test_dataset": make_images(50, seed=1),
+        "model_or_id": make_model("ViT"),
+        "processor": make_processor(),
+    }
+    exec(first, names)
+    AutoModelForImageClassification.from_pretrained(tmp_path / "out")
+    exec(second, names)
+    assert names["request"].ids == {"patient": (17,)}
