@@ -345,12 +345,16 @@ class ECTrainer(Trainer):
             return self._teacher.to(pixel_values.device)(pixel_values=pixel_values).logits
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the mean of every loss component since the last line, over all processes."""
+        """Add the mean of every loss component since the last line, over all processes; leave out evaluation times."""
         if "loss" in logs and self._components:
             means = torch.stack([torch.stack(values).mean() for values in self._components.values()])
             means = self.accelerator.reduce(means, reduction="mean")
             logs |= {name: round(mean, 5) for name, mean in zip(self._components, means.tolist(), strict=True)}
             self._components.clear()
+        timings = ("_runtime", "_samples_per_second", "_steps_per_second", "_preparation_time")
+        logs = {
+            name: value for name, value in logs.items() if not (name.startswith("eval_") and name.endswith(timings))
+        }
         super().log(logs, start_time)
 
     def _keep_last_good(self) -> None:

@@ -204,7 +204,7 @@ def erase_logits(
     """DELETE with retain cross-entropy and no supervision points: what changing the last layer's output gives."""
     args = copy.copy(config)
     args.objective, args.objective_kwargs, args.points, args.heads = "delete", {"retain_weight": 1.0}, [], None
-    args.output_dir = str(Path(config.output_dir) / "delete")
+    args.output_dir, args.save_strategy = str(Path(config.output_dir) / "delete"), "no"
     trainer = ECTrainer(
         model=copy.deepcopy(original),
         args=args,
