@@ -21,6 +21,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from accelerate import PartialState
 from datasets import Dataset
 from transformers import PreTrainedModel
@@ -95,8 +96,8 @@ def main() -> None:
     else:
         folder = cached("original", recipe, config.seed)
         original, processor = train_once(folder, train, test, config)
-        if not config.heads and (config.points, config.pooling) == (ECConfig().points, ECConfig.pooling):
-            heads_folder = folder / FOLDER
+        if not config.heads:
+            heads_folder = folder / "-".join([FOLDER, config.pooling, *np.atleast_1d(config.points).astype(str)])
     trainer = ECTrainer(
         model=copy.deepcopy(original),
         args=config,
@@ -116,15 +117,17 @@ def main() -> None:
     trainer.save_model()
 
     # Compare
-    models: dict[str, PreTrainedModel] = {"original": original, f"EC ({config.objective})": trainer.model}
+    name = "EC" if config.objective == "contrastive" else f"{config.objective} + EC"
+    models: dict[str, PreTrainedModel] = {"original": original, name: trainer.model}
     if recipe.with_delete:
-        models["DELETE"] = erase_logits(original, config, parts, splits, processor)
+        models["delete"] = erase_logits(original, config, parts, splits, processor)
     if recipe.retrained_name_or_path:
         models["retrained"], _ = load_model(recipe.retrained_name_or_path)
     elif recipe.with_retrained:
         folder = cached(f"retrained-{request.content_hash[:12]}", recipe, config.seed)
         models["retrained"], _ = train_once(folder, parts["retain"], splits["retain_test"], config)
-    profiles = profile(models, splits, trainer.data_collator, trainer.points, accelerator=trainer.accelerator)
+    points = [point for point in trainer.points if point != trainer.last] + [trainer.last]
+    profiles = profile(models, splits, trainer.data_collator, points, accelerator=trainer.accelerator)
     if state.is_main_process:
         document = manifest(
             train,

@@ -56,7 +56,7 @@ def test_ec_vit_erases_compares_and_saves(inputs, tmp_path, processes):
     assert "CKA to original, forget test, hidden_states.4" in printed
 
     results = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert set(results) == {"original", "EC (contrastive)", "DELETE"}
+    assert set(results) == {"original", "EC", "delete"}
     assert json.loads((tmp_path / "out" / "ec_config.json").read_text())["cost"]["steps"] == 2
     manifest = json.loads((tmp_path / "out" / "forget_manifest.json").read_text())
     assert manifest["parts"]["forget"] == {"rows": 40, "per_class": {"bee": 20, "dog": 20}}
