@@ -36,6 +36,7 @@ from ec_hf.heads import FOLDER
 from ec_hf.loading import load_images, load_model, train_and_test
 from train_original import train_original
 
+UNNAMED = "trainer_output"  # what TrainingArguments calls the folder where none was named
 CACHE = Path(os.environ.get("EC_HF_CACHE", Path.home() / ".cache" / "ec_hf"))
 
 
@@ -141,6 +142,7 @@ def main() -> None:
         write(config.output_dir, "results.json", {name: figures.to_dict() for name, figures in profiles.items()})
         print(table(profiles))
         print(f"\nIn {config.output_dir}: the unlearned model, its EC heads, forget_manifest.json, results.json")
+    state.wait_for_everyone()  # gloo may abort a process that leaves while another still works
     trainer.end()
 
 
@@ -168,7 +170,7 @@ def resumed(config: ECConfig) -> str | bool | None:
 
 def new_folder(config: ECConfig) -> str:
     """The output folder, which must not hold a model yet; a new one where none was named."""
-    if config.output_dir not in (None, ECConfig().output_dir):
+    if config.output_dir != UNNAMED:
         if Path(config.output_dir, "config.json").exists() and not config.resume_from_checkpoint:
             raise FileExistsError(f"--output_dir {config.output_dir} holds a model already: name another folder.")
         return config.output_dir
