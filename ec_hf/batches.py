@@ -205,28 +205,45 @@ class ImageCollator:
 def collator_for(
     model: PreTrainedModel,
     processor: Any,
-    dataset: Any,
+    parts: Mapping[str, Any],
     *,
     image_column: str | None = None,
     label_column: str | None = None,
 ) -> ImageCollator:
-    """The collator that brings a dataset's images and labels into the form that a model expects.
+    """The collator that brings datasets' images and labels into the form that a model expects.
 
     Columns are found, class names matched with the model's, and images converted to its number of channels.
 
+    Args:
+        model: the classifier.
+        processor: its image processor, or None for data that holds ``pixel_values``.
+        parts: the datasets by name, all with the same columns; the first one is looked at for these.
+        image_column: as for `find_image_column`.
+        label_column: as for `find_label_column`.
+
     Raises:
-        ValueError: as `find_image_column`, `find_label_column` and `label_ids`.
+        ValueError: as `find_image_column`, `find_label_column` and `label_ids`, and for label columns that differ.
     """
     channels = image_shape(model)[0]
-    if not isinstance(dataset, Dataset):
+    first = next(iter(parts.values()))
+    if not all(isinstance(part, Dataset) for part in parts.values()):
         return ImageCollator(processor, image_column=image_column, label_column=label_column, num_channels=channels)
-    example = dataset[0]
-    label_column = find_label_column(dataset, label_column)
+    label_column = find_label_column(first, label_column)
+    kinds = {name: part.features.get(label_column) for name, part in parts.items()}
+    if odd := [name for name, kind in kinds.items() if kind != first.features[label_column]]:
+        raise ValueError(
+            f"column {label_column!r} is {kinds[odd[0]]} in the {odd[0]} set, but {first.features[label_column]} in "
+            f"the {next(iter(parts))} set: bring all to one form with cast_column"
+        )
+    ids: dict[Any, int] = {}  # of text labels each part knows those alone that it holds
+    for part in parts.values():
+        ids |= label_ids(part, label_column, model.config.id2label or {}) or {}
+    example = first[0]
     return ImageCollator(
         processor,
-        image_column=None if "pixel_values" in example else find_image_column(dataset, image_column),
+        image_column=None if "pixel_values" in example else find_image_column(first, image_column),
         label_column=label_column if label_column in example else None,  # a transform may have renamed it
-        label_ids=label_ids(dataset, label_column, model.config.id2label or {}),
+        label_ids=ids or None,
         num_channels=channels,
     )
 

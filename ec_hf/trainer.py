@@ -113,7 +113,8 @@ class ECTrainer(Trainer):
             data_collator = collator_for(
                 model,
                 processing_class,
-                forget_dataset,
+                {"forget": forget_dataset, "retain": retain_dataset}
+                | {f"evaluation {name}": part for name, part in eval_dataset.items()},
                 image_column=args.image_column,
                 label_column=args.label_column,
             )

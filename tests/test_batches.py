@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 import torch
 from accelerate.data_loader import BatchSamplerShard, prepare_data_loader, skip_first_batches
-from datasets import Dataset, concatenate_datasets
+from conftest import make_model
+from datasets import ClassLabel, Dataset, Value, concatenate_datasets
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image as PILImage
 from transformers import ViTImageProcessor, ViTImageProcessorPil
 from transformers.models.timm_wrapper.image_processing_timm_wrapper import TimmWrapperImageProcessor
 
-from ec_hf.batches import ImageCollator, PairedBatchSampler, PairedDataset
+from ec_hf.batches import ImageCollator, PairedBatchSampler, PairedDataset, collator_for
 
 
 def numbered():
@@ -312,3 +313,31 @@ def test_forget_examples_are_counted_and_must_come_first():
     assert ImageCollator()([example(False)])["num_forget"] == 0
     with pytest.raises(ValueError, match="forget examples must come first"):
         ImageCollator()([example(True), example(False), example(True)])
+
+
+# --- the collator of a model ---------------------------------------------------------------------------------------
+
+
+def labelled(labels, kind):
+    images = [picture("RGB")] * len(labels)
+    return Dataset.from_dict({"image": images, "label": labels}).cast_column("label", kind)
+
+
+def test_text_labels_of_all_parts_are_matched_with_the_model():
+    model = make_model("ViT")  # ant bee cat dog elk
+    parts = {"forget": labelled(["bee"], Value("string")), "retain": labelled(["elk", "ant"], Value("string"))}
+    collator = collator_for(model, None, parts)
+    assert collator.label_ids == {"ant": 0, "bee": 1, "elk": 4}
+    assert (collator.image_column, collator.label_column, collator.num_channels) == ("image", "label", 3)
+
+
+def test_parts_with_other_label_columns_are_refused():
+    kinds = ClassLabel(names=["bee", "ant"]), ClassLabel(names=["ant", "bee"])
+    parts = {"forget": labelled([0], kinds[0]), "retain": labelled([1], kinds[0]), "held out": labelled([0], kinds[1])}
+    with pytest.raises(ValueError, match=r"in the held out set.*cast_column"):
+        collator_for(make_model("ViT"), None, parts)
+
+
+def test_class_names_in_another_order_than_the_models_are_matched():
+    parts = {"forget": labelled([0], ClassLabel(names=["elk", "bee"]))}
+    assert collator_for(make_model("ViT"), None, parts).label_ids == {0: 4, 1: 1}

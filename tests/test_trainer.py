@@ -435,6 +435,24 @@ def test_the_same_trainer_can_train_twice(tmp_path):
     assert trainer.state.global_step == 2
 
 
+def test_text_labels_work_though_each_part_holds_some_of_them_only(tmp_path):
+    images = make_images()
+    names = [NAMES[label] for label in images["label"]]
+    images = images.remove_columns("label").add_column("label", names)
+    parts = split(images, ForgetRequest(classes=["bee"]))
+    trainer = ECTrainer(
+        make_model("ViT"),
+        settings(tmp_path),
+        forget_dataset=parts["forget"],
+        retain_dataset=parts["retain"],
+        eval_dataset={"forget": parts["forget"]},
+        processing_class=make_processor(),
+    )
+    assert trainer._forget_classes == (1,)
+    trainer.train()
+    assert "eval_forget_accuracy" in trainer.evaluate()
+
+
 def test_data_that_holds_pixel_values_needs_no_processor(tmp_path):
     images = make_images()
     processor = make_processor()
