@@ -56,11 +56,12 @@ class StoppingRule(TrainerCallback):
             return control
         forget, retain = accuracies(state.log_history)[state.global_step]
         if not good:
-            logger.warning(
-                f"Step {state.global_step}: retain accuracy {retain:.2%} is more than {self.floor:.2%} below the "
-                "original's. The last checkpoint above that floor is kept; a lower learning rate, a higher "
-                "retain_weight or fewer steps spare the retain set."
-            )
+            if state.is_world_process_zero:
+                logger.warning(
+                    f"Step {state.global_step}: retain accuracy {retain:.2%} is more than {self.floor:.2%} below the "
+                    "original's. If it ends so, the last checkpoint from above that floor is put back. A lower "
+                    "learning rate, a higher retain_weight or fewer steps spare the retain set."
+                )
             return control
         if not args.load_best_model_at_end:  # else the user's own metric names the checkpoint to keep
             state.best_global_step = state.global_step

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import time
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -135,7 +134,8 @@ class ECTrainer(Trainer):
             **kwargs,
         )
         self.model_accepts_loss_kwargs = False
-        self._components: dict[str, list[Tensor]] = defaultdict(list)
+        self._components: dict[str, Tensor] = {}  # sums over the batches since the last log line
+        self._batches = 0
         self._choose_points(heads or args.heads)
         self._choose_objective(forget_dataset, retain_dataset)
         target = args.forget_target if args.forget_target is not None else 1 / self.model.config.num_labels
@@ -301,14 +301,15 @@ class ECTrainer(Trainer):
             outputs = model(pixel_values=pixel_values, **self._point_kwargs)
         terms = self._loss_terms(outputs, pixel_values, labels, count)
         loss = torch.stack([weight * term for weight, term in terms.values()]).sum()
+        self._batches += 1
         for name, (_, term) in terms.items():
-            self._components[name].append(term.detach())
+            self._components[name] = self._components.get(name, 0) + term.detach()
         return (loss, outputs) if return_outputs else loss
 
     def _loss_terms(
         self, outputs: Any, pixel_values: Tensor, labels: Tensor, count: int
     ) -> dict[str, tuple[float, Tensor]]:
-        """Every component of the loss with its weight, by name."""
+        """Every component of the loss with its weight, by name; what is only worth logging has weight 0."""
         args = self.args
         forget, retain = (
             Part(outputs.logits[half], outputs.last_features[half], labels[half], pixel_values[half])
@@ -337,8 +338,7 @@ class ECTrainer(Trainer):
             cross_entropy = retain_cross_entropy(logits[count:], labels[count:])
             terms[f"{point.name}/retain_ce"] = (weight * args.retain_weight, cross_entropy)
             step.log["fallbacks"] = contrast.fallbacks  # labels decide it, so it is the same at every point
-        self._components["fallbacks"].append(step.log.get("fallbacks", labels.new_zeros(())).float())
-        return terms
+        return terms | {name: (0.0, value.float()) for name, value in step.log.items()}
 
     def _teach(self, pixel_values: Tensor) -> Tensor:
         assert self._teacher is not None
@@ -348,10 +348,10 @@ class ECTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the mean of every loss component since the last line, over all processes; leave out evaluation times."""
         if "loss" in logs and self._components:
-            means = torch.stack([torch.stack(values).mean() for values in self._components.values()])
+            means = torch.stack(list(self._components.values())) / self._batches
             means = self.accelerator.reduce(means, reduction="mean")
             logs |= {name: round(mean, 5) for name, mean in zip(self._components, means.tolist(), strict=True)}
-            self._components.clear()
+            self._components, self._batches = {}, 0
         timings = ("_runtime", "_samples_per_second", "_steps_per_second", "_preparation_time")
         logs = {
             name: value for name, value in logs.items() if not (name.startswith("eval_") and name.endswith(timings))
