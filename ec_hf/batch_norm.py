@@ -8,25 +8,28 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from ec_hf.distributed import gather_with_grad
 
 
 @contextmanager
 def clean_statistics(model: nn.Module, num_forget: int, *, update: bool) -> Iterator[None]:
-    """Run a forward over ``[forget ; retain]`` with batch norm using its running statistics, as in evaluation.
+    """Run a forward over ``[forget ; retain]`` with batch-norm statistics that know nothing of the forget part.
 
     Args:
         model: the model; its batch-norm layers are put into eval mode, their affine parameters train on.
         num_forget: number of forget images at the head of the batch.
-        update: whether the running statistics follow the retain part of the batch (of all processes together).
+        update: False normalises by the running statistics, which stay as they are. True does what training does, with
+            the retain images of all processes as the batch: their mean and variance normalise all images and enter
+            the running statistics.
     """
     layers = [module for module in model.modules() if isinstance(module, _BatchNorm)]
     for layer in layers:
         layer.eval()
-    follow = partial(_follow_retain, num_forget=num_forget)
-    handles = [layer.register_forward_pre_hook(follow) for layer in layers if update and layer.track_running_stats]
+    hook = partial(_normalise_by_retain, num_forget=num_forget)
+    handles = [layer.register_forward_pre_hook(hook) for layer in layers if update and layer.track_running_stats]
     try:
         yield
     finally:
@@ -34,17 +37,26 @@ def clean_statistics(model: nn.Module, num_forget: int, *, update: bool) -> Iter
             handle.remove()
 
 
-@torch.no_grad()
-def _follow_retain(layer: Any, args: tuple[Tensor, ...], *, num_forget: int) -> None:
-    retain: Any = args[0][num_forget:].detach().float().transpose(0, 1).flatten(1)
+def _normalise_by_retain(layer: Any, args: tuple[Tensor, ...], *, num_forget: int) -> Tensor:
+    """An input that the layer, in eval mode, normalises to what the retain statistics would make of `args[0]`.
+
+    A change of the input rather than of the layer, because subclasses add an activation to the forward.
+    """
+    shape = (1, -1, *[1] * (args[0].dim() - 2))
+    features = args[0] if args[0].dtype == torch.float64 else args[0].float()
+    features = features - layer.running_mean.view(shape).clone()  # near 0, where sums of squares are exact
+    retain = features[num_forget:].transpose(0, 1).flatten(1)
     count = retain.new_tensor([retain.shape[1]])
-    sums = torch.cat([count, retain.sum(dim=1), retain.square().sum(dim=1)])
-    if dist.is_available() and dist.is_initialized():
-        dist.all_reduce(sums)
-    total, (first, second) = sums[0], sums[1:].chunk(2)
+    sums = gather_with_grad(torch.cat([count, retain.sum(dim=1), retain.square().sum(dim=1)])[None]).sum(dim=0)
+    total, (first, second) = sums[0].detach(), sums[1:].chunk(2)
     mean = first / total
-    variance = (second / total - mean.square()).clamp(min=0) * total / (total - 1).clamp(min=1)
-    layer.num_batches_tracked.add_(1)
-    rate = layer.momentum if layer.momentum is not None else 1 / layer.num_batches_tracked.item()
-    layer.running_mean.lerp_(mean.to(layer.running_mean.dtype), rate)
-    layer.running_var.lerp_(variance.to(layer.running_var.dtype), rate)
+    variance = (second / total - mean.square()).clamp(min=0)
+    with torch.no_grad():
+        layer.num_batches_tracked.add_(1)
+        rate = layer.momentum if layer.momentum is not None else 1 / layer.num_batches_tracked.item()
+        layer.running_mean.add_(mean.to(layer.running_mean.dtype), alpha=rate)
+        unbiased = variance * total / (total - 1).clamp(min=1)
+        layer.running_var.lerp_(unbiased.to(layer.running_var.dtype), rate)
+    scale = ((layer.running_var + layer.eps) / (variance + layer.eps)).sqrt()
+    mean, scale, shift = (each.view(shape) for each in (mean, scale, layer.running_mean))
+    return ((features - mean) * scale + shift).to(args[0].dtype)

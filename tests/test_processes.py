@@ -51,7 +51,7 @@ def test_two_processes_train_as_one_with_the_same_global_batch(runs):
     assert one.keys() == two.keys()
     for name, value in one.items():
         torch.testing.assert_close(
-            two[name], value, rtol=1e-5, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}"
+            two[name], value, rtol=1e-9, atol=1e-10, msg=lambda text, name=name: f"{name}: {text}"
         )
     for ours, theirs in zip(log_one, log_two, strict=True):
         measured = [name for name in ours if "contrast" in name or "retain_ce" in name or "accuracy" in name]

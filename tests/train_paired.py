@@ -14,7 +14,7 @@ from ec_hf.points import describe_hidden_states, select_points
 
 out, family, batch, *resume = sys.argv[1:]
 parts = split(make_images(), ForgetRequest(classes=["bee", "dog"]))
-model = make_model(family)
+model = make_model(family).double()  # so that what is left of a difference is no rounding
 states = describe_hidden_states(model, (3, 32, 32))
 points = [point.to_dict() for point in select_points(model, states)]
 trainer = ECTrainer(
@@ -41,7 +41,13 @@ trainer = ECTrainer(
     retain_dataset=parts["retain"],
     eval_dataset=dict(parts),
     processing_class=make_processor(),
-    heads=ECHeads(points, states[-1].to_dict(), 5),  # the same in every run; how they are fitted is tested elsewhere
+    heads=ECHeads(
+        points, states[-1].to_dict(), 5
+    ).double(),  # the same in every run; how they are fitted is tested elsewhere
+)
+collate = trainer.data_collator
+trainer.data_collator = lambda examples: (
+    collate(examples) | {"pixel_values": collate(examples)["pixel_values"].double()}
 )
 trainer.train(resume_from_checkpoint=resume[0] if resume else None)
 trainer.save_model()
