@@ -22,11 +22,12 @@ class Profile:
 
     Attributes:
         accuracy: top-1 accuracy (a share) by split.
-        cka: debiased linear CKA of its pooled features to those of each reference model: reference, split, point.
+        cka: debiased linear CKA of its pooled features to those of each reference model: reference, split, point. None
+            where it is not defined: fewer than four images, or features that are all alike.
     """
 
     accuracy: dict[str, float] = field(default_factory=dict)
-    cka: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
+    cka: dict[str, dict[str, dict[str, float | None]]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """The profile as plain JSON values."""
@@ -86,6 +87,13 @@ def profile(
             profiles[name].accuracy[split] = count / len(dataset)  # type: ignore[arg-type]
         for (name, reference), each in streams.items():
             profiles[name].cka[reference][split] = {
-                point.name: stream.compute() for point, stream in zip(points, each, strict=True)
+                point.name: _value(stream) for point, stream in zip(points, each, strict=True)
             }
     return profiles
+
+
+def _value(stream: LinearCKA) -> float | None:
+    try:
+        return stream.compute()
+    except ValueError:
+        return None

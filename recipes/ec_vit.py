@@ -236,10 +236,10 @@ def table(profiles: dict[str, Profile]) -> str:
                 continue
             for point in by_point:
                 row = f"CKA to {reference}, {split_name.replace('_', ' ')}, {point}"
-                rows[row] = [
-                    f"{figures.cka[reference][split_name][point]:.2f}" if reference in figures.cka else "—"
-                    for figures in profiles.values()
+                cells = [
+                    figures.cka.get(reference, {}).get(split_name, {}).get(point) for figures in profiles.values()
                 ]
+                rows[row] = ["—" if cell is None else f"{cell:.2f}" for cell in cells]
     lines = [["", *profiles], ["---"] * (len(profiles) + 1), *([name, *cells] for name, cells in rows.items())]
     widths = [max(len(line[i]) for line in lines) for i in range(len(profiles) + 1)]
     return "\n".join(
