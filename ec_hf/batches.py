@@ -226,7 +226,8 @@ def collator_for(
     """
     channels = image_shape(model)[0]
     first = next(iter(parts.values()))
-    if not all(isinstance(part, Dataset) for part in parts.values()):
+    parts = {name: part for name, part in parts.items() if isinstance(part, Dataset)}
+    if not isinstance(first, Dataset):
         return ImageCollator(processor, image_column=image_column, label_column=label_column, num_channels=channels)
     label_column = find_label_column(first, label_column)
     kinds = {name: part.features.get(label_column) for name, part in parts.items()}

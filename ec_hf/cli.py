@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from argparse import ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ def parse(*types: Any, argv: Sequence[str] | None = None, description: str | Non
         ValueError: for a YAML file that is no mapping or has a key that no field has.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    parser = HfArgumentParser(types, description=description)
+    parser = HfArgumentParser(types, description=description, formatter_class=_Formatter)
     if argv and argv[0].endswith((".yaml", ".yml")):
         path = argv.pop(0)
         values = yaml.safe_load(Path(path).read_text())
@@ -34,3 +35,7 @@ def parse(*types: Any, argv: Sequence[str] | None = None, description: str | Non
         for action in parser._actions:
             action.required = action.required and action.dest not in values
     return parser.parse_args_into_dataclasses(argv)
+
+
+class _Formatter(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
+    """Defaults beside the flags, and the description as it was written."""

@@ -49,7 +49,7 @@ class ECConfig(TrainingArguments):
     layer_weights: list[str] | str = HfArg(
         default_factory=lambda: "uniform",
         help="Weight of each supervision point, shallow to deep: one number a point, or a schedule, one of "
-        f"{', '.join(sorted(LAYER_WEIGHTS))}.",
+        f"{', '.join(sorted(LAYER_WEIGHTS))}. The last weight is that of a contrastive host objective too.",
     )
     per_device_forget_batch_size: int = HfArg(
         default=0,
@@ -129,6 +129,15 @@ class ECConfig(TrainingArguments):
         for name in ("retain_weight", "retain_floor"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)}: expected 0 or more.")
+        for name in ("retain_floor", "forget_target"):
+            if (getattr(self, name) or 0) > 1:
+                raise ValueError(
+                    f"{name}={getattr(self, name)}: expected a share, 0.01 for one point, not a percentage."
+                )
+        if self.batch_norm == "retain" and (self.gradient_checkpointing or self.activation_checkpointing):
+            raise ValueError(
+                "batch_norm='retain' does not work with activation checkpointing; use batch_norm='frozen'."
+            )
         if self.remove_unused_columns:
             raise ValueError("remove_unused_columns=True would drop the image column; leave it False.")
 

@@ -129,6 +129,8 @@ class ECHeads(
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> ECHeads:
         """Load heads from a Hub id or a local folder, or from the `ec_heads` folder beside a saved model."""
         beside = Path(pretrained_model_name_or_path) / FOLDER
+        if Path(pretrained_model_name_or_path).is_absolute() and not beside.parent.is_dir():
+            raise FileNotFoundError(f"no EC heads: there is no folder {str(pretrained_model_name_or_path)!r}")
         return super().from_pretrained(beside if beside.is_dir() else pretrained_model_name_or_path, **kwargs)
 
 

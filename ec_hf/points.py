@@ -10,6 +10,7 @@ without prefix tokens, maps, pairs of both); here each becomes one of two normal
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -49,7 +50,7 @@ class SupervisionPoint:
 
     def __str__(self) -> str:
         prefix = f"{self.prefix} prefix + " if self.prefix else ""
-        shape = f"{prefix}{self.height}x{self.width} {self.kind if self.kind == 'tokens' else 'map'}"
+        shape = f"{prefix}{self.height}x{self.width} {self.kind}"
         return f"{self.name} ({shape}, {self.channels} channels)"
 
     def to_dict(self) -> dict[str, Any]:
@@ -63,7 +64,10 @@ def hidden_state_kwargs(model: nn.Module) -> dict[str, Any]:
     timm drops the prefix tokens unless it is asked for them, and the classifier of many ViTs reads nothing else.
     """
     kwargs: dict[str, Any] = {"output_hidden_states": True}
-    if getattr(getattr(model, "timm_model", None), "num_prefix_tokens", 0):
+    timm_model: Any = getattr(model, "timm_model", None)
+    if getattr(timm_model, "num_prefix_tokens", 0) and (
+        "return_prefix_tokens" in inspect.signature(timm_model.forward_intermediates).parameters
+    ):
         kwargs |= {"return_prefix_tokens": True, "output_fmt": "NLC"}
     return kwargs
 
@@ -77,6 +81,7 @@ def take(hidden_states: Sequence[Any], point: SupervisionPoint) -> Tensor:
     if point.kind == "tokens":
         return state.flatten(2).transpose(1, 2) if state.dim() == 4 else state
     if state.dim() == 3:
+        state = state[:, point.prefix :]
         grid = (state.shape[0], point.channels, point.height, point.width)
         return state.transpose(1, 2).reshape(grid) if _fits(state, point) else _to_square(state)
     return state
@@ -179,7 +184,8 @@ def classifier_pooling(model: PreTrainedModel, state: SupervisionPoint) -> str:
     if timm_model is not None:
         return "cls" if getattr(timm_model, "global_pool", None) == "token" else "mean"
     with torch.enable_grad():
-        images = torch.rand(1, *image_shape(model), device=model.device, dtype=model.dtype)
+        images = torch.rand(1, *image_shape(model), generator=torch.Generator().manual_seed(0))
+        images = images.to(model.device, model.dtype)
         output, last = _forward(model, images)
         gradient = torch.autograd.grad(output.logits.square().sum(), last[-1], allow_unused=True)[0]
     return "mean" if gradient is None or not gradient[:, 0].any() else "cls"

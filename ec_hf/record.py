@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import resource
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import accelerate
+import psutil
 import torch
 import transformers
 
@@ -48,13 +49,16 @@ def announcement(trainer: ECTrainer) -> str:
     for point, weight in zip(points, trainer.layer_weights, strict=True):
         covered = trainer.objective.covers_last_point and point == trainer.last
         lines.append(f"    {point}, weight {weight:g}{' (the objective itself)' if covered else ''}")
-    if {"forget", "retain"} <= set(trainer.eval_dataset or ()) and args.eval_on_start:
+    evaluates = args.eval_on_start and args.eval_strategy != "no"
+    if {"forget", "retain"} <= set(trainer.eval_dataset or ()) and evaluates:
         lines.append(
             f"  stops after {args.min_steps} steps or later, once forget accuracy is at most "
             f"{trainer.stopping_rule.target:.1%} and retain accuracy has fallen by at most {args.retain_floor:.1%}"
         )
     else:
-        lines.append("  no stopping rule: it needs eval_dataset={'forget': ..., 'retain': ...} and eval_on_start")
+        lines.append(
+            "  no stopping rule: it needs eval_dataset={'forget': ..., 'retain': ...}, eval_on_start, eval_strategy"
+        )
     return "\n".join(lines)
 
 
@@ -78,15 +82,19 @@ def run_record(trainer: ECTrainer) -> dict[str, Any]:
 
 
 def cost(trainer: ECTrainer, seconds: float) -> dict[str, float]:
-    """Steps, images seen of each set over all processes, minutes of wall time, peak memory of this process in MB."""
-    args, steps = trainer.args, trainer.state.global_step
-    batches = steps * args.gradient_accumulation_steps * args.world_size
+    """Steps in all; of this call of `train`: images seen by all processes, minutes, peak memory of this one in MB."""
+    args = trainer.args
+    batches = trainer.batches_seen * args.world_size
     if args.device.type == "cuda":
         peak = torch.cuda.max_memory_allocated() / 2**20
+    elif sys.platform == "win32":
+        peak = psutil.Process().memory_info().peak_wset / 2**20
     else:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+        import resource  # not on Windows
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** (20 if sys.platform == "darwin" else 10)
     return {
-        "steps": steps,
+        "steps": trainer.state.global_step,
         "forget_images_seen": batches * args.per_device_forget_batch_size,
         "retain_images_seen": batches * args.per_device_train_batch_size,
         "minutes": round(seconds / 60, 2),

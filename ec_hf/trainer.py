@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from transformers.trainer_utils import TrainOutput, get_last_checkpoint
 from ec_hf.batch_norm import clean_statistics
 from ec_hf.batches import ImageCollator, PairedBatchSampler, PairedDataset, collator_for
 from ec_hf.config import ECConfig
-from ec_hf.data import read_column, shared_rows
+from ec_hf.data import find_label_column, read_column, shared_rows
 from ec_hf.heads import FOLDER, ECHeads, fit_heads
 from ec_hf.loading import load_model
 from ec_hf.losses import check_contrast, global_contrast, layer_weights, retain_cross_entropy
@@ -68,8 +68,6 @@ class ECTrainer(Trainer):
             the model, or several GPUs in one process. All before anything is trained.
     """
 
-    _tag_names = ("machine-unlearning", "erase-at-the-core", "ec_hf")
-    _paper = "2602.05375"
     loss_is_scaled_for_ga = False
     args: ECConfig
     model: Any
@@ -96,6 +94,15 @@ class ECTrainer(Trainer):
         **kwargs: Any,
     ) -> None:
         args = copy.copy(args) if args is not None else ECConfig()
+        if not isinstance(args, ECConfig):
+            raise TypeError(
+                f"args: expected an ECConfig, got {type(args).__name__}; it takes the same settings and more."
+            )
+        if not isinstance(eval_dataset, (Mapping, type(None))):
+            raise TypeError(
+                f"eval_dataset: expected {{'forget': ..., 'retain': ...}}, got {type(eval_dataset).__name__}; "
+                "dict(split(test_dataset, request)) makes one."
+            )
         if args.n_gpu > 1:
             raise ValueError(
                 f"One process sees {args.n_gpu} GPUs. EC needs one process a GPU: start the script with "
@@ -105,6 +112,11 @@ class ECTrainer(Trainer):
         if not isinstance(model, nn.Module):
             model, loaded = load_model(model)
             processing_class = processing_class or loaded
+        if model.dtype in (torch.float16, torch.bfloat16) and not (args.bf16 or args.fp16):
+            raise ValueError(
+                f"model: its weights are {model.dtype}, in which small updates are lost. Load it with "
+                "dtype=torch.float32, and set bf16=True for mixed precision."
+            )
         eval_dataset = {name: part for name, part in (eval_dataset or {}).items() if len(part)}  # type: ignore[arg-type]
         if not eval_dataset:
             args.eval_strategy, args.eval_on_start = "no", False
@@ -135,7 +147,7 @@ class ECTrainer(Trainer):
         )
         self.model_accepts_loss_kwargs = False
         self._components: dict[str, Tensor] = {}  # sums over the batches since the last log line
-        self._batches = 0
+        self._batches = self.batches_seen = 0
         self._choose_points(heads or args.heads)
         self._choose_objective(forget_dataset, retain_dataset)
         target = args.forget_target if args.forget_target is not None else 1 / self.model.config.num_labels
@@ -189,9 +201,9 @@ class ECTrainer(Trainer):
     def _labels_of(self, dataset: Dataset) -> set[int] | None:
         """The model's ids of the classes in a dataset, or None where only reading every image would tell."""
         collator = self.data_collator
-        if not (isinstance(dataset, HFDataset) and isinstance(collator, ImageCollator) and collator.label_column):
+        if not (isinstance(dataset, HFDataset) and isinstance(collator, ImageCollator)):
             return None
-        values = read_column(dataset, collator.label_column).unique().to_pylist()
+        values = read_column(dataset, find_label_column(dataset, self.args.label_column)).unique().to_pylist()
         return {value if collator.label_ids is None else collator.label_ids[value] for value in values}
 
     def get_train_dataloader(self) -> DataLoader:
@@ -222,7 +234,7 @@ class ECTrainer(Trainer):
     # Stage 1
 
     def _new_heads(self) -> ECHeads:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.args.seed)
             return ECHeads(
                 [point.to_dict() for point in self.points],
@@ -275,7 +287,9 @@ class ECTrainer(Trainer):
         if not checkpoint and not self.heads_fitted:  # a checkpoint brings its own
             self.fit_heads()
         self.accelerator.print(announcement(self))
-        self.heads.requires_grad_(self.args.train_heads)
+        for head, weight in zip(self.heads.heads, self._weights()[1], strict=True):
+            head.requires_grad_(self.args.train_heads and weight > 0)  # DDP wants a gradient of all that require one
+        self._components, self._batches, self.batches_seen = {}, 0, 0
         self.heads.attach(self.model)
         start = time.perf_counter()
         try:
@@ -302,6 +316,7 @@ class ECTrainer(Trainer):
         terms = self._loss_terms(outputs, pixel_values, labels, count)
         loss = torch.stack([weight * term for weight, term in terms.values()]).sum()
         self._batches += 1
+        self.batches_seen += 1
         for name, (_, term) in terms.items():
             self._components[name] = self._components.get(name, 0) + term.detach()
         return (loss, outputs) if return_outputs else loss
@@ -316,10 +331,7 @@ class ECTrainer(Trainer):
             for half in (slice(None, count), slice(count, None))
         )
         step = Step(forget, retain, teacher=self._teach, forget_classes=self._forget_classes)
-        weights = list(self.layer_weights)
-        host_weight = 1.0
-        if self.objective.covers_last_point and self.points and self.points[-1] == self.last:
-            host_weight, weights[-1] = weights[-1], 0.0  # the host is the loss of the last point
+        host_weight, weights = self._weights()
         terms = {f"{self.objective.name}/{name}": (host_weight, t) for name, t in self.objective(step).items()}
         for point, weight, features, logits in zip(
             self.points, weights, outputs.features, outputs.head_logits, strict=True
@@ -337,8 +349,15 @@ class ECTrainer(Trainer):
             terms[f"{point.name}/contrast"] = (weight, contrast.loss)
             cross_entropy = retain_cross_entropy(logits[count:], labels[count:])
             terms[f"{point.name}/retain_ce"] = (weight * args.retain_weight, cross_entropy)
-            step.log["fallbacks"] = contrast.fallbacks  # labels decide it, so it is the same at every point
+            step.log["fallbacks"] = contrast.fallbacks / count  # labels decide it, so it is the same at every point
         return terms | {name: (0.0, value.float()) for name, value in step.log.items()}
+
+    def _weights(self) -> tuple[float, list[float]]:
+        """Weight of the host objective and of the EC loss at each point."""
+        weights = list(self.layer_weights)
+        if self.objective.covers_last_point and self.points and self.points[-1] == self.last:
+            return weights[-1], [*weights[:-1], 0.0]  # the host is the loss of the last point
+        return 1.0, weights
 
     def _teach(self, pixel_values: Tensor) -> Tensor:
         assert self._teacher is not None
@@ -420,6 +439,10 @@ def accuracy(prediction: Any) -> dict[str, float]:
 
 def _check_sets(forget: Any, retain: Any) -> None:
     for name, dataset in (("forget_dataset", forget), ("retain_dataset", retain)):
+        if dataset is not None and not hasattr(dataset, "__len__"):
+            raise TypeError(
+                f"{name}: expected a dataset with rows by index, got {type(dataset).__name__}; no streaming."
+            )
         if dataset is None or len(dataset) == 0:
             raise ValueError(f"{name} is empty; `split(dataset, request)` gives both parts.")
     shared = shared_rows(forget, retain)

@@ -5,8 +5,8 @@
     accelerate launch recipes/ec_vit.py settings.yaml --seed 1             # settings from a file, flags override them
     accelerate launch recipes/ec_vit.py --model_name_or_path ID --dataset_name ID --forget_classes cat dog
 
-Every field of `ECConfig` is a flag. Where neither model nor dataset is named, `ec_vit.yaml` beside this file gives the
-settings. Without a model, an original one is trained first and cached.
+Every field of `ECConfig` is a flag. Where neither settings file, model nor dataset is named, `ec_vit.yaml` beside this
+file gives the settings. Without a model, an original one is trained first and cached.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from accelerate import PartialState
 from datasets import Dataset
 from transformers import PreTrainedModel
@@ -37,6 +36,7 @@ from ec_hf.loading import load_images, load_model, train_and_test
 from train_original import train_original
 
 UNNAMED = "trainer_output"  # what TrainingArguments calls the folder where none was named
+DEMONSTRATION = str(Path(__file__).with_suffix(".yaml"))
 CACHE = Path(os.environ.get("EC_HF_CACHE", Path.home() / ".cache" / "ec_hf"))
 
 
@@ -67,7 +67,10 @@ class RecipeArguments:
 
 
 def main() -> None:
-    recipe, config = parse(RecipeArguments, ECConfig, argv=with_demonstration(sys.argv[1:]), description=__doc__)
+    recipe, config = parse(RecipeArguments, ECConfig, description=__doc__)
+    own_settings = sys.argv[1:] and sys.argv[1].endswith((".yaml", ".yml"))
+    if not own_settings and (recipe.model_name_or_path, recipe.dataset_name) == (None, RecipeArguments.dataset_name):
+        recipe, config = parse(RecipeArguments, ECConfig, argv=[DEMONSTRATION, *sys.argv[1:]])
     logging.set_verbosity_warning()
     state = PartialState(cpu=config.use_cpu)
     state.print(f"{state.num_processes} process(es), backend {state.backend or 'none'}, device {state.device}")
@@ -95,18 +98,19 @@ def main() -> None:
     if recipe.model_name_or_path:
         original, processor = load_model(recipe.model_name_or_path, revision=recipe.model_revision)
     else:
-        folder = cached("original", recipe, config.seed)
+        folder = cached("original", train, config)
         original, processor = train_once(folder, train, test, config)
         if not config.heads:
-            heads_folder = folder / "-".join([FOLDER, config.pooling, *np.atleast_1d(config.points).astype(str)])
+            fitted = (config.points, config.pooling, config.heads_epochs, config.heads_learning_rate)
+            heads_folder = folder / f"{FOLDER}-{digest(fitted)}"
     trainer = ECTrainer(
         model=copy.deepcopy(original),
         args=config,
         forget_dataset=parts["forget"],
         retain_dataset=parts["retain"],
-        eval_dataset={name: splits[f"{name}_test"] for name in parts},
+        eval_dataset=evaluated(splits),
         processing_class=processor,
-        heads=heads_folder if heads_folder and heads_folder.is_dir() else None,
+        heads=heads_folder if heads_folder and (heads_folder / "model.safetensors").exists() else None,
     )
     if heads_folder and not trainer.heads_fitted:
         trainer.fit_heads()
@@ -118,15 +122,17 @@ def main() -> None:
     trainer.save_model()
 
     # Compare
-    name = "EC" if config.objective == "contrastive" else f"{config.objective} + EC"
+    name = config.objective if not trainer.points else "EC" if config.objective == "contrastive" else None
+    name = name or f"{config.objective} + EC"
     models: dict[str, PreTrainedModel] = {"original": original, name: trainer.model}
     if recipe.with_delete:
         models["delete"] = erase_logits(original, config, parts, splits, processor)
     if recipe.retrained_name_or_path:
         models["retrained"], _ = load_model(recipe.retrained_name_or_path)
     elif recipe.with_retrained:
-        folder = cached(f"retrained-{request.content_hash[:12]}", recipe, config.seed)
-        models["retrained"], _ = train_once(folder, parts["retain"], splits["retain_test"], config)
+        folder = cached("retrained", parts["retain"], config)
+        classes = list(original.config.id2label.values())  # of text labels the retain set holds some only
+        models["retrained"], _ = train_once(folder, parts["retain"], splits["retain_test"], config, classes=classes)
     points = [point for point in trainer.points if point != trainer.last] + [trainer.last]
     profiles = profile(models, splits, trainer.data_collator, points, accelerator=trainer.accelerator)
     if state.is_main_process:
@@ -144,13 +150,6 @@ def main() -> None:
         print(f"\nIn {config.output_dir}: the unlearned model, its EC heads, forget_manifest.json, results.json")
     state.wait_for_everyone()  # gloo may abort a process that leaves while another still works
     trainer.end()
-
-
-def with_demonstration(arguments: list[str]) -> list[str]:
-    """The arguments, behind the demonstration's settings unless they name settings, model or data of their own."""
-    own = [argument.endswith((".yaml", ".yml")) for argument in arguments[:1]]
-    own += [argument.startswith(("--model_name_or_path", "--dataset_name")) for argument in arguments]
-    return arguments if any(own) else [str(Path(__file__).with_suffix(".yaml")), *arguments]
 
 
 def read_request(recipe: RecipeArguments) -> ForgetRequest:
@@ -186,13 +185,24 @@ def held_out(test: Dataset, request: ForgetRequest, label_column: str) -> dict[s
     return {f"{name}_test": part for name, part in parts.items()}
 
 
-def cached(kind: str, recipe: RecipeArguments, seed: int) -> Path:
-    """Folder of a model that this recipe trains, one for each dataset and seed."""
-    key = hashlib.sha256(json.dumps([recipe.dataset_name, recipe.dataset_config, seed]).encode()).hexdigest()[:12]
-    return CACHE / f"{kind}-{key}"
+def evaluated(splits: dict[str, Dataset]) -> dict[str, Dataset]:
+    """What is evaluated during erasure: test images, or the forgotten rows where no test image is named."""
+    forget = splits["forget_test"] if len(splits["forget_test"]) else splits["forget_train"]
+    return {"forget": forget, "retain": splits["retain_test"]}
 
 
-def train_once(folder: Path, train: Dataset, test: Dataset, config: ECConfig) -> tuple[PreTrainedModel, Any]:
+def digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:12]
+
+
+def cached(kind: str, train: Dataset, config: ECConfig) -> Path:
+    """Folder of a model that this recipe trains, one for each training set and seed."""
+    return CACHE / f"{kind}-{digest([train._fingerprint, config.label_column, config.image_column, config.seed])}"
+
+
+def train_once(
+    folder: Path, train: Dataset, test: Dataset, config: ECConfig, **settings: Any
+) -> tuple[PreTrainedModel, Any]:
     """Train a model into `folder`, or load the one that is there."""
     state = PartialState()
     there = (folder / "model.safetensors").exists()
@@ -200,7 +210,8 @@ def train_once(folder: Path, train: Dataset, test: Dataset, config: ECConfig) ->
     if there:
         state.print(f"Using the model in {folder}")
         return load_model(folder)
-    return train_original(folder, train, test, seed=config.seed, use_cpu=config.use_cpu)
+    columns = {"label_column": config.label_column, "image_column": config.image_column}
+    return train_original(folder, train, test, seed=config.seed, use_cpu=config.use_cpu, **columns, **settings)
 
 
 def erase_logits(
@@ -215,7 +226,7 @@ def erase_logits(
         args=args,
         forget_dataset=parts["forget"],
         retain_dataset=parts["retain"],
-        eval_dataset={name: splits[f"{name}_test"] for name in parts},
+        eval_dataset=evaluated(splits),
         processing_class=processor,
     )
     trainer.train()
@@ -232,7 +243,9 @@ def table(profiles: dict[str, Profile]) -> str:
     for reference in ("original", "retrained"):
         by_split = next((figures.cka[reference] for figures in profiles.values() if reference in figures.cka), {})
         for split_name, by_point in by_split.items():
-            if not split_name.endswith("test"):
+            if not split_name.endswith("test") and not (
+                split_name == "forget_train" and "forget_test" not in by_split
+            ):
                 continue
             for point in by_point:
                 row = f"CKA to {reference}, {split_name.replace('_', ' ')}, {point}"

@@ -69,6 +69,9 @@ class OriginalConfig(TrainingArguments):
     architecture: str = HfArg(default="vit", help="vit, resnet, or a timm name; all start from random weights.")
     image_column: str | None = HfArg(default=None, help="Image column, where it cannot be told.")
     label_column: str | None = HfArg(default=None, help="Label column, where it cannot be told.")
+    classes: list[str] | None = HfArg(
+        default=None, help="Class names in the order of their ids; default: those that the data names or holds."
+    )
     overwrite: bool = HfArg(default=False, help="Replace the model that output_dir holds.")
     num_train_epochs: float = HfArg(default=24, help="Passes over the training images.")
     per_device_train_batch_size: int = HfArg(
@@ -121,7 +124,7 @@ def train(
         find_label_column(train_dataset, config.label_column),
     ]
     parts = {"train": train_dataset.select_columns(columns), "test": eval_dataset.select_columns(columns)}
-    names = class_names([part.select_columns(columns[1:]) for part in parts.values()])
+    names = config.classes or class_names([part.select_columns(columns[1:]) for part in parts.values()])
     first = parts["train"].with_format(None)[0][columns[0]]
     is_image = isinstance(first, Image)
     # Gray images become RGB ones: pipelines and the Hub's widget hand RGB to every model.
@@ -281,6 +284,8 @@ def main() -> None:
     images = load_images(recipe.dataset_name, config=recipe.dataset_config)
     parts = train_and_test(images, label_column=config.label_column, seed=config.seed)
     if recipe.without_classes:
+        column = find_label_column(parts[0], config.label_column)
+        config.classes = config.classes or class_names([part.select_columns([column]) for part in parts])
         request = ForgetRequest(classes=recipe.without_classes)
         parts = tuple(split(part, request, label_column=config.label_column)["retain"] for part in parts)
     train(config, *parts)

@@ -338,6 +338,12 @@ def test_parts_with_other_label_columns_are_refused():
         collator_for(make_model("ViT"), None, parts)
 
 
+def test_a_part_that_is_no_hugging_face_dataset_does_not_switch_the_matching_off():
+    forget = labelled([0], ClassLabel(names=["elk", "bee"]))
+    parts = {"forget": forget, "evaluation": torch.utils.data.Subset(forget, [0])}
+    assert collator_for(make_model("ViT"), None, parts).label_ids == {0: 4, 1: 1}
+
+
 def test_class_names_in_another_order_than_the_models_are_matched():
     parts = {"forget": labelled([0], ClassLabel(names=["elk", "bee"]))}
     assert collator_for(make_model("ViT"), None, parts).label_ids == {0: 4, 1: 1}

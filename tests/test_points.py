@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+import transformers
 from conftest import FAMILIES, TIMM, make_model
 
 from ec_hf.points import (
+    SupervisionPoint,
     classifier_pooling,
     describe_hidden_states,
     hidden_state_kwargs,
@@ -74,6 +76,19 @@ def test_token_grids_become_maps_in_row_major_order():
     output = model(pixel_values=torch.rand(2, 3, 32, 32), **hidden_state_kwargs(model))
     for state, reshaped in zip(states, output.reshaped_hidden_states, strict=True):
         torch.testing.assert_close(take(output.hidden_states, state), reshaped)
+
+
+def test_a_map_leaves_out_the_prefix_tokens_of_its_stage():
+    tokens = torch.rand(2, 5, 3)
+    point = SupervisionPoint(index=0, kind="map", channels=3, height=2, width=2, prefix=1)
+    torch.testing.assert_close(take([tokens], point).flatten(2).transpose(1, 2), tokens[:, 1:])
+
+
+@pytest.mark.parametrize("architecture", ["cait_xxs24_224", "convit_tiny"])
+def test_timm_models_that_keep_their_prefix_tokens_to_themselves_work(architecture):
+    config = transformers.TimmWrapperConfig(architecture=architecture, num_labels=5)
+    model = transformers.TimmWrapperForImageClassification(config)
+    assert len(select_points(model, describe_hidden_states(model))) == 4
 
 
 def test_non_square_images_are_sized_by_their_proportions():

@@ -81,9 +81,11 @@ def test_a_request_file_with_rows_leaves_the_whole_test_set_to_retain(inputs, tm
     chosen = arguments(inputs, tmp_path / "out") | {"forget_request": str(request), "max_steps": 1}
     del chosen["forget_classes"]
     (tmp_path / "settings.yaml").write_text(yaml.safe_dump(chosen))
-    launch(RECIPES / "ec_vit.py", tmp_path / "settings.yaml", processes=1)
+    printed = launch(RECIPES / "ec_vit.py", tmp_path / "settings.yaml", processes=1)
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert set(results["original"]["accuracy"]) == {"forget_train", "retain_train", "retain_test"}
+    assert "CKA to original, forget train, hidden_states.4" in printed
+    assert "no stopping rule" not in printed, "the forgotten rows themselves are evaluated"
 
 
 def test_train_original_makes_the_retrained_reference_of_a_request(inputs, tmp_path):
@@ -110,6 +112,14 @@ def test_train_original_makes_the_retrained_reference_of_a_request(inputs, tmp_p
     assert min(figures["cka"]["original"]["retain_test"].values()) == pytest.approx(1.0), (
         "both are the same model here"
     )
+
+
+def test_the_demonstration_is_left_out_where_model_or_data_are_named(inputs, tmp_path):
+    flags = ["--model-name-or-path", inputs / "model", "--dataset-name", inputs / "data", "--forget_classes", "bee"]
+    flags += ["--max_steps", "1", "--heads_epochs", "1", "--use_cpu", "--output_dir", tmp_path]
+    launch(RECIPES / "ec_vit.py", *flags, processes=1)
+    settings = json.loads((tmp_path / "ec_config.json").read_text())["settings"]
+    assert (settings["objective"], settings["points"]) == ("contrastive", "auto")
 
 
 def test_unknown_settings_in_a_file_are_refused(tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ import torch
 from conftest import NAMES, make_images, make_model, make_processor
 from safetensors.torch import load_file
 from torch.nn import functional as F
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainingArguments
 
 from ec_hf import ECConfig, ECHeads, ECTrainer, ForgetRequest, split
 from ec_hf.stopping import StoppingRule
@@ -407,6 +407,52 @@ def test_resuming_where_there_is_no_checkpoint_is_refused(tmp_path):
 def test_settings_out_of_range_are_refused(tmp_path, setting, message):
     with pytest.raises(ValueError, match=message):
         make_trainer(tmp_path, **setting)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"retain_floor": 5.0}, "not a percentage"),
+        ({"batch_norm": "retain", "activation_checkpointing": True}, "activation checkpointing"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused_by_the_config(tmp_path, setting, message):
+    with pytest.raises(ValueError, match=message):
+        settings(tmp_path, **setting)
+
+
+def test_arguments_of_the_wrong_kind_are_refused_by_name(tmp_path):
+    parts = split(make_images(), ForgetRequest(classes=["bee"]))
+    data = {"forget_dataset": parts["forget"], "retain_dataset": parts["retain"], "processing_class": make_processor()}
+    with pytest.raises(TypeError, match="eval_dataset: expected"):
+        ECTrainer(make_model("ViT"), settings(tmp_path), **data, eval_dataset=parts["forget"])
+    with pytest.raises(TypeError, match="args: expected an ECConfig"):
+        ECTrainer(make_model("ViT"), TrainingArguments(output_dir=str(tmp_path), use_cpu=True), **data)
+    with pytest.raises(ValueError, match=r"dtype=torch\.float32"):
+        ECTrainer(make_model("ViT").bfloat16(), settings(tmp_path), **data)
+    with pytest.raises(TypeError, match="no streaming"):
+        ECTrainer(make_model("ViT"), settings(tmp_path), **data | {"retain_dataset": images_as_stream()})
+
+
+def images_as_stream():
+    return make_images().to_iterable_dataset()
+
+
+def test_only_heads_that_carry_a_loss_ask_for_a_gradient(tmp_path):
+    asked = []
+
+    class Look(TrainerCallback):
+        def on_train_begin(self, args, state, control, model=None, **kwargs):
+            asked.extend(all(p.requires_grad for p in head.parameters()) for head in model.ec_heads.heads)
+
+    make_trainer(tmp_path, train_heads=True, layer_weights=[1, 0, 1, 1], callbacks=[Look()]).train()
+    assert asked == [True, False, True, False], "the last point's loss is the contrastive host"
+
+
+def test_images_seen_count_every_micro_batch(tmp_path):
+    trainer = make_trainer(tmp_path, gradient_accumulation_steps=2, max_steps=7)  # 5 batches an epoch: 2, 2 and 1
+    trainer.train()
+    assert trainer.cost["forget_images_seen"] == 8 * (5 + 5 + 2)
 
 
 def test_several_gpus_in_one_process_are_refused(tmp_path):

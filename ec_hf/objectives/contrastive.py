@@ -46,12 +46,12 @@ class Contrastive(Objective):
         check_contrast(self.form, forget_classes)
 
     def __call__(self, step: Step) -> dict[str, Tensor]:
-        """Components "contrast" and "retain_ce"; logs "fallbacks"."""
+        """Components "contrast" and "retain_ce"; logs "fallbacks", the share of anchors without a partner."""
         forget, retain = step.forget, step.retain
         contrast = global_contrast(
             self.form, forget.features, retain.features, forget.labels, retain.labels, self.temperature
         )
-        step.log["fallbacks"] = contrast.fallbacks
+        step.log["fallbacks"] = contrast.fallbacks / len(forget.labels)
         return {
             "contrast": contrast.loss,
             "retain_ce": self.retain_weight * retain_cross_entropy(retain.logits, retain.labels),
