@@ -391,6 +391,11 @@ class ECTrainer(Trainer):
 
     # Saving, resuming, reporting
 
+    def end(self) -> None:
+        """Close trackers and process group, together: gloo may abort a process that leaves while another still works."""
+        self.accelerator.wait_for_everyone()
+        super().end()
+
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)
         folder = Path(output_dir or self.args.output_dir or "")

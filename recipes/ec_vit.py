@@ -148,7 +148,6 @@ def main() -> None:
         write(config.output_dir, "results.json", {name: figures.to_dict() for name, figures in profiles.items()})
         print(table(profiles))
         print(f"\nIn {config.output_dir}: the unlearned model, its EC heads, forget_manifest.json, results.json")
-    state.wait_for_everyone()  # gloo may abort a process that leaves while another still works
     trainer.end()
 
 

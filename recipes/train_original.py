@@ -289,6 +289,7 @@ def main() -> None:
         request = ForgetRequest(classes=recipe.without_classes)
         parts = tuple(split(part, request, label_column=config.label_column)["retain"] for part in parts)
     train(config, *parts)
+    state.wait_for_everyone()  # gloo may abort a process that leaves while another still works
     state.destroy_process_group()
 
 
