@@ -392,7 +392,7 @@ class ECTrainer(Trainer):
     # Saving, resuming, reporting
 
     def end(self) -> None:
-        """Close trackers and process group, together: gloo may abort a process that leaves while another still works."""
+        """Close trackers and process group together: gloo may abort a process that leaves while another works."""
         self.accelerator.wait_for_everyone()
         super().end()
 
