@@ -101,17 +101,10 @@ def main() -> None:
         folder = cached("original", train, config)
         original, processor = train_once(folder, train, test, config)
         if not config.heads:
-            fitted = (config.points, config.pooling, config.heads_epochs, config.heads_learning_rate)
-            heads_folder = folder / f"{FOLDER}-{digest(fitted)}"
-    trainer = ECTrainer(
-        model=copy.deepcopy(original),
-        args=config,
-        forget_dataset=parts["forget"],
-        retain_dataset=parts["retain"],
-        eval_dataset=evaluated(splits),
-        processing_class=processor,
-        heads=heads_folder if heads_folder and (heads_folder / "model.safetensors").exists() else None,
-    )
+            how = (config.points, config.pooling, config.heads_epochs, config.heads_learning_rate)
+            heads_folder = folder / f"{FOLDER}-{digest(how)}"
+    fitted = heads_folder if heads_folder and (heads_folder / "model.safetensors").exists() else None
+    trainer = trainer_for(original, config, parts, splits, processor, heads=fitted)
     if heads_folder and not trainer.heads_fitted:
         trainer.fit_heads()
         if state.is_main_process:
@@ -122,8 +115,8 @@ def main() -> None:
     trainer.save_model()
 
     # Compare
-    name = config.objective if not trainer.points else "EC" if config.objective == "contrastive" else None
-    name = name or f"{config.objective} + EC"
+    ec = "EC" if config.objective == "contrastive" else f"{config.objective} + EC"
+    name = ec if trainer.points else config.objective
     models: dict[str, PreTrainedModel] = {"original": original, name: trainer.model}
     if recipe.with_delete:
         models["delete"] = erase_logits(original, config, parts, splits, processor)
@@ -213,6 +206,21 @@ def train_once(
     return train_original(folder, train, test, seed=config.seed, use_cpu=config.use_cpu, **columns, **settings)
 
 
+def trainer_for(
+    original: PreTrainedModel, config: ECConfig, parts: Any, splits: Any, processor: Any, heads: Path | None = None
+) -> ECTrainer:
+    """A trainer on a copy of the original."""
+    return ECTrainer(
+        model=copy.deepcopy(original),
+        args=config,
+        forget_dataset=parts["forget"],
+        retain_dataset=parts["retain"],
+        eval_dataset=evaluated(splits),
+        processing_class=processor,
+        heads=heads,
+    )
+
+
 def erase_logits(
     original: PreTrainedModel, config: ECConfig, parts: Any, splits: Any, processor: Any
 ) -> PreTrainedModel:
@@ -220,14 +228,7 @@ def erase_logits(
     args = copy.copy(config)
     args.objective, args.objective_kwargs, args.points, args.heads = "delete", {"retain_weight": 1.0}, [], None
     args.output_dir, args.save_strategy = str(Path(config.output_dir) / "delete"), "no"
-    trainer = ECTrainer(
-        model=copy.deepcopy(original),
-        args=args,
-        forget_dataset=parts["forget"],
-        retain_dataset=parts["retain"],
-        eval_dataset=evaluated(splits),
-        processing_class=processor,
-    )
+    trainer = trainer_for(original, args, parts, splits, processor)
     trainer.train()
     return trainer.model
 
