@@ -13,6 +13,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,7 @@ class OriginalConfig(TrainingArguments):
     """
 
     output_dir: str | None = HfArg(default="outputs/original", help="Folder for the trained model.")
-    architecture: str = HfArg(default="vit", help="vit, resnet, or a timm name; all start from random weights.")
+    architecture: str = HfArg(default="vit", help="vit, vit12, resnet, resnet50_narrow, or a timm name; all start from random weights.")
     image_column: str | None = HfArg(default=None, help="Image column, where it cannot be told.")
     label_column: str | None = HfArg(default=None, help="Label column, where it cannot be told.")
     classes: list[str] | None = HfArg(
@@ -185,13 +186,13 @@ def build(architecture: str, size: int, channels: int, names: Sequence[str]) -> 
     return build_timm(architecture, size, channels, labels)
 
 
-def build_vit(size: int, **config: Any) -> ViTForImageClassification:
-    """Ten narrow blocks on 16 patches: depth to unlearn in, at the cost of a few seconds an epoch."""
+def build_vit(size: int, blocks: int = 10, **config: Any) -> ViTForImageClassification:
+    """Narrow blocks on 16 patches: depth to unlearn in, at the cost of a few seconds an epoch."""
     patch = size // 4 if size <= 32 else 8 if size <= 64 else 16
     return ViTForImageClassification(
         ViTConfig(
             hidden_size=48,
-            num_hidden_layers=10,
+            num_hidden_layers=blocks,
             num_attention_heads=3,
             intermediate_size=96,
             image_size=size,
@@ -210,7 +211,18 @@ def build_resnet(size: int, **config: Any) -> ResNetForImageClassification:
     return ResNetForImageClassification(ResNetConfig(**sizes, **config))
 
 
-ARCHITECTURES = {"resnet": build_resnet, "vit": build_vit}
+def build_resnet50_narrow(size: int, **config: Any) -> ResNetForImageClassification:
+    """ResNet-50 at an eighth of its width, 378,000 parameters: sixteen bottleneck blocks to unlearn in."""
+    sizes = {"embedding_size": 16, "hidden_sizes": [32, 64, 128, 256], "depths": [3, 4, 6, 3]}
+    return ResNetForImageClassification(ResNetConfig(**sizes, layer_type="bottleneck", **config))
+
+
+ARCHITECTURES = {
+    "resnet": build_resnet,
+    "resnet50_narrow": build_resnet50_narrow,
+    "vit": build_vit,
+    "vit12": partial(build_vit, blocks=12),
+}
 
 
 def build_timm(architecture: str, size: int, channels: int, labels: Mapping[str, Any]) -> tuple[PreTrainedModel, Any]:
