@@ -67,7 +67,9 @@ class OriginalConfig(TrainingArguments):
     """
 
     output_dir: str | None = HfArg(default="outputs/original", help="Folder for the trained model.")
-    architecture: str = HfArg(default="vit", help="vit, vit12, resnet, resnet50_narrow, or a timm name; all start from random weights.")
+    architecture: str = HfArg(
+        default="vit", help="vit, vit12, resnet, resnet50_narrow, or a timm name; all start from random weights."
+    )
     image_column: str | None = HfArg(default=None, help="Image column, where it cannot be told.")
     label_column: str | None = HfArg(default=None, help="Label column, where it cannot be told.")
     classes: list[str] | None = HfArg(

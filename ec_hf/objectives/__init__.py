@@ -10,7 +10,7 @@ import difflib
 import importlib
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from typing import Any, ClassVar, Literal, TypeVar
@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 import torch
 from torch import Tensor
 
-__all__ = ["Objective", "Part", "Step", "available", "get_objective", "register"]
+__all__ = ["Objective", "Part", "Setting", "Step", "available", "get_objective", "register"]
 
 ENTRY_POINTS = "ec_hf.objectives"
 
@@ -47,8 +47,15 @@ class Step:
     Attributes:
         forget: the forget half.
         retain: the retain half.
-        teacher: maps pixel values to the original model's logits; given to objectives with `needs_teacher`.
+        teacher: maps pixel values to the original model's logits; given to objectives with `needs_teacher`. Its
+            parameters take no gradient, its input may.
         forget_classes: label ids, where the forget set is whole classes: no retain row has one of them.
+        model: the model in training, unwrapped; its parameters are for penalties, its forward is not to be called.
+        index: number of this optimiser step, from 0.
+        total: number of optimiser steps of the run.
+        epoch_steps: optimiser steps of one pass over the retain set.
+        forget_steps: optimiser steps of one pass over the forget set, rounded up.
+        extra: what the model made of the rows that `Objective.extra_pixels` added; None without such.
         log: an objective may put detached scalars here that are worth a line in the log and no part of the loss.
     """
 
@@ -56,6 +63,12 @@ class Step:
     retain: Part
     teacher: Callable[[Tensor], Tensor] | None = None
     forget_classes: tuple[int, ...] | None = None
+    model: Any = None
+    index: int = 0
+    total: int = 1
+    epoch_steps: int = 1
+    forget_steps: int = 1
+    extra: Part | None = None
     log: dict[str, Tensor] = field(default_factory=dict)
     _teacher_logits: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
 
@@ -73,14 +86,40 @@ class Step:
         return self._teacher_logits[part]
 
 
+@dataclass
+class Setting:
+    """What an objective may look at, and change, once before training.
+
+    Attributes:
+        model: the model to be unlearned, which `prepare` may edit in place.
+        forget: call it for batches of the forget set: dicts of ``pixel_values`` and ``labels`` on the model's device,
+            in a fixed order; every process sees all of them.
+        retain: the same of the retain set.
+        features: call it with pixel values for what `Part.features` holds of them: (rows, width), with gradient.
+        forget_classes: label ids, where the forget set is whole classes.
+        seed: of the run.
+    """
+
+    model: Any
+    forget: Callable[[], Iterable[Mapping[str, Tensor]]]
+    retain: Callable[[], Iterable[Mapping[str, Tensor]]]
+    features: Callable[[Tensor], Tensor]
+    forget_classes: tuple[int, ...] | None
+    seed: int
+
+
 class Objective(ABC):
-    """A host objective. Its settings are the keyword arguments of its constructor; it keeps no other state.
+    """A host objective. Its settings are the keyword arguments of its constructor.
+
+    What it must know of the data or the model before training it gathers in `prepare`, which is also where closed
+    forms edit the model: those have `trains = False` and their `__call__` gives no loss.
 
     Attributes:
         name: what it is called in flags, logs and cards; the class's own name in lower case unless given.
         uses: the data that the published method uses, for an honest label where retain data is added to it.
         needs_teacher: it reads `step.teacher_logits`.
         covers_last_point: it contrasts the features of the last supervision point itself, so EC does not do it again.
+        trains: it has a loss; closed forms are done after `prepare`, and EC, if any, trains after them.
         source: paper or code it follows.
     """
 
@@ -88,6 +127,7 @@ class Objective(ABC):
     uses: ClassVar[Literal["forget", "retain", "both"]] = "both"
     needs_teacher: ClassVar[bool] = False
     covers_last_point: ClassVar[bool] = False
+    trains: ClassVar[bool] = True
     source: ClassVar[str] = ""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -97,6 +137,14 @@ class Objective(ABC):
 
     def check(self, forget_classes: int) -> None:
         """Refuse, before anything is trained, a forget set of this many classes that the objective cannot forget."""
+        return None
+
+    def prepare(self, setting: Setting) -> None:
+        """Look at the data, or edit the model, once before training. Must do the same in every process."""
+        return None
+
+    def extra_pixels(self, forget: Tensor, retain: Tensor) -> Tensor | None:
+        """Further rows of pixel values that the model shall see in the same forward, given as `step.extra`."""
         return None
 
     @abstractmethod
