@@ -22,6 +22,7 @@ from ec_hf.requests import ForgetRequest
 __all__ = [
     "find_image_column",
     "find_label_column",
+    "four_splits",
     "label_ids",
     "manifest",
     "read_column",
@@ -94,6 +95,39 @@ def split(
     if not allow_empty and not len(retain):
         raise ValueError(f"no row is left to retain of {len(dataset)}: narrow the request. {request.summary()}")
     return DatasetDict(forget=forget, retain=retain)
+
+
+def four_splits(
+    train: Dataset,
+    test: Dataset,
+    request: ForgetRequest,
+    *,
+    label_column: str | None = None,
+    id_column: str | None = None,
+) -> dict[str, Dataset]:
+    """What a request makes of a training and a test set: forget_train, retain_train, forget_test, retain_test.
+
+    The forgotten test images are those that the request would name too: of the forgotten classes, say. Row indices
+    mean nothing there, so that a request of rows alone leaves the whole test set to retain.
+
+    Args:
+        train: the set that the model was trained on; the request must name rows of it.
+        test: held-out images of the same form; forget_test may be empty.
+        request: what is forgotten.
+        label_column: as for `split`.
+        id_column: as for `split`.
+
+    Raises:
+        TypeError: as `split`.
+        ValueError: as `split`.
+    """
+    seen = split(train, request, label_column=label_column, id_column=id_column)
+    elsewhere = request.without_rows()
+    unseen: Mapping[str, Dataset] = {"forget": test.select([]), "retain": test}
+    if elsewhere is not None:
+        unseen = split(test, elsewhere, label_column=label_column, allow_empty=True)
+    parts = {"train": seen, "test": unseen}
+    return {f"{part}_{name}": halves[part] for name, halves in parts.items() for part in ("forget", "retain")}
 
 
 def manifest(
