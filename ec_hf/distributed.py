@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["gather", "gather_with_grad", "rank_offset"]
+__all__ = ["gather", "gather_with_grad", "rank_generator", "rank_offset"]
 
 
 def _world_size() -> int:
@@ -39,6 +39,15 @@ def gather(tensor: Tensor) -> Tensor:
 def rank_offset(rows: int) -> int:
     """Index of this process's first row in what `gather` returns for tensors of `rows` rows."""
     return dist.get_rank() * rows if _world_size() > 1 else 0
+
+
+def rank_generator() -> torch.Generator:
+    """A CPU generator for random draws of this process alone.
+
+    Its seed is one draw from torch's own generator, which training seeds and a resume restores, plus the rank: the
+    draws differ between processes and steps, and are the same whenever a run is repeated.
+    """
+    return torch.Generator().manual_seed(int(torch.randint(2**62, ())) + rank_offset(1))
 
 
 class _GatherWithGrad(torch.autograd.Function):

@@ -33,9 +33,12 @@ __all__ = [
     "LAYER_WEIGHTS",
     "Contrast",
     "check_contrast",
+    "cross_entropy",
     "csul",
     "delete_kl",
+    "distillation",
     "global_contrast",
+    "hide_classes",
     "layer_weights",
     "retain_cross_entropy",
     "supcon",
@@ -330,6 +333,20 @@ def global_contrast(
     )
 
 
+def cross_entropy(logits: Tensor, labels: Tensor, reduction: str = "mean") -> Tensor:
+    """Cross-entropy −log p_i[y_i].
+
+    Args:
+        logits: (n, classes).
+        labels: (n,) int64.
+        reduction: over the rows, "mean", "sum" or "none".
+
+    Returns:
+        Scalar, or (n,) for "none", in float32 or in float64.
+    """
+    return F.cross_entropy(_full(logits), labels, reduction=reduction)
+
+
 def retain_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Mean cross-entropy of the retain batch, −mean_i log p_i[y_i], for the model or for an auxiliary head.
 
@@ -340,7 +357,59 @@ def retain_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     Returns:
         Scalar, in float32 or in float64.
     """
-    return F.cross_entropy(_full(logits), labels)
+    return cross_entropy(logits, labels)
+
+
+def distillation(logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """Divergence of a student from its teacher.
+
+        loss = T² · mean_i KL( softmax(teacher_logits_i / T) ‖ softmax(logits_i / T) )
+
+    The mean is over rows ("batchmean"): the default reduction of `kl_div` would divide by the number of classes too.
+    T² keeps the size of the gradient the same over temperatures.
+
+    Source: Hinton et al., arXiv 1503.02531.
+
+    Args:
+        logits: (n, classes) of the student.
+        teacher_logits: (n, classes), which may hold −∞; no gradient flows into them.
+        temperature: T > 0.
+
+    Returns:
+        Scalar, in float32 or in float64.
+    """
+    target = (_full(teacher_logits).detach() / temperature).softmax(dim=1)
+    student = (_full(logits) / temperature).log_softmax(dim=1)
+    return temperature**2 * F.kl_div(student, target, reduction="batchmean")
+
+
+def hide_classes(teacher_logits: Tensor, labels: Tensor, forget_classes: Sequence[int] | None = None) -> Tensor:
+    """A teacher's logits with −∞ at what must be forgotten.
+
+    Args:
+        teacher_logits: (n, classes).
+        labels: (n,) int64; each row's own label is hidden.
+        forget_classes: label ids to hide in every row beside its own label.
+
+    Returns:
+        (n, classes), in float32 or in float64, detached.
+
+    Raises:
+        ValueError: no class is left, or one is named that the logits do not have.
+    """
+    classes = teacher_logits.shape[1]
+    hidden = set(forget_classes or ())
+    if not all(0 <= label < classes for label in hidden):
+        raise ValueError(f"forget_classes must be label ids from 0 to {classes - 1}, got {sorted(hidden)}")
+    if max(len(hidden), 1) >= classes:
+        raise ValueError(
+            f"all {classes} classes would be masked and nothing is left to distil: "
+            "forget fewer classes, or none of them as a whole"
+        )
+    mask = torch.zeros_like(teacher_logits, dtype=torch.bool)
+    mask[:, sorted(hidden)] = True
+    mask.scatter_(1, labels[:, None], True)
+    return _full(teacher_logits).detach().masked_fill(mask, -math.inf)
 
 
 def delete_kl(
@@ -367,20 +436,7 @@ def delete_kl(
     Raises:
         ValueError: the mask leaves no class to distil, or names one that the logits do not have.
     """
-    classes = logits.shape[1]
-    masked = set(forget_classes or ())
-    if not all(0 <= label < classes for label in masked):
-        raise ValueError(f"forget_classes must be label ids from 0 to {classes - 1}, got {sorted(masked)}")
-    if max(len(masked), 1) >= classes:
-        raise ValueError(
-            f"all {classes} classes would be masked and nothing is left to distil: "
-            "forget fewer classes, or none of them as a whole"
-        )
-    mask = torch.zeros_like(logits, dtype=torch.bool)
-    mask[:, sorted(masked)] = True
-    mask.scatter_(1, labels[:, None], True)
-    target = _full(teacher_logits).detach().masked_fill(mask, -math.inf).softmax(dim=1)
-    return F.kl_div(_full(logits).log_softmax(dim=1), target, reduction="batchmean")
+    return distillation(logits, hide_classes(teacher_logits, labels, forget_classes))
 
 
 LAYER_WEIGHTS: dict[str, Callable[[int], list[float]]] = {
