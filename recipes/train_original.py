@@ -68,7 +68,7 @@ class OriginalConfig(TrainingArguments):
 
     output_dir: str | None = HfArg(default="outputs/original", help="Folder for the trained model.")
     architecture: str = HfArg(
-        default="vit", help="vit, vit12, resnet, resnet50_narrow, or a timm name; all start from random weights."
+        default="vit", help="vit, vit12, resnet, resnet34_narrow, or a timm name; all start from random weights."
     )
     image_column: str | None = HfArg(default=None, help="Image column, where it cannot be told.")
     label_column: str | None = HfArg(default=None, help="Label column, where it cannot be told.")
@@ -213,15 +213,15 @@ def build_resnet(size: int, **config: Any) -> ResNetForImageClassification:
     return ResNetForImageClassification(ResNetConfig(**sizes, **config))
 
 
-def build_resnet50_narrow(size: int, **config: Any) -> ResNetForImageClassification:
-    """ResNet-50 at an eighth of its width, 378,000 parameters: sixteen bottleneck blocks to unlearn in."""
-    sizes = {"embedding_size": 16, "hidden_sizes": [32, 64, 128, 256], "depths": [3, 4, 6, 3]}
-    return ResNetForImageClassification(ResNetConfig(**sizes, layer_type="bottleneck", **config))
+def build_resnet34_narrow(size: int, **config: Any) -> ResNetForImageClassification:
+    """ResNet-34 at a quarter of its width, 1.3 million parameters: sixteen blocks to unlearn in."""
+    sizes = {"embedding_size": 16, "hidden_sizes": [16, 32, 64, 128], "depths": [3, 4, 6, 3], "layer_type": "basic"}
+    return ResNetForImageClassification(ResNetConfig(**sizes, **config))
 
 
 ARCHITECTURES = {
     "resnet": build_resnet,
-    "resnet50_narrow": build_resnet50_narrow,
+    "resnet34_narrow": build_resnet34_narrow,
     "vit": build_vit,
     "vit12": partial(build_vit, blocks=12),
 }
