@@ -15,12 +15,16 @@ from ec_hf.distributed import gather_with_grad
 
 
 @contextmanager
-def clean_statistics(model: nn.Module, num_forget: int, *, update: bool) -> Iterator[None]:
-    """Run a forward over ``[forget ; retain]`` with batch-norm statistics that know nothing of the forget part.
+def clean_statistics(
+    model: nn.Module, num_forget: int, num_rows: int | None = None, *, update: bool
+) -> Iterator[None]:
+    """Run a forward over ``[forget ; retain ; extra]`` with batch-norm statistics of the retain part alone.
 
     Args:
         model: the model; its batch-norm layers are put into eval mode, their affine parameters train on.
         num_forget: number of forget images at the head of the batch.
+        num_rows: number of forget and retain images together; rows after these, which an objective added and may have
+            made from forget images, do not enter the statistics either.
         update: False normalises by the running statistics, which stay as they are. True does what training does, with
             the retain images of all processes as the batch: their mean and variance normalise all images and enter
             the running statistics.
@@ -28,7 +32,7 @@ def clean_statistics(model: nn.Module, num_forget: int, *, update: bool) -> Iter
     layers = [module for module in model.modules() if isinstance(module, _BatchNorm)]
     for layer in layers:
         layer.eval()
-    hook = partial(_normalise_by_retain, num_forget=num_forget)
+    hook = partial(_normalise_by_retain, retain=slice(num_forget, num_rows))
     handles = [layer.register_forward_pre_hook(hook) for layer in layers if update and layer.track_running_stats]
     try:
         yield
@@ -37,7 +41,7 @@ def clean_statistics(model: nn.Module, num_forget: int, *, update: bool) -> Iter
             handle.remove()
 
 
-def _normalise_by_retain(layer: Any, args: tuple[Tensor, ...], *, num_forget: int) -> Tensor:
+def _normalise_by_retain(layer: Any, args: tuple[Tensor, ...], *, retain: slice) -> Tensor:
     """An input that the layer, in eval mode, normalises to what the retain statistics would make of `args[0]`.
 
     A change of the input rather than of the layer, because subclasses add an activation to the forward.
@@ -45,9 +49,9 @@ def _normalise_by_retain(layer: Any, args: tuple[Tensor, ...], *, num_forget: in
     shape = (1, -1, *[1] * (args[0].dim() - 2))
     features = args[0] if args[0].dtype == torch.float64 else args[0].float()
     features = features - layer.running_mean.view(shape).clone()  # near 0, where sums of squares are exact
-    retain = features[num_forget:].transpose(0, 1).flatten(1)
-    count = retain.new_tensor([retain.shape[1]])
-    sums = gather_with_grad(torch.cat([count, retain.sum(dim=1), retain.square().sum(dim=1)])[None]).sum(dim=0)
+    values = features[retain].transpose(0, 1).flatten(1)
+    count = values.new_tensor([values.shape[1]])
+    sums = gather_with_grad(torch.cat([count, values.sum(dim=1), values.square().sum(dim=1)])[None]).sum(dim=0)
     total, (first, second) = sums[0].detach(), sums[1:].chunk(2)
     mean = first / total
     variance = (second / total - mean.square()).clamp(min=0)

@@ -24,7 +24,7 @@ PIL_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
 class PairedDataset(torch.utils.data.Dataset):
-    """Map-style dataset over [forget ; retain]; each example gets `"is_forget": bool`.
+    """Map-style dataset over [forget ; retain]; each example gets `"is_forget": bool` and its `"paired_row": int`.
 
     Examples are fetched a batch at a time under random states (torch CPU, NumPy, `random`) set from the seed and the
     indices, and the states are put back afterwards. Random transforms that draw from these therefore give the same
@@ -52,7 +52,9 @@ class PairedDataset(torch.utils.data.Dataset):
         with _random_states_from(self.seed, indices):
             forget = iter(_fetch(self.forget, [index for index in indices if index < boundary]))
             retain = iter(_fetch(self.retain, [index - boundary for index in indices if index >= boundary]))
-        return [{**next(forget if i < boundary else retain), "is_forget": i < boundary} for i in indices]
+        return [
+            {**next(forget if i < boundary else retain), "is_forget": i < boundary, "paired_row": i} for i in indices
+        ]
 
 
 class PairedBatchSampler(torch.utils.data.Sampler[list[int]]):
@@ -133,7 +135,8 @@ class PairedBatchSampler(torch.utils.data.Sampler[list[int]]):
 class ImageCollator:
     """Turns example dicts into a batch: pixel_values (B, C, H, W) float32, labels (B,) int64.
 
-    Examples of a `PairedDataset` also give `num_forget` (int): how many rows at the start of the batch are forget.
+    Examples of a `PairedDataset` also give `num_forget` (int): how many rows at the start of the batch are forget,
+    and `rows` (B,) int64: their indices in that dataset.
 
     Args:
         processor: image processor, called once a batch; not needed when examples hold `pixel_values`, which are used
@@ -165,6 +168,7 @@ class ImageCollator:
         if "is_forget" in examples[0]:
             flags = [bool(example["is_forget"]) for example in examples]
             batch["num_forget"] = sum(flags)
+            batch["rows"] = torch.tensor([example.get("paired_row", -1) for example in examples])
             if not all(flags[: sum(flags)]):
                 raise ValueError("forget examples must come first in a batch: sample with PairedBatchSampler")
         return batch

@@ -31,6 +31,17 @@ class ECConfig(TrainingArguments):
         default="contrastive", help="Host objective at the model's output: a registered name or package:Class."
     )
     objective_kwargs: dict | str | None = HfArg(default=None, help="Settings of the host objective, as a JSON object.")
+    saliency: float | None = HfArg(
+        default=None,
+        help="SalUn's mask beside any objective: the share of the model's weights, those with the largest gradient on "
+        "the forget set, that may move; the others stay as they are to the bit. Limits what EC does to the model too, "
+        "never the EC heads. Default: what the objective says, which is all weights but for 'saliency'.",
+    )
+    cache_teacher: bool = HfArg(
+        default=False,
+        help="Compute the original model's logits on the forget set once instead of at every step, for objectives "
+        "that read them. Images must be the same each time: no random augmentation of the forget set.",
+    )
     points: list[str] | str = HfArg(
         default_factory=lambda: "auto",  # HfArgumentParser passes on no plain default of a list
         help="Supervision points that carry an EC head: 'auto' for about four depths, 'none' for the host objective "
@@ -134,6 +145,8 @@ class ECConfig(TrainingArguments):
                 raise ValueError(
                     f"{name}={getattr(self, name)}: expected a share, 0.01 for one point, not a percentage."
                 )
+        if self.saliency is not None and not 0 < self.saliency <= 1:
+            raise ValueError(f"saliency={self.saliency}: expected a share above 0 and at most 1.")
         if self.batch_norm == "retain" and (self.gradient_checkpointing or self.activation_checkpointing):
             raise ValueError(
                 "batch_norm='retain' does not work with activation checkpointing; use batch_norm='frozen'."

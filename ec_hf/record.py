@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,8 @@ import torch
 import transformers
 
 from ec_hf._version import __version__
+from ec_hf.command import command, public, without_paths
+from ec_hf.licenses import base_license
 
 if TYPE_CHECKING:
     from ec_hf.trainer import ECTrainer
@@ -39,6 +42,7 @@ def announcement(trainer: ECTrainer) -> str:
     args, data, points = trainer.args, trainer.train_dataset, trainer.points
     lines = [
         f"Unlearning with objective {trainer.objective.name!r} on {args.world_size} process(es), {args.device}",
+        f"  the losses use: {data_used(trainer)}",
         f"  forget set {len(data.forget):,} images, retain set {len(data.retain):,} images",
         f"  a step and process: {args.per_device_forget_batch_size} forget + "
         f"{args.per_device_train_batch_size} retain images",
@@ -47,9 +51,19 @@ def announcement(trainer: ECTrainer) -> str:
         else "  no supervision points",
     ]
     for point, weight in zip(points, trainer.layer_weights, strict=True):
-        covered = trainer.objective.covers_last_point and point == trainer.last
+        covered = trainer.host.covers_last_point and point == trainer.last
         lines.append(f"    {point}, weight {weight:g}{' (the objective itself)' if covered else ''}")
+    if not trainer.objective.trains:
+        then = f"then EC trains with objective {trainer.host.name!r}" if points else "nothing is trained"
+        lines.append(f"  the objective edits the model in closed form, {then}")
+    if trainer.saliency is not None:
+        lines.append(
+            f"  SalUn mask: {trainer.saliency:.0%} of the model's weights may move"
+            f"{', by the gradient of EC too; EC heads are not masked' if points else ''}"
+        )
     evaluates = args.eval_on_start and args.eval_strategy != "no"
+    if not trainer.host.trains:
+        return "\n".join(lines)
     if {"forget", "retain"} <= set(trainer.eval_dataset or ()) and evaluates:
         lines.append(
             f"  stops after {args.min_steps} steps or later, once forget accuracy is at most "
@@ -62,17 +76,32 @@ def announcement(trainer: ECTrainer) -> str:
     return "\n".join(lines)
 
 
+def data_used(trainer: ECTrainer) -> str:
+    """The sets that the objective uses as published, and with a + the one that this run adds to it."""
+    objective = trainer.objective
+    adds_retain = bool(trainer.points) or getattr(objective, "retain_weight", 0) > 0
+    if objective.uses == "forget" and adds_retain:
+        return "forget +retain"
+    if objective.uses == "retain" and trainer.points:
+        return "retain +forget"
+    return {"both": "forget and retain"}.get(objective.uses, objective.uses)
+
+
 def run_record(trainer: ECTrainer) -> dict[str, Any]:
-    """Settings, points, weights, versions and cost of a run as JSON values. No local path is in it."""
+    """Settings, points, weights, versions, cost and command of a run as JSON values. No local path is in it."""
     args, config = trainer.args, trainer.model.config
     settings = args.own_settings() | {name: args.to_dict()[name] for name in TRAINING_ARGUMENTS}
     packages = {"ec_hf": __version__, "torch": torch.__version__}
     packages |= {"transformers": transformers.__version__, "accelerate": accelerate.__version__}
+    base = getattr(config, "_name_or_path", None)
     return {
         "method": "Erase at the Core (arXiv 2602.05375)",
-        "base_model": _public(getattr(config, "_name_or_path", None)),
+        "date": datetime.now(UTC).date().isoformat(),
+        "base_model": public(base),
         "base_model_revision": getattr(config, "_commit_hash", None),
-        "settings": settings | {"heads": _public(args.heads)},
+        "base_model_license": base_license(base) if base and Path(base).is_dir() else {},
+        "command": command(),
+        "settings": without_paths(settings | {"heads": public(args.heads)}),
         "points": [point.to_dict() for point in trainer.points],
         "layer_weights": trainer.layer_weights,
         "processes": args.world_size,
@@ -82,7 +111,10 @@ def run_record(trainer: ECTrainer) -> dict[str, Any]:
 
 
 def cost(trainer: ECTrainer, seconds: float) -> dict[str, float]:
-    """Steps in all; of this call of `train`: images seen by all processes, minutes, peak memory of this one in MB."""
+    """Steps in all; of this call of `train`: images seen by all processes, minutes, peak memory of this one in MB.
+
+    What the objective looked at before training counts too, once for all processes.
+    """
     args = trainer.args
     batches = trainer.batches_seen * args.world_size
     if args.device.type == "cuda":
@@ -95,13 +127,8 @@ def cost(trainer: ECTrainer, seconds: float) -> dict[str, float]:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** (20 if sys.platform == "darwin" else 10)
     return {
         "steps": trainer.state.global_step,
-        "forget_images_seen": batches * args.per_device_forget_batch_size,
-        "retain_images_seen": batches * args.per_device_train_batch_size,
+        "forget_images_seen": trainer.looked_at["forget"] + batches * args.per_device_forget_batch_size,
+        "retain_images_seen": trainer.looked_at["retain"] + batches * args.per_device_train_batch_size,
         "minutes": round(seconds / 60, 2),
         "peak_memory_mb": round(peak),
     }
-
-
-def _public(name: str | None) -> str | None:
-    """A Hub id as it is; what is a path on this machine stays on it."""
-    return None if not name or Path(name).exists() else name

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import transformers
 from datasets import Dataset as HFDataset
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import ConcatDataset, DataLoader, Dataset
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
 from transformers import PreTrainedModel, Trainer, TrainerCallback
 from transformers.trainer_utils import TrainOutput, get_last_checkpoint
 
@@ -25,15 +27,18 @@ from ec_hf.data import find_label_column, read_column, shared_rows
 from ec_hf.heads import FOLDER, ECHeads, fit_heads
 from ec_hf.loading import load_model
 from ec_hf.losses import check_contrast, global_contrast, layer_weights, retain_cross_entropy
-from ec_hf.objectives import Objective, Part, Step, get_objective
+from ec_hf.objectives import Objective, Part, Setting, Step, get_objective
 from ec_hf.points import (
     SupervisionPoint,
     classifier_pooling,
     describe_hidden_states,
     hidden_state_kwargs,
+    pool,
     select_points,
+    take,
 )
 from ec_hf.record import announcement, cost, run_record
+from ec_hf.saliency import SaliencyMask, saliency_mask
 from ec_hf.stopping import StoppingRule
 
 
@@ -47,6 +52,12 @@ class ECTrainer(Trainer):
 
     Under several processes the contrast sees the batches of all of them, with gradient. Contrastive terms belong to a
     micro-batch: gradient accumulation is not the same as a larger batch.
+
+    Between the stages the objective looks at the original model and the data, or edits the model
+    (`Objective.prepare`). A closed form is then done; with supervision points, EC trains on from there with its own
+    objective, "contrastive". An objective whose terms alternate (SCRUB) shares every step with EC, whose two terms
+    balance each other. Where the objective contrasts the last point itself (`covers_last_point`), EC leaves that
+    point to it.
 
     Args:
         model: the original classifier, or the Hub id, folder or timm name to load it from.
@@ -65,7 +76,8 @@ class ECTrainer(Trainer):
 
     Raises:
         ValueError: for empty or overlapping sets, labels that the model does not know, heads or points that do not fit
-            the model, or several GPUs in one process. All before anything is trained.
+            the model, supervision points beside an objective that starts from new weights, or several GPUs in one
+            process. All before anything is trained.
     """
 
     loss_is_scaled_for_ga = False
@@ -76,6 +88,7 @@ class ECTrainer(Trainer):
     data_collator: Any
     heads: ECHeads
     objective: Objective
+    host: Objective
     points: tuple[SupervisionPoint, ...]
 
     def __init__(
@@ -142,12 +155,13 @@ class ECTrainer(Trainer):
             eval_dataset=eval_dataset or None,
             processing_class=processing_class,
             compute_metrics=compute_metrics,
-            callbacks=[_SamplerEpoch(self), *callbacks],
+            callbacks=[_Begin(self), *callbacks],
             **kwargs,
         )
         self.model_accepts_loss_kwargs = False
         self._components: dict[str, Tensor] = {}  # sums over the batches since the last log line
         self._batches = self.batches_seen = 0
+        self.looked_at = {"forget": 0, "retain": 0}  # images that went to `Objective.prepare`
         self._choose_points(heads or args.heads)
         self._choose_objective(forget_dataset, retain_dataset)
         target = args.forget_target if args.forget_target is not None else 1 / self.model.config.num_labels
@@ -184,10 +198,21 @@ class ECTrainer(Trainer):
     def _choose_objective(self, forget: Dataset, retain: Dataset) -> None:
         args = self.args
         settings: dict[str, Any] = dict(args.objective_kwargs or {})  # type: ignore[arg-type]
+        same = {"form": args.contrast, "temperature": args.temperature, "retain_weight": args.retain_weight}
         if args.objective == "contrastive":
-            same = {"form": args.contrast, "temperature": args.temperature, "retain_weight": args.retain_weight}
             settings = same | settings
-        self.objective = get_objective(args.objective, **settings)
+        self.objective = self.host = get_objective(args.objective, **settings)
+        if self.points and not self.objective.trains:
+            self.host = get_objective("contrastive", **same)  # what is trained after the closed form
+        if self.objective.from_scratch:
+            if self.points:
+                raise ValueError(
+                    f"objective {args.objective!r} starts from new weights, in which there is nothing to erase: set "
+                    "points=[] ('none' on the command line)."
+                )
+            # New weights need batch statistics, and are trained to the end of the schedule.
+            args.batch_norm, args.forget_target = "retain", -1.0
+            args._check()
         of_forget, of_retain = self._labels_of(forget), self._labels_of(retain)
         self._forget_classes = None
         if of_forget is not None and of_retain is not None:
@@ -195,8 +220,13 @@ class ECTrainer(Trainer):
             self.objective.check(len(of_forget))
             check_contrast(args.contrast, len(of_forget) if self.points else None)
         self._teacher: nn.Module | None = None
-        if self.objective.needs_teacher:
+        self._teacher_cache: Tensor | None = None
+        if self.host.needs_teacher:
             self._teacher = copy.deepcopy(self.model).eval().requires_grad_(False)
+        self.saliency = args.saliency if args.saliency is not None else self.objective.saliency
+        self._mask: SaliencyMask | None = None
+        self._prepared = False
+        self._original: list[dict[str, float]] = []  # log lines of its evaluation, where `prepare` comes between
 
     def _labels_of(self, dataset: Dataset) -> set[int] | None:
         """The model's ids of the classes in a dataset, or None where only reading every image would tell."""
@@ -272,6 +302,74 @@ class ECTrainer(Trainer):
             self.accelerator.print(f"EC head at {point}: accuracy {accuracies[point.name]:.1%}")
         return accuracies
 
+    # Between the stages
+
+    def _prepare(self, evaluate: bool) -> None:
+        """Let the objective look at the original model, or edit it. Once a trainer: state and edits stay."""
+        self._original, self.looked_at = [], {"forget": 0, "retain": 0}
+        if self._prepared:
+            return
+        looks = type(self.objective).prepare is not Objective.prepare
+        if looks and evaluate:
+            self._original = self._evaluate_now()
+        data, args = self.train_dataset, self.args
+        boundary = len(data.forget)
+        forget = partial(self._batches_of, "forget", range(boundary))
+        retain = partial(self._batches_of, "retain", range(boundary, len(data)))
+        was_training = self.model.training
+        self.model.eval()
+        with torch.random.fork_rng(devices=[args.device] if args.device.type == "cuda" else []):
+            torch.manual_seed(args.seed)
+            if self.saliency is not None:
+                self._mask = SaliencyMask(saliency_mask(self.model, forget(), self.saliency))
+                self.add_callback(self._mask)
+            if args.cache_teacher and self._teacher is not None:
+                self._teacher_cache = self._teach_once(forget)
+            if looks:
+                self.objective.prepare(
+                    Setting(self.model, forget, retain, self._features, self._forget_classes, args.seed)
+                )
+        self.model.train(was_training)
+        self._prepared = True
+
+    def _batches_of(self, name: str, rows: range) -> Iterator[dict[str, Tensor]]:
+        loader = self._loader(Subset(self.train_dataset, rows), batch_size=self.args.per_device_train_batch_size)
+        for batch in loader:
+            self.looked_at[name] += len(batch["labels"])
+            yield {key: batch[key].to(self.args.device) for key in ("pixel_values", "labels")}
+
+    def _features(self, pixel_values: Tensor) -> Tensor:
+        states = self.model(pixel_values=pixel_values, **self._point_kwargs).hidden_states
+        return pool(take(states, self.last), self.last, self.heads.last_pooling)
+
+    def _teach_once(self, forget: Callable[[], Iterator[dict[str, Tensor]]]) -> Tensor:
+        """The original model's logits on the whole forget set, by row."""
+        data = self.train_dataset
+        rows = range(min(8, len(data.forget)))
+        together, alone = (
+            torch.cat([self.data_collator(data.__getitems__(part))["pixel_values"] for part in parts])
+            for parts in ([list(rows)], [[row] for row in rows])
+        )
+        if not torch.allclose(together, alone, atol=1e-3):
+            raise ValueError(
+                "cache_teacher=True: the forget images differ from one look to the next, so the original model's "
+                "outputs on them cannot be computed once. Take random augmentation off the forget set, or leave "
+                "cache_teacher out."
+            )
+        with torch.no_grad(), self.compute_loss_context_manager():
+            logits = torch.cat([self._teach(batch["pixel_values"]) for batch in forget()])
+        assert self._teacher is not None
+        self._teacher.cpu()  # comes back should the objective ask it for something else
+        return logits
+
+    def _evaluate_now(self) -> list[dict[str, float]]:
+        """Evaluate outside the training loop; the new lines of the log."""
+        before = len(self.state.log_history)
+        self.is_in_train = True  # else full_eval settings would round the weights
+        self.evaluate()
+        self.is_in_train = False
+        return self.state.log_history[before:]
+
     # Stage 2
 
     def train(  # type: ignore[override]
@@ -284,22 +382,39 @@ class ECTrainer(Trainer):
         checkpoint = resume_from_checkpoint or None
         if checkpoint is True:  # Trainer says so when there is none
             checkpoint = get_last_checkpoint(self.args.output_dir) or True
+        if not (trains := self.host.trains) and checkpoint:
+            raise ValueError(f"objective {self.objective.name!r} trains nothing, so there is no checkpoint to resume.")
         if not checkpoint and not self.heads_fitted:  # a checkpoint brings its own
             self.fit_heads()
         self.accelerator.print(announcement(self))
+        evaluate_first = self.args.eval_on_start
         for head, weight in zip(self.heads.heads, self._weights()[1], strict=True):
             head.requires_grad_(self.args.train_heads and weight > 0)  # DDP wants a gradient of all that require one
         self._components, self._batches, self.batches_seen = {}, 0, 0
-        self.heads.attach(self.model)
         start = time.perf_counter()
+        self._prepare(evaluate=evaluate_first and not checkpoint)
         try:
-            result = super().train(resume_from_checkpoint=checkpoint, **kwargs)
-            self._keep_last_good()
+            if trains:
+                self.args.eval_on_start = evaluate_first and not self._original
+                self.heads.attach(self.model)
+                result = super().train(resume_from_checkpoint=checkpoint, **kwargs)
+                self._keep_last_good()
+            else:
+                result = self._closed_form()
         finally:
+            self.args.eval_on_start = evaluate_first
             self.heads.detach()
             self.heads.requires_grad_(True)
+            if self._mask is not None:
+                self._mask.release()
         self.cost = cost(self, time.perf_counter() - start)
         return result
+
+    def _closed_form(self) -> TrainOutput:
+        """What is left to do where the objective has edited the model and nothing is trained."""
+        if self.args.eval_strategy != "no":
+            self._evaluate_now()
+        return TrainOutput(0, 0.0, {})
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -311,9 +426,13 @@ class ECTrainer(Trainer):
             loss = F.cross_entropy(logits.float(), labels)
             return (loss, {"logits": logits}) if return_outputs else loss
         count = inputs["num_forget"]
-        with clean_statistics(model, count, update=self.args.batch_norm == "retain"):
+        extra = self.host.extra_pixels(pixel_values[:count], pixel_values[count:])
+        if extra is not None:
+            pixel_values = torch.cat([pixel_values, extra])
+            labels = torch.cat([labels, labels.new_full((len(extra),), -100)])
+        with clean_statistics(model, count, len(inputs["labels"]), update=self.args.batch_norm == "retain"):
             outputs = model(pixel_values=pixel_values, **self._point_kwargs)
-        terms = self._loss_terms(outputs, pixel_values, labels, count)
+        terms = self._loss_terms(outputs, pixel_values, labels, inputs)
         loss = torch.stack([weight * term for weight, term in terms.values()]).sum()
         self._batches += 1
         self.batches_seen += 1
@@ -322,17 +441,19 @@ class ECTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def _loss_terms(
-        self, outputs: Any, pixel_values: Tensor, labels: Tensor, count: int
+        self, outputs: Any, pixel_values: Tensor, labels: Tensor, inputs: dict[str, Any]
     ) -> dict[str, tuple[float, Tensor]]:
         """Every component of the loss with its weight, by name; what is only worth logging has weight 0."""
         args = self.args
-        forget, retain = (
-            Part(outputs.logits[half], outputs.last_features[half], labels[half], pixel_values[half])
-            for half in (slice(None, count), slice(count, None))
+        count, total = inputs["num_forget"], len(inputs["labels"])
+        of_forget, of_retain, of_extra = slice(count), slice(count, total), slice(total, None)
+        forget, retain, extra = (
+            Part(outputs.logits[rows], outputs.last_features[rows], labels[rows], pixel_values[rows])
+            for rows in (of_forget, of_retain, of_extra)
         )
-        step = Step(forget, retain, teacher=self._teach, forget_classes=self._forget_classes)
+        step = self._step(forget, retain, extra if len(extra.labels) else None, inputs)
         host_weight, weights = self._weights()
-        terms = {f"{self.objective.name}/{name}": (host_weight, t) for name, t in self.objective(step).items()}
+        terms = {f"{self.host.name}/{name}": (host_weight, t) for name, t in self.host(step).items()}
         for point, weight, features, logits in zip(
             self.points, weights, outputs.features, outputs.head_logits, strict=True
         ):
@@ -340,29 +461,52 @@ class ECTrainer(Trainer):
                 continue
             contrast = global_contrast(
                 args.contrast,
-                features[:count],
-                features[count:],
-                labels[:count],
-                labels[count:],
+                features[of_forget],
+                features[of_retain],
+                forget.labels,
+                retain.labels,
                 args.temperature,
             )
             terms[f"{point.name}/contrast"] = (weight, contrast.loss)
-            cross_entropy = retain_cross_entropy(logits[count:], labels[count:])
+            cross_entropy = retain_cross_entropy(logits[of_retain], retain.labels)
             terms[f"{point.name}/retain_ce"] = (weight * args.retain_weight, cross_entropy)
             step.log["fallbacks"] = contrast.fallbacks / count  # labels decide it, so it is the same at every point
         return terms | {name: (0.0, value.float()) for name, value in step.log.items()}
 
+    def _step(self, forget: Part, retain: Part, extra: Part | None, inputs: dict[str, Any]) -> Step:
+        batches_a_step = self.args.world_size * self.args.gradient_accumulation_steps
+        step = Step(
+            forget,
+            retain,
+            teacher=self._teach if self._teacher is not None else None,
+            forget_classes=self._forget_classes,
+            model=self.model,
+            index=self.state.global_step,
+            total=self.state.max_steps,
+            epoch_steps=math.ceil(len(self._sampler) / batches_a_step),
+            forget_steps=math.ceil(
+                len(self.train_dataset.forget) / (batches_a_step * self.args.per_device_forget_batch_size)
+            ),
+            extra=extra,
+        )
+        if self._teacher_cache is not None:
+            if "rows" not in inputs:
+                raise ValueError(
+                    "cache_teacher=True: the data_collator gives no `rows`, the `paired_row` of each example."
+                )
+            step._teacher_logits["forget"] = self._teacher_cache[inputs["rows"][: len(forget.labels)]]
+        return step
+
     def _weights(self) -> tuple[float, list[float]]:
         """Weight of the host objective and of the EC loss at each point."""
         weights = list(self.layer_weights)
-        if self.objective.covers_last_point and self.points and self.points[-1] == self.last:
+        if self.host.covers_last_point and self.points and self.points[-1] == self.last:
             return weights[-1], [*weights[:-1], 0.0]  # the host is the loss of the last point
         return 1.0, weights
 
     def _teach(self, pixel_values: Tensor) -> Tensor:
         assert self._teacher is not None
-        with torch.no_grad():
-            return self._teacher.to(pixel_values.device)(pixel_values=pixel_values).logits
+        return self._teacher.to(pixel_values.device)(pixel_values=pixel_values).logits
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the mean of every loss component since the last line, over all processes; leave out evaluation times."""
@@ -427,11 +571,17 @@ class ECTrainer(Trainer):
             self.heads.load_state_dict(ECHeads.from_pretrained(checkpoint).state_dict())
 
 
-class _SamplerEpoch(TrainerCallback):
-    """Tells the paired sampler its epoch, which after a mid-epoch resume no loader in between passes on."""
+class _Begin(TrainerCallback):
+    """Tells the log what was evaluated before, and the paired sampler its epoch.
+
+    After a mid-epoch resume no loader in between passes the epoch on.
+    """
 
     def __init__(self, trainer: ECTrainer) -> None:
         self.trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        state.log_history[:0] = self.trainer._original
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer._sampler.set_epoch(int(state.epoch or 0))

@@ -49,7 +49,10 @@ def test_pairs_keep_the_order_asked_for_and_mark_forget_rows():
 
 def test_halves_without_batched_fetching_work():
     paired = PairedDataset([{"row": 0}], [{"row": 1}, {"row": 2}])
-    assert paired.__getitems__([2, 0]) == [{"row": 2, "is_forget": False}, {"row": 0, "is_forget": True}]
+    assert paired.__getitems__([2, 0]) == [
+        {"row": 2, "is_forget": False, "paired_row": 2},
+        {"row": 0, "is_forget": True, "paired_row": 0},
+    ]
 
 
 def test_random_transforms_depend_on_seed_and_indices_alone():

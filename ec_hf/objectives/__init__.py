@@ -51,11 +51,12 @@ class Step:
             parameters take no gradient, its input may.
         forget_classes: label ids, where the forget set is whole classes: no retain row has one of them.
         model: the model in training, unwrapped; its parameters are for penalties, its forward is not to be called.
+            EC heads, where there are any, ride on it as `ec_heads`.
         index: number of this optimiser step, from 0.
         total: number of optimiser steps of the run.
         epoch_steps: optimiser steps of one pass over the retain set.
         forget_steps: optimiser steps of one pass over the forget set, rounded up.
-        extra: what the model made of the rows that `Objective.extra_pixels` added; None without such.
+        extra: what the model made of the rows that `Objective.extra_pixels` added, labels -100; None without such.
         log: an objective may put detached scalars here that are worth a line in the log and no part of the loss.
     """
 
@@ -91,7 +92,8 @@ class Setting:
     """What an objective may look at, and change, once before training.
 
     Attributes:
-        model: the model to be unlearned, which `prepare` may edit in place.
+        model: the original model in eval mode, which `prepare` may edit in place: the values of its parameters and
+            buffers, not which tensors these are.
         forget: call it for batches of the forget set: dicts of ``pixel_values`` and ``labels`` on the model's device,
             in a fixed order; every process sees all of them.
         retain: the same of the retain set.
@@ -120,7 +122,10 @@ class Objective(ABC):
         needs_teacher: it reads `step.teacher_logits`.
         covers_last_point: it contrasts the features of the last supervision point itself, so EC does not do it again.
         trains: it has a loss; closed forms are done after `prepare`, and EC, if any, trains after them.
+        from_scratch: `prepare` starts the weights anew, so there is nothing for supervision points to erase.
+        saliency: share of the weights that may move, where `ECConfig.saliency` does not say; None for all.
         source: paper or code it follows.
+        with_ec: what EC adds to it, and where the two meet in one place, who has it.
     """
 
     name: ClassVar[str]
@@ -128,7 +133,10 @@ class Objective(ABC):
     needs_teacher: ClassVar[bool] = False
     covers_last_point: ClassVar[bool] = False
     trains: ClassVar[bool] = True
+    from_scratch: ClassVar[bool] = False
+    saliency: ClassVar[float | None] = None
     source: ClassVar[str] = ""
+    with_ec: ClassVar[str] = ""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -140,11 +148,18 @@ class Objective(ABC):
         return None
 
     def prepare(self, setting: Setting) -> None:
-        """Look at the data, or edit the model, once before training. Must do the same in every process."""
+        """Look at the data, or edit the model, once before training. Must do the same in every process.
+
+        It sees the original model, also before a resume, whose checkpoint then replaces the weights. The random state
+        is set from the seed of the run, and put back afterwards.
+        """
         return None
 
     def extra_pixels(self, forget: Tensor, retain: Tensor) -> Tensor | None:
-        """Further rows of pixel values that the model shall see in the same forward, given as `step.extra`."""
+        """Further rows of pixel values that the model shall see in the same forward, given as `step.extra`.
+
+        Batch-norm statistics leave them out. Every process must add the same number.
+        """
         return None
 
     @abstractmethod
@@ -153,9 +168,20 @@ class Objective(ABC):
 
 
 _OBJECTIVES: dict[str, str | type[Objective]] = {
+    "bad_teacher": "ec_hf.objectives.bad_teacher:BadTeacher",
+    "boundary_expand": "ec_hf.objectives.boundary_expand:BoundaryExpand",
+    "boundary_shrink": "ec_hf.objectives.boundary_shrink:BoundaryShrink",
     "contrastive": "ec_hf.objectives.contrastive:Contrastive",
+    "coun": "ec_hf.objectives.coun:CoUn",
     "delete": "ec_hf.objectives.delete:Delete",
+    "duck": "ec_hf.objectives.duck:Duck",
     "finetune": "ec_hf.objectives.finetune:Finetune",
+    "gradient_ascent": "ec_hf.objectives.gradient_ascent:GradientAscent",
+    "l1_sparse": "ec_hf.objectives.l1_sparse:L1Sparse",
+    "neggrad_plus": "ec_hf.objectives.neggrad_plus:NegGradPlus",
+    "pseudo_label": "ec_hf.objectives.pseudo_label:PseudoLabel",
+    "random_label": "ec_hf.objectives.random_label:RandomLabel",
+    "scrub": "ec_hf.objectives.scrub:Scrub",
 }
 
 Class = TypeVar("Class", bound=type[Objective])
