@@ -41,6 +41,7 @@ __all__ = [
     "hide_classes",
     "layer_weights",
     "retain_cross_entropy",
+    "similarity",
     "supcon",
     "uuef",
 ]
@@ -63,11 +64,16 @@ def _full(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
-def _similarity(anchors: Tensor, columns: Tensor, normalize: bool) -> Tensor:
-    with torch.autocast(anchors.device.type, enabled=False):
+def similarity(rows: Tensor, columns: Tensor, normalize: bool = True) -> Tensor:
+    """Inner products (n, m) of features (n, width) and (m, width), of their directions unless `normalize` is off.
+
+    In float32 or in float64, also under autocast.
+    """
+    with torch.autocast(rows.device.type, enabled=False):
+        rows, columns = _full(rows), _full(columns)
         if normalize:
-            anchors, columns = F.normalize(anchors, dim=1), F.normalize(columns, dim=1)
-        return anchors @ columns.T
+            rows, columns = F.normalize(rows, dim=1), F.normalize(columns, dim=1)
+        return rows @ columns.T
 
 
 def _check_temperature(temperature: float) -> None:
@@ -117,7 +123,7 @@ def _contrast(
     counted = pull.any(dim=1)
     if not len(counted[rows]):
         raise ValueError(f"anchors must select at least one of the {len(forget)} forget rows, got {anchors}")
-    scores = _similarity(forget[rows], columns, normalize) / temperature
+    scores = similarity(forget[rows], columns, normalize) / temperature
     # The count is that of the whole batch, so that the mean over equal slices is the loss of the whole.
     share = len(forget) / len(scores) / counted.sum(dtype=scores.dtype).clamp(min=1)
     counted, pull, total = counted[rows], pull[rows], total[rows]

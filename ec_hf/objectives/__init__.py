@@ -125,7 +125,7 @@ class Objective(ABC):
         from_scratch: `prepare` starts the weights anew, so there is nothing for supervision points to erase.
         saliency: share of the weights that may move, where `ECConfig.saliency` does not say; None for all.
         source: paper or code it follows.
-        with_ec: what EC adds to it, and where the two meet in one place, who has it.
+        conflict: where it and EC would meet in one place, and how that is settled.
     """
 
     name: ClassVar[str]
@@ -136,7 +136,7 @@ class Objective(ABC):
     from_scratch: ClassVar[bool] = False
     saliency: ClassVar[float | None] = None
     source: ClassVar[str] = ""
-    with_ec: ClassVar[str] = ""
+    conflict: ClassVar[str] = ""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

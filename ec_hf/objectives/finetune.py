@@ -11,7 +11,10 @@ __all__ = ["Finetune"]
 
 
 class Finetune(Objective):
-    """Cross-entropy on retain and nothing else, from the original model: the simplest baseline."""
+    """Cross-entropy on retain and nothing else, from the original model: the simplest baseline.
+
+    Published settings: SGD 0.9/5e-4, learning rate 0.01, 10 epochs over retain (CIFAR); 1e-4, 40 epochs (ImageNet).
+    """
 
     name = "finetune"
     uses = "retain"

@@ -1,0 +1,101 @@
+"""DUCK as a host objective."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ec_hf.losses import retain_cross_entropy, similarity
+from ec_hf.objectives import Objective, Setting, Step
+from ec_hf.objectives.checks import not_negative, positive, prepared
+
+__all__ = ["Duck", "class_centroids", "distance_to_nearest_wrong"]
+
+
+@dataclass
+class Duck(Objective):
+    """Forget features move to the nearest centroid of another class.
+
+        loss = λ₁ · mean_i (1 − max_{c ≠ y_i} cos(f_i, μ_c)) + λ₂ · CE(g(x_j) / T, y_j) over retain
+
+    μ_c is the mean feature of class c over the whole retain set in the original model, at the last point. The nearest
+    wrong centroid is found for each image as it is now. The published code fixes it at the first pass, by the batch's
+    number, for which the forget set must not be shuffled; and has centroids of the first 50 retain batches.
+
+    Published settings: λ₁ 1, λ₂ 1.4, T 2, Adam, learning rate 4e-4, batch 256, five retain batches for each forget
+    batch, until forget accuracy is below 1 %, then two epochs with λ₁ a tenth. UUEF: λ₁ and λ₂ 1.5.
+
+    Args:
+        forget_weight: λ₁ ≥ 0.
+        retain_weight: λ₂ ≥ 0.
+        temperature: T > 0.
+
+    Raises:
+        ValueError: a setting out of range.
+    """
+
+    forget_weight: float = 1.0
+    retain_weight: float = 1.4
+    temperature: float = 2.0
+    _centroids: Tensor | None = field(default=None, init=False, repr=False, compare=False)
+
+    name = "duck"
+    covers_last_point = True
+    source = "DUCK, arXiv 2312.02052"
+    conflict = "the last point: EC leaves it to this objective, so that it is not pulled twice"
+
+    def __post_init__(self) -> None:
+        not_negative(self, "forget_weight", "retain_weight")
+        positive(self, "temperature")
+
+    def prepare(self, setting: Setting) -> None:
+        """Take the centroids of the retain classes in the original model.
+
+        Raises:
+            ValueError: retain has one class, which forget has too, so that there is no wrong centroid.
+        """
+        self._centroids = class_centroids(setting)
+        known = int(self._centroids.isfinite().all(dim=1).sum())
+        if known < 2 and setting.forget_classes is None:
+            raise ValueError("duck: retain has one class only, so there is no wrong one to move the forget set to")
+
+    def __call__(self, step: Step) -> dict[str, Tensor]:
+        """Components "centroid" and "retain_ce"."""
+        centroids = prepared(self, self._centroids)
+        distance = distance_to_nearest_wrong(step.forget.features, step.forget.labels, centroids)
+        return {
+            "centroid": self.forget_weight * distance,
+            "retain_ce": self.retain_weight
+            * retain_cross_entropy(step.retain.logits / self.temperature, step.retain.labels),
+        }
+
+
+@torch.no_grad()
+def class_centroids(setting: Setting) -> Tensor:
+    """Mean feature (classes, width) of each class over the retain set; NaN where it has none of a class."""
+    sums = counts = torch.zeros(())
+    for batch in setting.retain():
+        members = F.one_hot(batch["labels"], setting.model.config.num_labels).T.float()
+        sums, counts = sums + members @ setting.features(batch["pixel_values"]).float(), counts + members.sum(dim=1)
+    return sums / counts[:, None]
+
+
+def distance_to_nearest_wrong(features: Tensor, labels: Tensor, centroids: Tensor) -> Tensor:
+    """Mean cosine distance of features (n, width) to the nearest centroid of a class other than each one's label.
+
+    Args:
+        features: (n, width).
+        labels: (n,) int64.
+        centroids: (classes, width), NaN for a class that has none.
+
+    Returns:
+        Scalar, in float32 or in float64.
+    """
+    missing = centroids.isnan().any(dim=1)
+    own = F.one_hot(labels, len(centroids)).bool()
+    cosine = similarity(features, centroids.nan_to_num().to(features)).masked_fill(own | missing, -math.inf)
+    return (1 - cosine.max(dim=1).values).mean()
