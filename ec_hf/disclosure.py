@@ -9,7 +9,14 @@ from typing import Any
 
 from ec_hf.report import AuditReport
 
-__all__ = ["DETAILS", "FIGURES_WITH_CLASSES", "disclosed_manifest", "disclosed_record", "disclosed_report"]
+__all__ = [
+    "DETAILS",
+    "FIGURES_WITH_CLASSES",
+    "disclosed_manifest",
+    "disclosed_record",
+    "disclosed_report",
+    "whole_classes",
+]
 
 DETAILS = ("hashes", "classes", "rows")
 """From least to most: hashes and counts; the names of the classes too; the request in words, with its rows, too."""
@@ -36,7 +43,17 @@ def disclosed_manifest(manifest: Mapping[str, Any], detail: str = "hashes") -> d
     kept = {key: manifest[key] for key in EVERYWHERE if key in manifest}
     kept["request"] = {"hash": manifest["request"]["hash"]}
     kept["parts"] = {name: _part(part, detail) for name, part in manifest["parts"].items()}
+    if (whole := whole_classes(manifest)) is not None:
+        kept["parts"]["forget"]["whole_classes"] = whole
     return {**kept, **history, "detail": detail}
+
+
+def whole_classes(manifest: Mapping[str, Any]) -> int | None:
+    """Of how many classes a request left no row to retain; None where the manifest does not tell."""
+    forget, retain = manifest["parts"]["forget"], manifest["parts"]["retain"]
+    if "per_class" in forget and "per_class" in retain:
+        return len(set(forget["per_class"]) - set(retain["per_class"]))
+    return forget.get("whole_classes")
 
 
 def disclosed_report(report: AuditReport, detail: str = "hashes") -> AuditReport:
