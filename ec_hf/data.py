@@ -138,6 +138,7 @@ def manifest(
     label_column: str | None = None,
     id_column: str | None = None,
     name: str | None = None,
+    history: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
     r"""Record of a split that can be checked later without the images, as JSON types.
 
@@ -153,6 +154,7 @@ def manifest(
         label_column: where labels stand; found by `find_label_column` when not given.
         id_column: as given to `split`.
         name: the dataset's name, such as its Hub id; taken from its info when not given.
+        history: manifests of the requests that the model met before (`ec_hf.history.earlier_manifests`).
 
     Raises:
         ValueError: when `parts` is not what the request makes of `dataset`.
@@ -170,12 +172,13 @@ def manifest(
             "fingerprint": dataset._fingerprint,
             "rows": len(dataset),
         },
-        "request": {"hash": request.content_hash, "summary": request.summary()},
+        "request": {"hash": request.content_hash, "summary": request.summary(), "content": request.to_dict()},
         "parts": {
             part: {"rows": size, "per_class": _per_class(parts[part], find_label_column(dataset, label_column))}
             for part, size in sizes.items()
         },
         "forget_rows_sha256": _sorted_ids_sha256(ids),
+        **({"history": [dict(earlier) for earlier in history]} if history else {}),
     }
 
 

@@ -8,6 +8,7 @@ the tokens of isotropic models. They hold no batch statistics, so none of them c
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -23,10 +24,12 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, get_scheduler
 from transformers.utils import ModelOutput
 
+from ec_hf.loading import find_file
 from ec_hf.points import SupervisionPoint, hidden_state_kwargs, pool, take
 
 FOLDER = "ec_heads"
 """Name of the submodule on the model while the heads ride on it, and of the folder beside a saved model."""
+HUB_ARGUMENTS = ("revision", "token", "cache_dir", "force_download", "local_files_only")
 
 
 @dataclass
@@ -127,11 +130,26 @@ class ECHeads(
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> ECHeads:
-        """Load heads from a Hub id or a local folder, or from the `ec_heads` folder beside a saved model."""
-        beside = Path(pretrained_model_name_or_path) / FOLDER
-        if Path(pretrained_model_name_or_path).is_absolute() and not beside.parent.is_dir():
-            raise FileNotFoundError(f"no EC heads: there is no folder {str(pretrained_model_name_or_path)!r}")
-        return super().from_pretrained(beside if beside.is_dir() else pretrained_model_name_or_path, **kwargs)
+        """Load heads from a folder or Hub repository of their own, or from `ec_heads` inside that of a model.
+
+        Args:
+            pretrained_model_name_or_path: local folder or Hub id.
+            **kwargs: `revision`, `token` and others of `huggingface_hub.hf_hub_download`.
+
+        Raises:
+            FileNotFoundError: where no heads are.
+        """
+        hub = {name: value for name, value in kwargs.items() if name in HUB_ARGUMENTS}
+        for inside in (f"{FOLDER}/", ""):
+            config = find_file(pretrained_model_name_or_path, f"{inside}config.json", **hub)
+            if config is None or "last_pooling" not in json.loads(config.read_text()):
+                continue
+            if find_file(pretrained_model_name_or_path, f"{inside}model.safetensors", **hub):
+                return super().from_pretrained(config.parent, **{k: v for k, v in kwargs.items() if k not in hub})
+        raise FileNotFoundError(
+            f"no EC heads in {str(pretrained_model_name_or_path)!r}, nor in {FOLDER}/ there: they are published with "
+            "a model only where that is asked for (with_heads). Leave out `heads` to fit new ones."
+        )
 
 
 class ECHead(nn.Module):

@@ -12,14 +12,15 @@ import numpy as np
 import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, load_dataset, load_from_disk
 from datasets.exceptions import DatasetNotFoundError
-from huggingface_hub import try_to_load_from_cache
+from huggingface_hub import hf_hub_download, try_to_load_from_cache
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RemoteEntryNotFoundError
 from PIL import Image as PILImage
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
 
 from ec_hf.data import find_label_column, read_column
 
-__all__ = ["load_images", "load_model", "mnist5k", "train_and_test"]
+__all__ = ["find_file", "load_images", "load_model", "mnist5k", "train_and_test"]
 
 TEST_SPLITS = ("test", "validation", "valid", "val")
 
@@ -82,6 +83,40 @@ def load_model(
         )
         processor = None
     return model, processor
+
+
+def find_file(
+    name_or_path: str | Path,
+    filename: str,
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    **kwargs: Any,
+) -> Path | None:
+    """Where a file of a local folder or of a Hub repository lies on this machine; None where it has no such file.
+
+    Args:
+        name_or_path: a folder or a Hub id.
+        filename: path of the file inside it.
+        revision: branch, tag or commit on the Hub.
+        token: Hub token, or True for the stored one.
+        **kwargs: passed on to `huggingface_hub.hf_hub_download`.
+
+    Raises:
+        FileNotFoundError: for a folder that is not there, and for an id that the Hub does not give.
+    """
+    path = _path(name_or_path)
+    if path.is_dir():
+        return path / filename if (path / filename).is_file() else None
+    try:
+        return Path(hf_hub_download(str(name_or_path), filename, revision=revision, token=token, **kwargs))
+    except RemoteEntryNotFoundError:
+        return None
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        raise FileNotFoundError(
+            f"no {str(name_or_path)!r}: it is no local folder, and {filename} of it could not be had from the Hub "
+            f"({_first_line(error)}). A private or gated repository needs token=."
+        ) from error
 
 
 def load_images(

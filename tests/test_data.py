@@ -401,7 +401,7 @@ def test_manifest_counts_each_part_and_can_be_recomputed():
     assert record == {
         "schema_version": 1,
         "dataset": {"name": "me/animals", "fingerprint": data._fingerprint, "rows": 10},
-        "request": {"hash": request.content_hash, "summary": request.summary()},
+        "request": {"hash": request.content_hash, "summary": request.summary(), "content": request.to_dict()},
         "parts": {
             "forget": {"rows": 3, "per_class": {"cat": 1, "cow": 2}},
             "retain": {"rows": 7, "per_class": {"cat": 3, "dog": 2, "7": 1, "None": 1}},

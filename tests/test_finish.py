@@ -87,7 +87,7 @@ def test_keep_changes_nothing():
 def test_a_last_layer_without_bias_can_be_dropped_but_not_masked():
     model = trained("ViT")
     model.classifier = nn.Linear(32, 5, bias=False)
-    with pytest.raises(ValueError, match="no bias .* finish='drop'"):
+    with pytest.raises(ValueError, match=r"no bias .* finish='drop'"):
         finished(model, FORGOTTEN, "mask")
     assert logits_of(finished(model, FORGOTTEN, "drop")).shape == (3, 3)
 

@@ -1,0 +1,106 @@
+"""Earlier requests: what a model was made to forget before, and whether it still has."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+
+from ec_hf.data import manifest, split
+from ec_hf.loading import find_file
+from ec_hf.requests import ForgetRequest
+
+__all__ = ["MANIFEST", "earlier_forget_sets", "earlier_manifests", "wholly_forgotten"]
+
+MANIFEST = "forget_manifest.json"
+
+
+def earlier_manifests(
+    name_or_path: str | Path, *, revision: str | None = None, token: str | bool | None = None
+) -> list[dict[str, Any]]:
+    """The manifests of all requests that a model has met, oldest first: the `history` of its next one.
+
+    Args:
+        name_or_path: local folder or Hub id of the model that a new request is applied to.
+        revision: branch, tag or commit on the Hub.
+        token: Hub token, or True for the stored one.
+
+    Returns:
+        Flat manifests, each without a history of its own; none for a model that never unlearned.
+
+    Raises:
+        FileNotFoundError: when there is no such model.
+        ValueError: when its manifest cannot be read.
+    """
+    path = find_file(name_or_path, MANIFEST, revision=revision, token=token)
+    if path is None:
+        return []
+    try:
+        last = json.loads(path.read_text(encoding="utf-8"))
+        earlier = last.pop("history", [])
+        return [*earlier, last]
+    except (AttributeError, ValueError) as error:
+        raise ValueError(f"{path} is no forget manifest: {error}") from error
+
+
+def wholly_forgotten(document: Mapping[str, Any]) -> list[str]:
+    """Names of the classes of which a manifest's request left no row; none where it does not name classes."""
+    forget, retain = (document["parts"][part].get("per_class") or {} for part in ("forget", "retain"))
+    return [name for name in forget if name not in retain]
+
+
+def earlier_forget_sets(
+    history: Sequence[Mapping[str, Any]],
+    dataset: Dataset,
+    *,
+    label_column: str | None = None,
+    id_column: str | None = None,
+) -> tuple[dict[str, Dataset], list[str]]:
+    """The forget sets of earlier requests, cut anew from the same data, so that an audit can look at them again.
+
+    A set is given only where its rows are proved to be those of the time, by `forget_rows_sha256` of the manifest.
+
+    Args:
+        history: manifests, as from `earlier_manifests`.
+        dataset: the training set, the same one for all requests.
+        label_column: as for `split`.
+        id_column: as for `split`; the hash is over its values, so it must be the one of that time.
+
+    Returns:
+        Forget sets by name ("request 1", counted from the oldest), and a sentence on each that cannot be had.
+    """
+    sets, notes = {}, []
+    columns: dict[str, Any] = {"label_column": label_column, "id_column": id_column}
+    for number, document in enumerate(history, start=1):
+        name = f"request {number}"
+        request = _request(document)
+        if request is None:
+            notes.append(
+                f"The earlier {name} ({document['request']['hash'][:12]}) cannot be checked again: its published "
+                f"manifest (detail {document.get('detail', 'unknown')!r}) does not say what it named."
+            )
+            continue
+        try:
+            parts = split(dataset, request, **columns)
+            same = manifest(dataset, request, parts, **columns)["forget_rows_sha256"] == document["forget_rows_sha256"]
+        except (TypeError, ValueError):
+            same = False
+        if same:
+            sets[name] = parts["forget"]
+        else:
+            notes.append(
+                f"The earlier {name} ({document['request']['hash'][:12]}) cannot be checked again: what its "
+                "manifest tells does not name the same rows in this data set."
+            )
+    return sets, notes
+
+
+def _request(document: Mapping[str, Any]) -> ForgetRequest | None:
+    """The request of a manifest: as it was written, else by the names of the classes that it took away."""
+    if "content" in document["request"]:
+        return ForgetRequest.from_dict(document["request"]["content"])
+    classes = wholly_forgotten(document)
+    return ForgetRequest(classes=classes) if classes else None
