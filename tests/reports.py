@@ -62,8 +62,8 @@ def make_report(models: Sequence[str] = MODELS, layers: int = 10, seed: int = 0)
         add("accuracy_int8", model, eight_bits, 0.01, split="forget_test", chance=0.1)
         add("accuracy_int8", model, retain - 0.002, 0.01, split="retain_test", chance=0.1)
         near, kept, far, probe, neighbours = DEPTH[model]
-        for k, layer in enumerate(names):
-            depth = k / max(layers - 1, 1)
+        for k, layer in enumerate([*names, "logits"]):
+            depth = min(k / max(layers - 1, 1), 1)
             jitter = 0.0 if fixed else 0.01 * float(rng.standard_normal())
             for reference, forget_end, retain_end in (("original", near, kept), ("retrained", far, 0.9 * kept)):
                 if reference == model or reference not in models:
