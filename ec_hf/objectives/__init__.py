@@ -173,15 +173,20 @@ _OBJECTIVES: dict[str, str | type[Objective]] = {
     "boundary_shrink": "ec_hf.objectives.boundary_shrink:BoundaryShrink",
     "contrastive": "ec_hf.objectives.contrastive:Contrastive",
     "coun": "ec_hf.objectives.coun:CoUn",
+    "damp": "ec_hf.objectives.damp:Damp",
     "delete": "ec_hf.objectives.delete:Delete",
     "duck": "ec_hf.objectives.duck:Duck",
+    "esc": "ec_hf.objectives.esc:Esc",
     "finetune": "ec_hf.objectives.finetune:Finetune",
     "gradient_ascent": "ec_hf.objectives.gradient_ascent:GradientAscent",
     "l1_sparse": "ec_hf.objectives.l1_sparse:L1Sparse",
     "neggrad_plus": "ec_hf.objectives.neggrad_plus:NegGradPlus",
     "pseudo_label": "ec_hf.objectives.pseudo_label:PseudoLabel",
     "random_label": "ec_hf.objectives.random_label:RandomLabel",
+    "retrain": "ec_hf.objectives.retrain:Retrain",
+    "saliency": "ec_hf.objectives.saliency:Saliency",
     "scrub": "ec_hf.objectives.scrub:Scrub",
+    "ssd": "ec_hf.objectives.ssd:Ssd",
 }
 
 Class = TypeVar("Class", bound=type[Objective])

@@ -1,0 +1,44 @@
+"""Retraining as a host objective."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from ec_hf.objectives import Setting
+from ec_hf.objectives.finetune import Finetune
+
+__all__ = ["Retrain", "new_like"]
+
+
+class Retrain(Finetune):
+    """Cross-entropy on retain from new weights: a model that has never seen the forget set, the reference for others.
+
+    The weights are drawn as for a new model of the same configuration, from the run's seed. Batch norm follows the
+    retain images, whatever `batch_norm` says, and no forget target stops the run. The learning rate and the number of
+    epochs must be those of a training from scratch: ImageNet ResNet-50 SGD 0.1 over 182 epochs, Swin and ConvNeXt
+    AdamW 1e-4, weight decay 0.05, cosine decay (UUEF). One seed is one draw: the noise between retrained models can
+    exceed the gap that is reported.
+    """
+
+    name = "retrain"
+    uses = "retain"
+    from_scratch = True
+    source = "the reference of machine unlearning"
+
+    def prepare(self, setting: Setting) -> None:
+        """Put new weights and buffers in place of the original's."""
+        setting.model.load_state_dict(new_like(setting.model).state_dict())
+
+
+def new_like(model: Any) -> Any:
+    """A new model of the same configuration, initialised as its family is, from the current random state."""
+    config = copy.deepcopy(model.config)
+    new = type(model)(config)
+    if hasattr(new, "timm_model"):
+        # The wrapper expects trained weights, and puts one normal distribution in place of timm's own initial ones.
+        import timm  # slow to import
+
+        own = timm.create_model(config.architecture, num_classes=config.num_labels, **(config.model_args or {}))
+        new.timm_model.load_state_dict(own.state_dict())
+    return new
