@@ -1,12 +1,229 @@
-"""Tables of an `AuditReport`: Markdown for cards, rich for terminals, rows for the page."""
+"""Tables of an `AuditReport`: as rows of text, and from these Markdown for cards and rich for terminals."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
-from ec_hf.report import AuditReport
+from ec_hf import metrics
+from ec_hf.report import SPLITS, AuditReport, Measurement
 
-__all__ = ["class_names", "forget_split", "layer_label", "model_label", "split_label"]
+if TYPE_CHECKING:
+    from rich.console import Group
+
+__all__ = [
+    "Row",
+    "Table",
+    "arrow",
+    "class_names",
+    "forget_split",
+    "layer_label",
+    "layer_tables",
+    "main_table",
+    "metric_title",
+    "model_label",
+    "output_table",
+    "split_label",
+    "tables",
+    "to_markdown",
+    "to_rich",
+    "value_text",
+]
+
+MISSING = "—"
+PERCENT = frozenset({
+    "accuracy", "accuracy_masked", "accuracy_int8", "confidence", "linear_probe", "knn", "knn_downstream", "agreement",
+    "mia_svc_efficacy", "mia_svc_member",
+})  # fmt: skip
+# What the first table holds, as far as it was measured: metric, split ("forget": see `forget_split`), reference, and
+# for layers whether the one half-way or the deepest hidden state.
+MAIN = [
+    ("accuracy", "forget", None, None),
+    ("accuracy", "retain_test", None, None),
+    ("linear_cka", "forget", "original", "middle"),
+    ("linear_cka", "forget", "original", "deepest"),
+    ("linear_cka", "retain_test", "original", "deepest"),
+    ("linear_cka", "forget", "retrained", "deepest"),
+    ("linear_probe", "forget", None, "deepest"),
+    ("knn", "forget", None, "deepest"),
+    ("mia_loss", "forget_train", None, None),
+    ("idi", None, "retrained", None),
+    ("accuracy_int8", "forget", None, None),
+]
+Key = tuple[str, str | None, str | None, str | None]
+"""What the cells of a row share: metric, split, reference, layer."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of a table.
+
+    Attributes:
+        label: what it shows.
+        values: one text for each model, "—" where there is no number.
+        intervals: one text for each model, "" where there is no interval.
+        chance: what a model without any knowledge would get; "—" where that is not known.
+    """
+
+    label: str
+    values: list[str]
+    intervals: list[str]
+    chance: str = MISSING
+
+
+@dataclass(frozen=True)
+class Table:
+    """Models as columns.
+
+    Attributes:
+        title: what it shows.
+        models: the heads of the columns.
+        rows: its lines.
+        notes: what was said about single numbers.
+        metric: key of the metric, where all rows are of one.
+        split: of the numbers, where all rows are of one.
+    """
+
+    title: str
+    models: list[str]
+    rows: list[Row]
+    notes: list[str] = field(default_factory=list)
+    metric: str | None = None
+    split: str | None = None
+
+
+def tables(report: AuditReport) -> list[Table]:
+    """All tables that hold a number: the main one, figures of the output, one for each layer-wise metric."""
+    return [table for table in (main_table(report), output_table(report), *layer_tables(report)) if table.rows]
+
+
+def main_table(report: AuditReport) -> Table:
+    """The few figures to read first; of the layers, the one half-way and the deepest."""
+    depth = {"middle": report.layers[len(report.layers) // 2], "deepest": report.layers[-1]} if report.layers else {}
+    keys: list[Key] = []
+    for metric, split, reference, place in MAIN:
+        if place is not None and place not in depth:
+            continue
+        where = forget_split(report, metric) if split == "forget" else split
+        keys.append((metric, where, reference, depth[place] if place else None))
+    return _table(report, "In short", dict.fromkeys(keys))
+
+
+def output_table(report: AuditReport) -> Table:
+    """All figures that belong to no layer."""
+    rows = [each for each in report.measurements if each.layer is None]
+    return _table(report, "Output and summary scores", _sorted(_key(each) for each in rows))
+
+
+def layer_tables(report: AuditReport) -> list[Table]:
+    """One table for each layer-wise metric, split and reference; a row is a layer."""
+    found = _sorted((*_key(each)[:3], None) for each in report.measurements if each.layer is not None)
+    result = []
+    for metric, split, reference, _ in found:
+        keys: list[Key] = [(metric, split, reference, layer) for layer in [*report.layers, "logits"]]
+        table = _table(report, _label((metric, split, reference, None)), keys, label=lambda key: str(key[3]))
+        chances = {row.chance for row in table.rows} - {MISSING}
+        title = f"{table.title} (chance {chances.pop()})" if len(chances) == 1 else table.title
+        result.append(Table(title, table.models, table.rows, table.notes, metric, split))
+    return result
+
+
+def to_markdown(report: AuditReport) -> str:
+    """The tables as GitHub Markdown: models as columns, direction as an arrow, 95 % intervals in brackets.
+
+    Headings are of the third level; a report without a number gives an empty text.
+    """
+    parts = []
+    for table in tables(report):
+        chance = _has_chance(table)
+        heads = ["", *map(_escaped, table.models), *(["chance"] if chance else [])]
+        lines = [_line(heads), _line(["---"] * len(heads))]
+        for row in table.rows:
+            cells = [f"{v} {i}".strip() for v, i in zip(row.values, row.intervals, strict=True)]
+            lines.append(_line([_escaped(row.label), *cells, *([row.chance] if chance else [])]))
+        notes = [f"\n{_escaped(note)}" for note in table.notes]
+        parts.append("\n".join([f"### {_escaped(table.title)}", "", *lines, *notes]))
+    return "\n\n".join(parts) + "\n" * bool(parts)
+
+
+def to_rich(report: AuditReport, *, full: bool = False) -> Group:
+    """The tables for a terminal, to be printed with `rich`; intervals are shown where the terminal is wide enough.
+
+    Args:
+        report: the report.
+        full: all tables; by default the main one and those of the layers on the forget set, for the metrics in it.
+    """
+    from rich.console import Group
+    from rich.text import Text
+
+    chosen = tables(report)
+    if not full:
+        shown = {metric for metric, _, _, place in MAIN if place}
+        first, *rest = chosen or [main_table(report)]
+        chosen = [first, *(t for t in rest if t.metric in shown and (t.split or "").startswith("forget"))]
+    drawn: list[Any] = []
+    for table in chosen:
+        drawn += [_Grid(table), *(Text(note, style="dim") for note in table.notes), Text("")]
+    return Group(*drawn)
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """A table that leaves its intervals out where they do not fit."""
+
+    table: Table
+
+    def __rich_console__(self, console: Any, options: Any) -> Iterable[Any]:
+        wide = self._drawn(intervals=True)
+        fits = console.measure(wide, options=options.update(width=1000)).maximum <= options.max_width
+        yield wide if fits else self._drawn(intervals=False)
+
+    def _drawn(self, intervals: bool) -> Any:
+        from rich.table import Table as RichTable
+        from rich.text import Text
+
+        table, chance = self.table, _has_chance(self.table)
+        grid = RichTable(title=Text(table.title), title_justify="left", box=None, pad_edge=False, header_style="bold")
+        grid.add_column("", overflow="fold", min_width=min(24, max(len(row.label) for row in table.rows)))
+        for name in [*table.models, *(["chance"] if chance else [])]:
+            grid.add_column(Text(name), justify="right")
+        for row in table.rows:
+            pairs = zip(row.values, row.intervals, strict=True)
+            cells = [Text.assemble(v, (f" {i}" if intervals and i else "", "dim")) for v, i in pairs]
+            grid.add_row(Text(row.label), *cells, *([Text(row.chance)] if chance else []))
+        return grid
+
+
+def arrow(metric: str, split: str | None = None, reference: str | None = None) -> str:
+    """ "↑" where higher is better, "↓" where lower is, "" where nearness to another model or to a value is the aim."""
+    info = metric_info(metric)
+    if info is None:
+        return ""
+    if metric.startswith("linear_cka") and reference == "retrained":
+        return "↑"
+    half = (split or "").split("_")[0]
+    clauses = [clause for clause in info.better.split(",") if half and half in clause] or info.better.split(",")[:1]
+    return {"lower": "↓", "higher": "↑"}.get(clauses[0].split()[0] if clauses[0].split() else "", "")
+
+
+def metric_info(metric: str) -> Any | None:
+    """The entry of a metric in `ec_hf.metrics.METRICS`; None for one that this version does not know."""
+    return getattr(metrics, "METRICS", {}).get(metric)
+
+
+def metric_title(metric: str) -> str:
+    """The name of a metric for readers."""
+    info = metric_info(metric)
+    return info.title if info else metric.replace("_", " ")
+
+
+def value_text(metric: str, value: float | None) -> str:
+    """A value as tables show it: shares in percent with one decimal, others with two, "—" for none."""
+    if value is None:
+        return MISSING
+    text = f"{100 * value:.1f} %" if metric in PERCENT else f"{value:.2f}"
+    return text.removeprefix("-") if not float(text.split()[0]) else text  # no minus before a zero
 
 
 def class_names(report: AuditReport) -> Callable[[int], str]:
@@ -33,3 +250,77 @@ def model_label(name: str) -> str:
 def split_label(split: str) -> str:
     """The name of a split as readers see it: "forget_test" is "forget test"."""
     return split.replace("_", " ")
+
+
+def _table(report: AuditReport, title: str, keys: Iterable[Key], label: Callable[[Key], str] | None = None) -> Table:
+    models = list(report.models)
+    found: dict[Key, dict[str, list[Measurement]]] = {}
+    for each in report.measurements:
+        found.setdefault(_key(each), {}).setdefault(each.model, []).append(each)
+    rows, notes = [], []
+    for key in keys:
+        cells = found.get(key, {})
+        for variant in range(max(map(len, cells.values()), default=0)):  # several of one kind differ by their notes
+            line = [cells[name][variant] if variant < len(cells.get(name, [])) else None for name in models]
+            several = any(len(each) > 1 for each in cells.values())
+            told = next((each.note for each in line if each and each.note), None)
+            text = (label or _label)(key) + (f", {told}" if several and told else "")
+            rows.append(_row(text, line))
+            if not several:
+                notes += [f"{text}, {model_label(each.model)}: {each.note}" for each in line if each and each.note]
+    return Table(title, [model_label(name) for name in models], rows, list(dict.fromkeys(notes)))
+
+
+def _row(label: str, line: Sequence[Measurement | None]) -> Row:
+    values = [value_text(each.metric, each.value) if each else MISSING for each in line]
+    intervals = [_interval(each) if each else "" for each in line]
+    chances = {value_text(each.metric, each.chance) for each in line if each and each.chance is not None}
+    return Row(label, values, intervals, chances.pop() if len(chances) == 1 else MISSING)
+
+
+def _interval(each: Measurement) -> str:
+    if each.low is None or each.high is None or each.value is None:
+        return ""
+    low, high = (value_text(each.metric, end).removesuffix(" %") for end in (each.low, each.high))
+    return f"[{low}, {high}]"
+
+
+def _key(each: Measurement) -> Key:
+    return each.metric, each.split, each.reference, each.layer
+
+
+def _label(key: Key) -> str:
+    metric, split, reference, layer = key
+    to = f" to {model_label(reference)}" if reference else ""
+    places = [split_label(split) if split else "", layer or ""]
+    text = ", ".join([metric_title(metric) + to, *(place for place in places if place)])
+    return f"{text} {arrow(metric, split, reference)}".strip()
+
+
+def _sorted(keys: Iterable[Key]) -> list[Key]:
+    """Without repeats, in the order of the table of metrics, then of the splits."""
+    order = list(getattr(metrics, "METRICS", {}))
+    splits = ["forget_test", "retain_test", *SPLITS]
+
+    def rank(key: Key) -> tuple[int, int, int]:
+        metric, split, reference, _ = key
+        return (
+            order.index(metric) if metric in order else len(order),
+            splits.index(split) if split in splits else len(splits),
+            reference != "original",
+        )
+
+    return sorted(dict.fromkeys(keys), key=rank)
+
+
+def _has_chance(table: Table) -> bool:
+    """Layer-wise tables have their chance level in the title."""
+    return table.metric is None and any(row.chance != MISSING for row in table.rows)
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _escaped(text: str) -> str:
+    return text.replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ")
