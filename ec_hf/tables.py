@@ -160,9 +160,8 @@ def to_rich(report: AuditReport, *, full: bool = False) -> Group:
     chosen = tables(report)
     if not full:
         shown = {metric for metric, _, _, place in MAIN if place}
-        first, *rest = chosen or [main_table(report)]
-        chosen = [first, *(t for t in rest if t.metric in shown and (t.split or "").startswith("forget"))]
-    drawn: list[Any] = []
+        chosen = chosen[:1] + [t for t in chosen[1:] if t.metric in shown and (t.split or "").startswith("forget")]
+    drawn: list[Any] = [] if chosen else [Text("The report holds no measurement.")]
     for table in chosen:
         drawn += [_Grid(table), *(Text(note, style="dim") for note in table.notes), Text("")]
     return Group(*drawn)
@@ -185,9 +184,13 @@ class _Grid:
 
         table, chance = self.table, _has_chance(self.table)
         grid = RichTable(title=Text(table.title), title_justify="left", box=None, pad_edge=False, header_style="bold")
-        grid.add_column("", overflow="fold", min_width=min(24, max(len(row.label) for row in table.rows)))
-        for name in [*table.models, *(["chance"] if chance else [])]:
-            grid.add_column(Text(name), justify="right")
+        grid.add_column("", overflow="fold")
+        columns = [
+            *zip(*(row.values for row in table.rows), strict=True),
+            *([[r.chance for r in table.rows]] * chance),
+        ]
+        for name, values in zip([*table.models, "chance"], columns, strict=False):
+            grid.add_column(Text(name), justify="right", min_width=max(map(len, values)))
         for row in table.rows:
             pairs = zip(row.values, row.intervals, strict=True)
             cells = [Text.assemble(v, (f" {i}" if intervals and i else "", "dim")) for v, i in pairs]
@@ -196,7 +199,7 @@ class _Grid:
 
 
 def arrow(metric: str, split: str | None = None, reference: str | None = None) -> str:
-    """ "↑" where higher is better, "↓" where lower is, "" where nearness to another model or to a value is the aim."""
+    """The arrow "↑" where higher is better, "↓" where lower is; "" where nearness to a model or a value is the aim."""
     info = metric_info(metric)
     if info is None:
         return ""
