@@ -42,7 +42,7 @@ OURS = ("config.json", "preprocessor_config.json", *WEIGHTS, RECORD, MANIFEST, A
 FIGURES = ("cka", "probe", "relearning", *FIGURES_WITH_CLASSES)
 """Figures that may be published; the one with the nearest images shows images of the forget set."""
 TOKEN = re.compile(r"hf_[A-Za-z0-9]{20,}")
-PATH = re.compile(r"""(?<![\w.:/<>)\]-])(?:/(?:[\w.+~-]+/)+|~/|[A-Za-z]:\\)[^\s"'<>)]*""")
+PATH = re.compile(r"""(?<![\w.:/<>)\]-])(?:/(?:[\w.+~-]+/)+|~/|[A-Za-z]:\\)[^\s"'`<>)]*""")
 EMBEDDED = re.compile(r"base64,[A-Za-z0-9+/=\s]+")
 
 logger = logging.getLogger(__name__)
@@ -92,7 +92,7 @@ def push(
     with explained(repo_id, folder, target | choices), TemporaryDirectory() as staged:
         if (with_heads := choices.get("with_heads")) not in (None, False, True, "folder"):
             _push_heads(Path(folder), str(with_heads), target)
-        export(folder, staged, **choices)
+        export(folder, staged, repo_id=repo_id, token=token, **choices)
         return _upload(Path(staged), repo_id, commit_message=commit_message, **target)
 
 
@@ -105,7 +105,7 @@ def push_later(folder: str | Path, repo_id: str, **options: Any) -> Future[str]:
     upload = {name: options.pop(name, None) for name in ("private", "token", "revision")}
     message = options.pop("commit_message", "Unlearned model")
     with explained(repo_id, folder, upload | options):
-        export(folder, staged.name, **options)
+        export(folder, staged.name, repo_id=repo_id, token=upload["token"], **options)
 
     def job() -> str:
         with explained(repo_id, folder, upload | options), staged:
@@ -127,7 +127,10 @@ def export(
     with_heads: bool | str = False,
     manifest_detail: str = "hashes",
     finish: str = "keep",
+    license: str | None = None,
     readme: str | Path | None = None,
+    repo_id: str | None = None,
+    token: str | bool | None = None,
 ) -> list[str]:
     """Write what would be published into an empty folder, to be looked at or uploaded.
 
@@ -139,7 +142,10 @@ def export(
         manifest_detail: what the files tell of the request, see `ec_hf.disclosure`: "hashes" (and counts), "classes"
             or "rows". A hash hides no more than the names it was made of: whoever guesses them can check the guess.
         finish: "keep", "mask" or "drop", see `ec_hf.finish`; the audit stays that of the model as it was erased.
+        license: a licence id of the Hub; that of the base model if left out.
         readme: a card of your own instead of the generated one; nothing in it is reduced.
+        repo_id: the repository that the card names in its examples.
+        token: of the Hub, where the base model's licence is looked up.
 
     Returns:
         Paths of the files, relative to `destination`.
@@ -178,7 +184,12 @@ def export(
     config = _read(destination / "config.json") or {}
     if config.pop("_name_or_path", None):
         _write(destination / "config.json", config)
-    text = card(destination) if readme is None else Path(readme).read_text(encoding="utf-8")
+    _copy(folder, destination, CARD)  # its licence is kept
+    text = (
+        Path(readme).read_text(encoding="utf-8")
+        if readme
+        else card(destination, repo_id=repo_id, license=license, manifest_detail=manifest_detail, token=token)
+    )
     (destination / CARD).write_text(text, encoding="utf-8")
     names = sorted(path.relative_to(destination).as_posix() for path in destination.rglob("*") if path.is_file())
     for name in names:
@@ -229,6 +240,8 @@ def explained(repo_id: str, folder: str | Path | None = None, options: dict[str,
 
 def _cause(error: Exception, repo_id: str) -> str:
     """What went wrong, and what to do about it."""
+    while type(error) is RuntimeError and isinstance(error.__cause__, Exception):  # "Error while uploading ..."
+        error = error.__cause__
     status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
     log_in = "log in with `hf auth login`, or set HF_TOKEN to a token with write access"
     causes = {
