@@ -46,4 +46,4 @@ class GradientAscent(PlusRetain):
     def forget_losses(self, step: Step) -> dict[str, Tensor]:
         """Component "ascent"."""
         loss = cross_entropy(step.forget.logits, step.forget.labels, reduction="none")
-        return {"ascent": -loss.clamp(max=self.bound).mean()}
+        return {"ascent": -(loss if self.bound is None else loss.clamp(max=self.bound)).mean()}
