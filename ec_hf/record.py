@@ -39,9 +39,9 @@ TRAINING_ARGUMENTS = (
 
 def announcement(trainer: ECTrainer) -> str:
     """The choices of a run before it starts: sets, batches, supervision points with shapes and weights, stopping."""
-    args, data, points = trainer.args, trainer.train_dataset, trainer.points
+    args, data, points, objective = trainer.args, trainer.train_dataset, trainer.points, trainer.objective
     lines = [
-        f"Unlearning with objective {trainer.objective.name!r} on {args.world_size} process(es), {args.device}",
+        f"Unlearning with objective {objective.name!r} on {args.world_size} process(es), {args.device}",
         f"  the losses use: {data_used(trainer)}",
         f"  forget set {len(data.forget):,} images, retain set {len(data.retain):,} images",
         f"  a step and process: {args.per_device_forget_batch_size} forget + "
@@ -53,7 +53,9 @@ def announcement(trainer: ECTrainer) -> str:
     for point, weight in zip(points, trainer.layer_weights, strict=True):
         covered = trainer.host.covers_last_point and point == trainer.last
         lines.append(f"    {point}, weight {weight:g}{' (the objective itself)' if covered else ''}")
-    if not trainer.objective.trains:
+    if points and objective.conflict and not (objective.covers_last_point and trainer.last not in points):
+        lines.append(f"  where objective and EC meet: {objective.conflict}")
+    if not objective.trains:
         then = f"then EC trains with objective {trainer.host.name!r}" if points else "nothing is trained"
         lines.append(f"  the objective edits the model in closed form, {then}")
     if trainer.saliency is not None:
@@ -101,7 +103,8 @@ def run_record(trainer: ECTrainer) -> dict[str, Any]:
         "base_model_revision": getattr(config, "_commit_hash", None),
         "base_model_license": base_license(base) if base and Path(base).is_dir() else {},
         "command": command(),
-        "settings": without_paths(settings | {"heads": public(args.heads)}),
+        "settings": without_paths(settings | {"heads": public(args.heads), "saliency": trainer.saliency}),
+        "uses": data_used(trainer),
         "points": [point.to_dict() for point in trainer.points],
         "layer_weights": trainer.layer_weights,
         "processes": args.world_size,

@@ -6,14 +6,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import NAMES, make_images, make_model, make_processor
+from PIL import Image as Pil
 from safetensors.torch import load_file
 from torch.nn import functional as F
 from transformers import TrainerCallback, TrainingArguments
 
 from ec_hf import ECConfig, ECHeads, ECTrainer, ForgetRequest, split
+from ec_hf.objectives import Objective
+from ec_hf.record import announcement, run_record
 from ec_hf.stopping import StoppingRule
 
 
@@ -224,6 +228,272 @@ def test_batch_norm_statistics_can_follow_the_retain_images_and_never_the_forget
         torch.testing.assert_close(value, found[1][name], rtol=1e-5, atol=1e-6)
 
 
+# What an objective sees and does before and during training
+
+
+class Probe(Objective):
+    """Notes what it is given; pulls features to their original mean and the logits of added rows to 0."""
+
+    needs_teacher = True
+
+    def __init__(self):
+        self.steps, self.prepared = [], 0
+
+    def prepare(self, setting):
+        assert not setting.model.training and not hasattr(setting.model, "ec_heads")
+        self.prepared += 1
+        self.weights = copy.deepcopy(setting.model.state_dict())
+        self.forget = torch.cat([batch["labels"] for batch in setting.forget()])
+        self.retain = torch.cat([batch["labels"] for batch in setting.retain()])
+        with torch.no_grad():
+            self.mean = torch.cat([setting.features(batch["pixel_values"]) for batch in setting.retain()]).mean(0)
+        self.mean += torch.randn(1)
+
+    def extra_pixels(self, forget, retain):
+        return forget[:3] + torch.randn_like(forget[:3])
+
+    def __call__(self, step):
+        pixels = step.forget.pixel_values.clone().requires_grad_()
+        (slope,) = torch.autograd.grad(step.teacher(pixels).sum(), pixels)
+        self.steps.append((step, slope))
+        return {"extra": step.extra.logits.square().mean(), "mean": (step.retain.features - self.mean).square().mean()}
+
+
+class Halve(Objective):
+    """A closed form: every weight becomes half of what it was."""
+
+    trains = False
+
+    def prepare(self, setting):
+        with torch.no_grad():
+            for parameter in setting.model.parameters():
+                parameter.mul_(0.5)
+
+    def __call__(self, step):
+        raise AssertionError("a closed form has no loss")
+
+
+class Distil(Objective):
+    """Away from the original on forget."""
+
+    uses = "forget"
+    needs_teacher = True
+
+    def __call__(self, step):
+        return {"away": -F.mse_loss(step.forget.logits, step.teacher_logits("forget"))}
+
+
+PROBE, HALVE, DISTIL = (f"{__name__}:{name}" for name in ("Probe", "Halve", "Distil"))
+
+
+def weights(model):
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+def test_an_objective_prepares_once_on_the_original_model_and_sees_each_image_once(tmp_path):
+    trainer = make_trainer(tmp_path, objective=PROBE, max_steps=1)
+    original = weights(trainer.model)
+    trainer.train()
+    trainer.train()
+    objective = trainer.objective
+    assert objective.prepared == 1
+    assert same(objective.weights, original)
+    assert objective.forget.tolist() == [1] * 20
+    assert sorted(objective.retain.tolist()) == sorted([0, 2, 3, 4] * 20)
+    assert objective.mean.shape == (32,)
+
+
+def test_what_an_objective_looks_at_counts_as_images_seen(tmp_path):
+    trainer = make_trainer(tmp_path, objective=PROBE, points=[], max_steps=1)
+    trainer.train()
+    assert (trainer.cost["forget_images_seen"], trainer.cost["retain_images_seen"]) == (20 + 8, 2 * 80 + 16)
+
+
+def test_a_step_tells_where_in_the_run_it_is(tmp_path):
+    trainer = make_trainer(tmp_path, objective=PROBE, points=[], gradient_accumulation_steps=2)
+    trainer.train()
+    steps = [step for step, _ in trainer.objective.steps]
+    assert [step.index for step in steps] == [0, 0, 1, 1, 2, 3, 3]  # 5 batches an epoch
+    assert {(step.total, step.epoch_steps, step.forget_steps) for step in steps} == {(4, 3, 2)}
+    assert all(step.model is trainer.model for step in steps)
+
+
+def test_the_teacher_lets_a_gradient_through_to_the_pixels_and_keeps_none(tmp_path):
+    trainer = make_trainer(tmp_path, objective=PROBE, points=[], max_steps=1)
+    trainer.train()
+    ((step, slope),) = trainer.objective.steps
+    assert slope.shape == step.forget.pixel_values.shape and slope.any()
+    assert all(parameter.grad is None for parameter in trainer._teacher.parameters())
+
+
+def test_added_rows_are_seen_in_the_same_forward_and_change_nothing_for_the_others(tmp_path):
+    logs = []
+    for name in (PROBE, "finetune"):
+        trainer = make_trainer(tmp_path, "ResNet", objective=name, batch_norm="retain", max_steps=1)
+        trainer.train()
+        logs.append((trainer.state.log_history[0], statistics(trainer.model)))
+        if name == PROBE:
+            ((step, _),) = trainer.objective.steps
+            assert step.extra.logits.shape == (3, 5) and step.extra.features.shape == (3, 32)
+            assert step.extra.labels.tolist() == [-100] * 3
+            assert [len(part.labels) for part in (step.forget, step.retain)] == [8, 16]
+    (probe, after_probe), (plain, after_plain) = logs
+    for name in plain:
+        if name.startswith("hidden_states"):
+            assert probe[name] == pytest.approx(plain[name], rel=1e-4), name
+    assert any(name.startswith("hidden_states") for name in plain)
+    for name, value in after_plain.items():
+        torch.testing.assert_close(after_probe[name], value, msg=name)
+
+
+def test_a_teacher_is_kept_only_for_objectives_that_need_one(tmp_path):
+    assert make_trainer(tmp_path, objective="finetune", cache_teacher=True)._teacher is None
+    assert make_trainer(tmp_path, objective="delete")._teacher is not None
+
+
+def test_cached_teacher_outputs_train_the_same_model_with_one_pass_over_forget(tmp_path):
+    results = []
+    for cache in (False, True):
+        trainer = make_trainer(tmp_path, objective=DISTIL, points=[], cache_teacher=cache, max_steps=6)
+        calls = []
+        trainer._teacher.register_forward_hook(lambda module, args, output, calls=calls: calls.append(1))
+        trainer.train()
+        results.append((weights(trainer.model), len(calls), trainer.cost["forget_images_seen"]))
+    (live, live_calls, live_seen), (cached, cached_calls, cached_seen) = results
+    assert (live_calls, cached_calls) == (6, 2)  # 20 forget images, 16 at a time
+    assert cached_seen == live_seen + 20
+    for name, value in live.items():
+        torch.testing.assert_close(cached[name], value, msg=name)
+
+
+def test_cached_teacher_outputs_are_refused_for_images_that_change(tmp_path):
+    trainer = make_trainer(tmp_path, objective=DISTIL, points=[], cache_teacher=True)
+    trainer.train_dataset.forget.set_transform(
+        lambda rows: {
+            "image": [Pil.fromarray(np.random.randint(0, 255, (32, 32, 3), "uint8")) for _ in rows["image"]],
+            "label": rows["label"],
+        }
+    )
+    before = weights(trainer.model)
+    with pytest.raises(ValueError, match="cache_teacher=True: the forget images differ"):
+        trainer.train()
+    assert same(weights(trainer.model), before)
+    trainer = make_trainer(tmp_path, objective=DISTIL, points=[], cache_teacher=True)
+    collate = trainer.data_collator
+    trainer.data_collator = lambda rows: {key: value for key, value in collate(rows).items() if key != "rows"}
+    with pytest.raises(ValueError, match="data_collator gives no `rows`"):
+        trainer.train()
+
+
+# Closed forms
+
+
+def test_a_closed_form_edits_the_model_and_trains_nothing(tmp_path, capsys):
+    trainer = make_trainer(
+        tmp_path,
+        objective=HALVE,
+        points=[],
+        eval_dataset=evaluation_parts(),
+        eval_strategy="epoch",
+        eval_on_start=True,
+    )
+    original = weights(trainer.model)
+    parameters = dict(trainer.model.named_parameters())
+    result = trainer.train()
+    assert result.global_step == 0
+    assert all(torch.equal(value, original[name] / 2) for name, value in parameters.items())
+    losses = [entry["eval_retain_loss"] for entry in trainer.state.log_history if "eval_retain_loss" in entry]
+    assert len(losses) == 2, "the original, then the edited model"
+    assert losses[1] == pytest.approx(trainer.evaluate()["eval_retain_loss"])
+    assert losses[0] != losses[1]
+    assert "nothing is trained" in capsys.readouterr().out
+    trainer.save_model()
+    loaded = type(trainer.model).from_pretrained(tmp_path).state_dict()
+    assert same(loaded, weights(trainer.model))
+    assert json.loads((tmp_path / "ec_config.json").read_text())["cost"]["steps"] == 0
+    trainer.train()
+    assert same(weights(trainer.model), loaded), "once is enough"
+    with pytest.raises(ValueError, match="no checkpoint to resume"):
+        trainer.train(resume_from_checkpoint=str(tmp_path))
+
+
+def test_with_points_ec_trains_after_a_closed_form_and_is_judged_by_the_original(tmp_path, capsys):
+    trainer = make_trainer(
+        tmp_path,
+        objective=HALVE,
+        eval_dataset=evaluation_parts(),
+        eval_strategy="steps",
+        eval_steps=1,
+        eval_on_start=True,
+        max_steps=1,
+        forget_target=-1,
+    )
+    original = trainer.evaluate()
+    trainer.train()
+    history = trainer.state.log_history
+    first = {name: value for entry in history if entry["step"] == 0 for name, value in entry.items()}
+    assert first["eval_retain_loss"] == pytest.approx(original["eval_retain_loss"])
+    line = next(entry for entry in history if "loss" in entry)
+    assert {"contrastive/contrast", "contrastive/retain_ce", "hidden_states.3/contrast"} <= set(line)
+    assert "hidden_states.4/contrast" not in line
+    assert sum("eval_retain_loss" in entry for entry in history) == 2
+    assert trainer.args.eval_on_start
+    printed = capsys.readouterr().out
+    assert "in closed form, then EC trains with objective 'contrastive'" in printed
+
+
+# How objective and EC go together
+
+
+@pytest.mark.parametrize(
+    ("objective", "options", "expected"),
+    [
+        ("delete", {"points": []}, "forget"),
+        ("delete", {"points": [], "objective_kwargs": {"retain_weight": 1.0}}, "forget +retain"),
+        ("delete", {}, "forget +retain"),
+        ("finetune", {"points": []}, "retain"),
+        ("finetune", {}, "retain +forget"),
+        ("contrastive", {}, "forget and retain"),
+    ],
+)
+def test_the_record_says_which_sets_are_used_and_which_one_is_added(tmp_path, objective, options, expected):
+    trainer = make_trainer(tmp_path, objective=objective, **options)
+    assert run_record(trainer)["uses"] == expected
+    assert f"the losses use: {expected}\n" in announcement(trainer)
+
+
+def test_retraining_starts_anew_and_refuses_points(tmp_path):
+    with pytest.raises(ValueError, match="points=\\[\\]"):
+        make_trainer(tmp_path, objective="retrain")
+    trainer = make_trainer(
+        tmp_path,
+        "ResNet",
+        objective="retrain",
+        points=[],
+        eval_dataset=evaluation_parts(),
+        eval_strategy="steps",
+        eval_steps=1,
+        eval_on_start=True,
+        max_steps=2,
+        retain_floor=1.0,
+    )
+    original = trainer.evaluate()
+    before = weights(trainer.model)
+    trainer.train()
+    assert trainer.state.global_step == 2, "no forget target stops it"
+    assert trainer.state.log_history[1]["eval_retain_loss"] == pytest.approx(original["eval_retain_loss"])
+    drawn = [name for name, value in before.items() if value.dim() == 4]
+    assert drawn
+    for name, value in trainer.model.state_dict().items():
+        if value.dim() == 4:
+            assert (value - before[name]).abs().mean() > 0.1 * before[name].std(), name
+    assert run_record(trainer)["settings"]["batch_norm"] == "retain"
+
+
 # Resuming
 
 
@@ -243,6 +513,28 @@ def test_resuming_continues_to_the_bit(tmp_path, family, stop):
     losses = [[entry["loss"] for entry in t.state.log_history if "loss" in entry] for t in (whole, resumed)]
     assert len(losses[0]) == 8
     assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize(
+    ("objective", "options"),
+    [
+        (PROBE, {"cache_teacher": True}),
+        (HALVE, {}),
+        ("boundary_expand", {"points": []}),
+        ("duck", {}),
+        ("saliency", {"weight_decay": 0.1}),
+        ("retrain", {"points": []}),
+    ],
+)
+def test_resuming_gathers_again_what_an_objective_knows_of_the_original(tmp_path, objective, options):
+    options = {"objective": objective, "save_strategy": "steps", "save_steps": 3, "save_total_limit": None} | options
+    whole = make_trainer(tmp_path, "ResNet", max_steps=5, **options)
+    whole.train()
+    resumed = make_trainer(tmp_path / "again", "ResNet", max_steps=5, **options)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    assert same(weights(whole.model), weights(resumed.model))
+    losses = [[entry["loss"] for entry in t.state.log_history if "loss" in entry] for t in (whole, resumed)]
+    assert len(losses[0]) == 5 and losses[0] == losses[1]
 
 
 def test_checkpoints_hold_the_plain_model_and_the_heads_beside_it(tmp_path):
