@@ -11,11 +11,22 @@ if TYPE_CHECKING:
     from ec_hf.config import ECConfig
     from ec_hf.data import split
     from ec_hf.heads import ECHeads
+    from ec_hf.hub import load_report, push
     from ec_hf.report import AuditReport
     from ec_hf.requests import ForgetRequest
     from ec_hf.trainer import ECTrainer
 
-__all__ = ["AuditReport", "ECConfig", "ECHeads", "ECTrainer", "ForgetRequest", "__version__", "split"]
+__all__ = [
+    "AuditReport",
+    "ECConfig",
+    "ECHeads",
+    "ECTrainer",
+    "ForgetRequest",
+    "__version__",
+    "load_report",
+    "push",
+    "split",
+]
 
 _HOMES = {
     "AuditReport": "report",
@@ -23,6 +34,8 @@ _HOMES = {
     "ECHeads": "heads",
     "ECTrainer": "trainer",
     "ForgetRequest": "requests",
+    "load_report": "hub",
+    "push": "hub",
     "split": "data",
 }
 

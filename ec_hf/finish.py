@@ -43,9 +43,9 @@ def finished(model: PreTrainedModel, classes: Collection[int], how: str) -> PreT
     model = copy.deepcopy(model)
     if how == "keep":
         return model
-    names = model.config.id2label
+    names = {int(label): name for label, name in (model.config.id2label or {}).items()}
     if not classes or (unknown := sorted(set(classes) - set(names))):
-        what = f"the model has no label {unknown}" if classes else "no class was forgotten as a whole"
+        what = f"the model has no label {unknown}" if classes else "no class is known to be forgotten as a whole"
         raise ValueError(f"finish={how!r}: {what}; finish='keep' leaves the logits as they are")
     kept = [label for label in names if label not in classes]
     if len(kept) < 2:
@@ -54,8 +54,8 @@ def finished(model: PreTrainedModel, classes: Collection[int], how: str) -> PreT
         _mask(layer, sorted(classes)) if how == "mask" else _keep_rows(layer, kept)
     if how == "drop":
         model.config.id2label = {new: names[old] for new, old in enumerate(kept)}
-        model.config.label2id = {name: label for label, name in model.config.id2label.items()}
-        model.num_labels = len(kept)
+        model.config.label2id = {names[old]: new for new, old in enumerate(kept)}
+        model.num_labels = len(kept)  # type: ignore[assignment]
     return model
 
 

@@ -140,7 +140,7 @@ class ECHeads(
             FileNotFoundError: where no heads are.
         """
         hub = {name: value for name, value in kwargs.items() if name in HUB_ARGUMENTS}
-        for inside in (f"{FOLDER}/", ""):
+        for inside in ("", f"{FOLDER}/"):
             config = find_file(pretrained_model_name_or_path, f"{inside}config.json", **hub)
             if config is None or "last_pooling" not in json.loads(config.read_text()):
                 continue

@@ -76,25 +76,20 @@ def earlier_forget_sets(
     columns: dict[str, Any] = {"label_column": label_column, "id_column": id_column}
     for number, document in enumerate(history, start=1):
         name = f"request {number}"
-        request = _request(document)
-        if request is None:
-            notes.append(
-                f"The earlier {name} ({document['request']['hash'][:12]}) cannot be checked again: its published "
-                f"manifest (detail {document.get('detail', 'unknown')!r}) does not say what it named."
-            )
-            continue
+        why = "what its manifest tells does not name the same rows in this data set"
         try:
-            parts = split(dataset, request, **columns)
-            same = manifest(dataset, request, parts, **columns)["forget_rows_sha256"] == document["forget_rows_sha256"]
-        except (TypeError, ValueError):
-            same = False
-        if same:
-            sets[name] = parts["forget"]
-        else:
-            notes.append(
-                f"The earlier {name} ({document['request']['hash'][:12]}) cannot be checked again: what its "
-                "manifest tells does not name the same rows in this data set."
-            )
+            request = _request(document)
+            if request is None:
+                why = f"its published manifest (detail {document.get('detail')!r}) does not say what it named"
+            else:
+                parts = split(dataset, request, **columns)
+                found = manifest(dataset, request, parts, **columns)
+                if found["forget_rows_sha256"] == document["forget_rows_sha256"]:
+                    sets[name] = parts["forget"]
+                    continue
+        except (TypeError, ValueError):  # classes or rows that are not there
+            pass
+        notes.append(f"The earlier {name} ({document['request']['hash'][:12]}) cannot be checked again: {why}.")
     return sets, notes
 
 

@@ -48,7 +48,7 @@ EMBEDDED = re.compile(r"base64,[A-Za-z0-9+/=\s]+")
 logger = logging.getLogger(__name__)
 
 
-class PushError(RuntimeError):
+class PushError(OSError):
     """A push that did not succeed; the message says why and how to push again."""
 
 
@@ -92,7 +92,7 @@ def push(
     with explained(repo_id, folder, target | choices), TemporaryDirectory() as staged:
         if (with_heads := choices.get("with_heads")) not in (None, False, True, "folder"):
             _push_heads(Path(folder), str(with_heads), target)
-        export(folder, staged, repo_id=repo_id, token=token, **choices)
+        export(folder, staged, repo_id=_full_id(repo_id, token), token=token, **choices)
         return _upload(Path(staged), repo_id, commit_message=commit_message, **target)
 
 
@@ -105,7 +105,7 @@ def push_later(folder: str | Path, repo_id: str, **options: Any) -> Future[str]:
     upload = {name: options.pop(name, None) for name in ("private", "token", "revision")}
     message = options.pop("commit_message", "Unlearned model")
     with explained(repo_id, folder, upload | options):
-        export(folder, staged.name, repo_id=repo_id, token=upload["token"], **options)
+        export(folder, staged.name, repo_id=_full_id(repo_id, upload["token"]), token=upload["token"], **options)
 
     def job() -> str:
         with explained(repo_id, folder, upload | options), staged:
@@ -151,6 +151,7 @@ def export(
         Paths of the files, relative to `destination`.
 
     Raises:
+        FileExistsError: when the destination holds something.
         FileNotFoundError: for a folder without a model, or without the heads that are asked for.
         ValueError: for a choice that does not exist or does not fit the model, and for files that name a token or a
             path of this machine.
@@ -161,6 +162,8 @@ def export(
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{str(folder)!r} holds no config.json: name the folder of a finished model")
     destination.mkdir(parents=True, exist_ok=True)
+    if any(destination.iterdir()):
+        raise FileExistsError(f"{str(destination)!r} is not empty: name a new folder")
     record, manifest = _read(folder / RECORD), _read(folder / MANIFEST)
     _copy(folder, destination, "preprocessor_config.json")
     if finish == "keep":
@@ -272,6 +275,11 @@ def _command(folder: str | Path, repo_id: str, options: dict[str, Any]) -> str:
     return shlex.join(["ec-hf", "push", str(folder), repo_id, *flags])
 
 
+def _full_id(repo_id: str, token: str | bool | None) -> str:
+    """A name without an owner belongs to the owner of the token."""
+    return repo_id if "/" in repo_id else f"{HfApi(token=token).whoami()['name']}/{repo_id}"
+
+
 def _upload(
     folder: Path,
     repo_id: str,
@@ -335,8 +343,8 @@ def _write_finished(
 
 def _forgotten_labels(folder: Path, id2label: dict[int, str]) -> list[int]:
     """The model's ids of the classes that were forgotten as a whole: as the audit knows them, else by their names."""
-    if (folder / AUDIT).is_file():
-        return AuditReport.load(folder / AUDIT).request.get("classes", [])
+    if (folder / AUDIT).is_file() and (known := AuditReport.load(folder / AUDIT).request.get("classes")):
+        return known
     names = wholly_forgotten(_read(folder / MANIFEST) or {"parts": {"forget": {}, "retain": {}}})
     ids = {name: label for label, name in id2label.items()}
     if unknown := [name for name in names if name not in ids]:

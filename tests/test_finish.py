@@ -102,7 +102,7 @@ def test_logits_that_no_layer_gives_are_refused():
 @pytest.mark.parametrize(
     ("classes", "how", "message"),
     [
-        ([], "mask", "no class was forgotten as a whole"),
+        ([], "mask", "no class is known to be forgotten as a whole"),
         ([7], "drop", r"no label \[7\]"),
         ([0, 1, 2, 3], "drop", "leave 1 of 5 classes"),
         ([1], "hide", "one of keep, mask, drop"),

@@ -95,7 +95,7 @@ def finished_folder(tmp_path_factory, forgotten_image):
     make_heads(model).save_pretrained(folder / "ec_heads")
     images = make_images()
     record = {"method": "Erase at the Core (arXiv 2602.05375)", "base_model": "someone/pets", "points": []}
-    record |= {"base_model_revision": "0" * 40, "settings": {"heads": str(folder), "objective": "contrastive"}}
+    record |= {"base_model_revision": "0" * 40, "settings": {"heads": str(folder), "seed": 0}}
     record |= {"command": "accelerate launch recipes/ec_vit.py --forget_classes bee dog --seed 1"}
     document = manifest(images, REQUEST, split(images, REQUEST), name=str(folder / "data"))
     report = replace(
@@ -326,6 +326,16 @@ def test_files_of_others_in_the_repository_stay(hub, finished_folder):
     assert set(hub.files(REPO)) == FILES | {"LICENSE"}
 
 
+def test_a_name_without_an_owner_belongs_to_the_owner_of_the_token(hub, finished_folder):
+    assert push(finished_folder, "pets") == f"{hub.url}/alice/pets"
+    assert "alice/pets" in hub.files(REPO)["README.md"].decode()
+
+
+def test_nothing_is_exported_over_other_files(finished_folder):
+    with pytest.raises(FileExistsError, match="not empty"):
+        export(finished_folder, finished_folder)
+
+
 @pytest.mark.parametrize("token", [OTHER_TOKEN, "hf_" + "x" * 30, False], ids=["another's", "unknown", "none"])
 def test_a_private_repository_opens_with_the_right_token_only(hub, finished_folder, token):
     push(finished_folder, REPO, private=True)
@@ -531,7 +541,7 @@ def test_finishing_that_makes_no_sense_is_refused(finished_folder, tmp_path):
     images, request = make_images(), ForgetRequest(rows=[1, 2, 3])
     document = manifest(images, request, split(images, request))
     (rows / "forget_manifest.json").write_text(json.dumps(document))
-    with pytest.raises(ValueError, match="no class was forgotten as a whole"):
+    with pytest.raises(ValueError, match="no class is known to be forgotten as a whole"):
         export(rows, tmp_path / "3", finish="mask")
 
 
