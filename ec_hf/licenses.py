@@ -25,7 +25,7 @@ LICENSES = frozenset(
 KEYS = ("license", "license_name", "license_link")
 
 
-def base_license(name_or_path: str | Path | None, token: str | None = None) -> dict[str, str]:
+def base_license(name_or_path: str | Path | None, token: str | bool | None = None) -> dict[str, str]:
     """What the card of a model says of its licence: `license`, and the name and link of one that is "other".
 
     Args:
@@ -39,7 +39,7 @@ def base_license(name_or_path: str | Path | None, token: str | None = None) -> d
         return {}
     local = Path(name_or_path)
     try:
-        card = ModelCard.load(local / "README.md" if local.is_dir() else str(name_or_path), token=token)
+        card = ModelCard.load(local / "README.md" if local.is_dir() else str(name_or_path), token=token)  # type: ignore[arg-type]
     except (OSError, ValueError, yaml.YAMLError):
         return {}
     found = {key: getattr(card.data, key, None) for key in KEYS}
