@@ -373,6 +373,14 @@ class ECTrainer(Trainer):
         self.is_in_train = False
         return self.state.log_history[before:]
 
+    def _forget_evaluation(self) -> None:
+        """Let training wrap the model: Accelerate takes one that was evaluated before for one that is wrapped already.
+
+        Each of several processes would then train on its own.
+        """
+        if vars(self.model).pop("_is_accelerate_prepared", False):
+            self.model_wrapped = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+
     # Stage 2
 
     def train(  # type: ignore[override]
@@ -396,6 +404,7 @@ class ECTrainer(Trainer):
         self._components, self._batches, self.batches_seen = {}, 0, 0
         start = time.perf_counter()
         self._prepare(evaluate=evaluate_first and not checkpoint)
+        self._forget_evaluation()
         try:
             if trains:
                 self.args.eval_on_start = evaluate_first and not self._original

@@ -49,6 +49,7 @@ collate = trainer.data_collator
 trainer.data_collator = lambda examples: (
     collate(examples) | {"pixel_values": collate(examples)["pixel_values"].double()}
 )
+trainer.evaluate()  # after which Accelerate would leave out the wrapper that adds up the gradients of all processes
 trainer.train(resume_from_checkpoint=resume[0] if resume else None)
 trainer.save_model()
 if trainer.is_world_process_zero():
