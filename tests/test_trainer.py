@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import json
 import subprocess
 import sys
@@ -15,8 +16,8 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 from transformers import TrainerCallback, TrainingArguments
 
-from ec_hf import ECConfig, ECHeads, ECTrainer, ForgetRequest, split
-from ec_hf.objectives import Objective
+from ec_hf import ECConfig, ECHeads, ECTrainer, ForgetRequest, objectives, split
+from ec_hf.objectives import Objective, Part, Step
 from ec_hf.record import announcement, run_record
 from ec_hf.stopping import StoppingRule
 
@@ -464,6 +465,22 @@ def test_the_record_says_which_sets_are_used_and_which_one_is_added(tmp_path, ob
     trainer = make_trainer(tmp_path, objective=objective, **options)
     assert run_record(trainer)["uses"] == expected
     assert f"the losses use: {expected}\n" in announcement(trainer)
+
+
+@pytest.mark.parametrize("name", ["own_objective:Demote", "demote"])
+def test_the_example_of_an_own_objective_trains_by_path_and_by_name(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(objectives, "_OBJECTIVES", dict(objectives._OBJECTIVES))
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "recipes")
+    monkeypatch.delitem(sys.modules, "own_objective", raising=False)
+    if name == "demote":
+        importlib.import_module("own_objective")
+    trainer = make_trainer(tmp_path, objective=name, objective_kwargs={"margin": 2.0}, max_steps=1)
+    logits = torch.tensor([[3.0, 1, 0, 0, 0], [0, 5, 0, 0, 0]])
+    forget = Part(logits, logits, torch.tensor([0, 2]), logits)
+    losses = trainer.objective(Step(forget, forget))
+    assert losses["demote"].item() == pytest.approx((3 - 1 + 2 + 0) / 2)  # the second label is beaten by 5 already
+    trainer.train()
+    assert {"demote/demote", "demote/retain_ce", "hidden_states.4/contrast"} <= set(trainer.state.log_history[0])
 
 
 def test_retraining_starts_anew_and_refuses_points(tmp_path):
