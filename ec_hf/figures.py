@@ -362,7 +362,7 @@ def _layers(report: AuditReport, cell: Sequence[Measurement]) -> list[str]:
 def _floor(report: AuditReport, axis: Axes, cell: Sequence[Measurement], split: str) -> None:
     """What unrelated features would get, the highest over the models, where that was measured."""
     layers = _layers(report, cell)
-    floors = _measured(report.find("cka_floor", split=split))
+    floors = _measured(report.find("cka_floor", split=split, note=None))
     values = {
         layer: [each.value for each in floors if each.layer == layer and each.value is not None] for layer in layers
     }

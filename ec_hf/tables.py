@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ec_hf import metrics
+from ec_hf.metrics import METRICS
 from ec_hf.report import SPLITS, AuditReport, Measurement
 
 if TYPE_CHECKING:
@@ -51,6 +51,33 @@ MAIN = [
     ("idi", None, "retrained", None),
     ("accuracy_int8", "forget", None, None),
 ]
+SHORT = {
+    "accuracy": "accuracy",
+    "accuracy_masked": "accuracy, forgotten logits masked",
+    "accuracy_int8": "accuracy after 8-bit quantisation",
+    "entropy": "entropy",
+    "linear_cka": "CKA",
+    "linear_cka_uuef": "CKA as in UUEF",
+    "cka_floor": "CKA of unrelated features",
+    "split_half_cka": "CKA of two halves of the channels",
+    "linear_probe": "linear probe",
+    "knn": "k-NN",
+    "knn_downstream": "k-NN, other data set",
+    "mia_loss": "membership by loss (AUC)",
+    "mia_confidence": "membership by confidence (AUC)",
+    "mia_svc_efficacy": "MIA-efficacy (SVC)",
+    "mia_svc_member": "judged as member (SVC)",
+    "idi": "IDI",
+    "infonce": "InfoNCE",
+    "probe_advantage": "probe advantage",
+    "relearning_area": "relearning area",
+    "js_divergence": "Jensen-Shannon divergence",
+    "activation_distance": "activation distance",
+    "agreement": "equal predictions",
+    "h_mean": "H-mean",
+}
+CONTROLS = ("cka_floor", "split_half_cka")  # what other numbers are read by: no direction is better
+ARROWS = "↓ lower is better, ↑ higher is better, ≈ nearer the retrained model is better; in brackets 95 % intervals."
 Key = tuple[str, str | None, str | None, str | None]
 """What the cells of a row share: metric, split, reference, layer."""
 
@@ -134,7 +161,7 @@ def to_markdown(report: AuditReport) -> str:
 
     Headings are of the third level; a report without a number gives an empty text.
     """
-    parts = []
+    parts: list[str] = []
     for table in tables(report):
         chance = _has_chance(table)
         heads = ["", *map(_escaped, table.models), *(["chance"] if chance else [])]
@@ -142,7 +169,7 @@ def to_markdown(report: AuditReport) -> str:
         for row in table.rows:
             cells = [f"{v} {i}".strip() for v, i in zip(row.values, row.intervals, strict=True)]
             lines.append(_line([_escaped(row.label), *cells, *([row.chance] if chance else [])]))
-        notes = [f"\n{_escaped(note)}" for note in table.notes]
+        notes = [f"\n{_escaped(note)}" for note in [*([] if parts else [ARROWS]), *table.notes]]
         parts.append("\n".join([f"### {_escaped(table.title)}", "", *lines, *notes]))
     return "\n\n".join(parts) + "\n" * bool(parts)
 
@@ -199,26 +226,15 @@ class _Grid:
 
 
 def arrow(metric: str, split: str | None = None, reference: str | None = None) -> str:
-    """The arrow "↑" where higher is better, "↓" where lower is; "" where nearness to a model or a value is the aim."""
-    info = metric_info(metric)
-    if info is None:
+    """The better direction: "↓" lower, "↑" higher, "≈" nearer the retrained model, "" for an unknown metric."""
+    if metric not in METRICS or metric in CONTROLS:
         return ""
-    if metric.startswith("linear_cka") and reference == "retrained":
-        return "↑"
-    half = (split or "").split("_")[0]
-    clauses = [clause for clause in info.better.split(",") if half and half in clause] or info.better.split(",")[:1]
-    return {"lower": "↓", "higher": "↑"}.get(clauses[0].split()[0] if clauses[0].split() else "", "")
-
-
-def metric_info(metric: str) -> Any | None:
-    """The entry of a metric in `ec_hf.metrics.METRICS`; None for one that this version does not know."""
-    return getattr(metrics, "METRICS", {}).get(metric)
+    return {"lower": "↓", "higher": "↑"}.get(METRICS[metric].better(split, reference), "≈")
 
 
 def metric_title(metric: str) -> str:
-    """The name of a metric for readers."""
-    info = metric_info(metric)
-    return info.title if info else metric.replace("_", " ")
+    """The short name of a metric for readers; `METRICS` holds the long one."""
+    return SHORT.get(metric) or (METRICS[metric].title if metric in METRICS else metric.replace("_", " "))
 
 
 def value_text(metric: str, value: float | None) -> str:
@@ -302,7 +318,7 @@ def _label(key: Key) -> str:
 
 def _sorted(keys: Iterable[Key]) -> list[Key]:
     """Without repeats, in the order of the table of metrics, then of the splits."""
-    order = list(getattr(metrics, "METRICS", {}))
+    order = list(METRICS)
     splits = ["forget_test", "retain_test", *SPLITS]
 
     def rank(key: Key) -> tuple[int, int, int]:

@@ -236,12 +236,16 @@ def _relearning(report: AuditReport, name: str) -> str:
 
 
 def _membership(report: AuditReport, name: str) -> str:
-    mine = _one(report, "mia_loss", name, "forget_train")
-    if mine is None or mine.value is None or abs(mine.value - 0.5) <= MARGIN:
+    mine, target = (_one(report, "mia_loss", model, "forget_train") for model in (name, "retrained"))
+    if mine is None or mine.value is None:
         return ""
+    aim = target.value if target and target.value is not None else 0.5
+    if abs(mine.value - aim) <= MARGIN:
+        return ""
+    against = f"retrained {aim:.2f}, chance 0.50" if target and target.value is not None else "chance 0.50"
     return (
         "its losses tell forgotten training images from images of the same classes that it never saw (area under the "
-        f"curve {mine.value:.2f}, chance 0.50)."
+        f"curve {mine.value:.2f}; {against})."
     )
 
 
