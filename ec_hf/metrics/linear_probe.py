@@ -66,11 +66,11 @@ def probe_hits(
     mean, spread = train.mean(0), train.std(0, correction=0)
     scale = torch.where(spread > 1e-12 * (mean.abs() + 1), spread, torch.inf)  # a constant channel tells nothing
     train, test = (((x - mean) / scale).float() for x in (train, test[torch.from_numpy(counted).to(test.device)]))
-    if len(train) < train.shape[1]:  # rotate to as many dimensions as there are rows: scalar products stay
+    if 2 * len(train) <= train.shape[1]:  # rotate to as many dimensions as there are rows: scalar products stay
         basis = torch.linalg.qr(train.T).Q
         train, test = train @ basis, test @ basis
     weight, bias = _fit(train, torch.from_numpy(targets).to(train.device), len(present), c, max_iterations)
-    predicted = present[(test @ weight + bias).argmax(1).cpu().numpy()]
+    predicted = present[(test @ weight.T + bias).argmax(1).cpu().numpy()]
     return predicted == test_labels[counted]
 
 
@@ -94,34 +94,34 @@ def checked_split(
 
 
 def _fit(x: Tensor, targets: Tensor, classes: int, c: float, max_iterations: int) -> tuple[Tensor, Tensor]:
-    """Weights `(p, classes)` and bias of the minimum of `½ ‖W‖² + c · Σ cross-entropy`.
+    """Weights `(classes, p)` and bias of the minimum of `½ ‖W‖² + c · Σ cross-entropy`.
 
-    L-BFGS on `V` with `W = L⁻ᵀ V`, where `L Lᵀ` is the Hessian of each class at W = 0: it then takes some twenty steps
+    L-BFGS on `V` with `W = V L⁻¹`, where `L Lᵀ` is the Hessian of each class at W = 0: it then takes some twenty steps
     whatever the spectrum of the features is, where it would take hundreds on `W` itself.
     """
     from scipy.optimize import minimize  # slow to import
 
     x = torch.cat([x, x.new_ones(len(x), 1)], dim=1)
-    penalty = torch.ones_like(x[0]).double()
+    penalty = torch.ones_like(x[0])
     penalty[-1] = 0  # the intercept is free
     hessian = c / classes * (x.T @ x)
-    hessian.diagonal().add_(penalty.clamp_min(1e-6).float())
+    hessian.diagonal().add_(penalty.clamp_min(1e-6))
     inverse = torch.linalg.solve_triangular(torch.linalg.cholesky(hessian), torch.eye(len(hessian)).to(x), upper=False)
-    penalty_v = (inverse * penalty.float()) @ inverse.T
-    x_v = x @ inverse.T
-    one_hot = torch.nn.functional.one_hot(targets, classes).to(x)
+    one_hot = torch.nn.functional.one_hot(targets, classes).to(x).T
+
+    def weights(flat: np.ndarray) -> Tensor:
+        return torch.from_numpy(flat).to(x).view(classes, -1) @ inverse
 
     def loss_and_gradient(flat: np.ndarray) -> tuple[float, np.ndarray]:
-        v = torch.from_numpy(flat).to(x).view(-1, classes)
-        logits = x_v @ v
-        pull = penalty_v @ v
-        cross_entropy = (logits.logsumexp(1) - (logits * one_hot).sum(1)).double().sum()
-        loss = c * cross_entropy + (v * pull).double().sum() / 2
-        gradient = c * (x_v.T @ (logits.softmax(1) - one_hot)) + pull
-        return loss.item(), gradient.double().flatten().cpu().numpy()
+        weight = weights(flat)
+        logits = weight @ x.T
+        cross_entropy = (logits.logsumexp(0) - (logits * one_hot).sum(0)).double().sum()
+        loss = c * cross_entropy + (penalty * weight.square()).double().sum() / 2
+        gradient = c * ((logits.softmax(0) - one_hot) @ x) + penalty * weight
+        return loss.item(), (gradient @ inverse.T).double().flatten().cpu().numpy()
 
     options = {"maxiter": max_iterations, "ftol": 1e-9, "gtol": 1e-3 * (c * len(x)) ** 0.5 / classes}
     start = np.zeros(len(hessian) * classes)
     result = minimize(loss_and_gradient, start, jac=True, method="L-BFGS-B", options=options)
-    weight = inverse.T @ torch.from_numpy(result.x).to(x).view(-1, classes)
-    return weight[:-1], weight[-1]
+    weight = weights(result.x)
+    return weight[:, :-1], weight[:, -1]
