@@ -66,7 +66,9 @@ def announcement(trainer: ECTrainer) -> str:
     evaluates = args.eval_on_start and args.eval_strategy != "no"
     if not trainer.host.trains:
         return "\n".join(lines)
-    if {"forget", "retain"} <= set(trainer.eval_dataset or ()) and evaluates:
+    if trainer.stopping_rule.target < 0:
+        lines.append("  no stopping rule: the forget target is below 0")
+    elif {"forget", "retain"} <= set(trainer.eval_dataset or ()) and evaluates:
         lines.append(
             f"  stops after {args.min_steps} steps or later, once forget accuracy is at most "
             f"{trainer.stopping_rule.target:.1%} and retain accuracy has fallen by at most {args.retain_floor:.1%}"

@@ -34,7 +34,7 @@ class Damp(Objective):
     retained classes has, as a rule, no such direction, and is left as it is.
 
     Args:
-        strength: above 0 and at most 1.
+        strength: from 0 to 1.
 
     Raises:
         ValueError: a setting out of range.
@@ -107,8 +107,8 @@ def prototypes(
     sums: dict[Layer, Tensor] = {}
     counts = torch.zeros(labels, dtype=torch.float64)
     for batch in batches:
-        members = F.one_hot(batch["labels"], labels).T.double()
-        counts = counts.to(members.device) + members.sum(dim=1)
+        members = F.one_hot(batch["labels"].cpu(), labels).T.double()
+        counts += members.sum(dim=1)
         for layer, features in layer_inputs(model, layers, batch["pixel_values"]).items():
             sums[layer] = sums.get(layer, 0) + members @ features
     return {layer: total[counts > 0] / counts[counts > 0, None] for layer, total in sums.items()}

@@ -24,21 +24,23 @@ def linear_layers(model: nn.Module) -> list[Layer]:
 
 @torch.no_grad()
 def layer_inputs(model: Any, layers: Iterable[Layer], pixel_values: Tensor) -> dict[Layer, Tensor]:
-    """The mean input of each layer over tokens or positions, (images, channels) in float64, in order of execution.
+    """The mean input of each layer over tokens or positions, (images, channels), in order of execution.
 
-    Layers that do not run, or whose input is not made of the images, are left out.
+    They are float64 and in main memory, since not every device has that type. Layers that do not run, or whose input
+    is not made of the images, are left out.
     """
     found: dict[Layer, Tensor] = {}
     images = len(pixel_values)
 
     def keep(layer: Any, args: tuple[Tensor, ...]) -> None:
-        values = args[0].double()
+        values = args[0]
         if len(values) % images:
             return
         if isinstance(layer, nn.Conv2d):
-            found[layer] = values.flatten(2).mean(dim=2)
+            values = values.flatten(2).mean(dim=2)
         else:  # windows of an image stand one after the other
-            found[layer] = values.reshape(images, -1, values.shape[-1]).mean(dim=1)
+            values = values.reshape(images, -1, values.shape[-1]).mean(dim=1)
+        found[layer] = values.cpu().double()
 
     hooks = [layer.register_forward_pre_hook(keep) for layer in layers]
     try:
@@ -58,6 +60,6 @@ def remove_directions(layer: Layer, basis: Tensor, strength: float = 1.0) -> Non
         basis: Q, (channels, directions), with orthonormal columns.
         strength: 1 takes the directions out, less than 1 dampens them.
     """
-    weight = layer.weight.double()
+    weight = layer.weight.cpu().double()
     seen = torch.einsum("oc...,cd->od...", weight, basis)
     layer.weight.copy_(weight - strength * torch.einsum("od...,cd->oc...", seen, basis))
