@@ -94,8 +94,13 @@ def finished_folder(tmp_path_factory, forgotten_image):
     make_processor().save_pretrained(folder)
     make_heads(model).save_pretrained(folder / "ec_heads")
     images = make_images()
-    record = {"method": "Erase at the Core (arXiv 2602.05375)", "base_model": "someone/pets", "points": []}
-    record |= {"base_model_revision": "0" * 40, "settings": {"heads": str(folder), "seed": 0}}
+    record = {"method": "Erase at the Core (arXiv 2602.05375)", "base_model": "someone/pets"}
+    record |= {"points": [], "layer_weights": [], "processes": 1, "uses": "forget and retain", "versions": {}}
+    record |= {"base_model_license": {"license": "apache-2.0"}}
+    record |= {
+        "base_model_revision": "0" * 40,
+        "settings": {"objective": "contrastive", "seed": 0, "heads": str(folder)},
+    }
     record |= {"command": "accelerate launch recipes/ec_vit.py --forget_classes bee dog --seed 1"}
     document = manifest(images, REQUEST, split(images, REQUEST), name=str(folder / "data"))
     report = replace(
@@ -176,7 +181,7 @@ def test_the_card_can_be_read_by_the_hub(hub, finished_folder):
     push(finished_folder, REPO)
     card = ModelCard.load(REPO)
     assert card.data.library_name == "transformers" and card.data.base_model == "someone/pets"
-    assert card.data.license is None
+    assert card.data.license == "apache-2.0"
     push(finished_folder, REPO, license="mit")
     assert ModelCard(hub.files(REPO)["README.md"].decode()).data.license == "mit"
 
