@@ -1,18 +1,59 @@
-"""Command lines and YAML files as dataclasses."""
+"""The command `ec-hf`, and command lines and YAML files as dataclasses.
+
+Modules that take time to load are imported where they are needed, so that ``--help`` answers at once.
+"""
 
 from __future__ import annotations
 
+import os
 import sys
 from argparse import ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import yaml
-from transformers import HfArgumentParser
+COMMANDS = {
+    "audit": ("ec_hf.cli:audit_command", "measure what an unlearned model still knows, layer by layer"),
+}
+"""Sub-command -> function of its arguments ("module:function"), and what it does in a few words."""
 
 
-def parse(*types: Any, argv: Sequence[str] | None = None, description: str | None = None) -> tuple[Any, ...]:
+def main(argv: Sequence[str] | None = None) -> int:
+    """The console script: ``ec-hf COMMAND ...``. Wrong input ends with its message instead of a traceback."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ("-h", "--help"):
+        print(_overview())
+        return 0 if argv else 2
+    if argv[0] == "--version":
+        from ec_hf._version import __version__
+
+        print(f"ec_hf {__version__}")
+        return 0
+    if argv[0] not in COMMANDS:
+        print(f"ec-hf: no command {argv[0]!r}\n\n{_overview()}", file=sys.stderr)
+        return 2
+    module, function = COMMANDS[argv[0]][0].split(":")
+    try:
+        getattr(import_module(module), function)(argv[1:])
+    except (OSError, TypeError, ValueError) as error:
+        if os.environ.get("EC_HF_DEBUG"):
+            raise
+        print(f"ec-hf {argv[0]}: {error}\n(EC_HF_DEBUG=1 shows where)", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _overview() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {what}" for name, (_, what) in COMMANDS.items()]
+    return "\n".join(["usage: ec-hf COMMAND ...", "", *lines, "", "ec-hf COMMAND --help lists the flags of a command"])
+
+
+def parse(
+    *types: Any, argv: Sequence[str] | None = None, description: str | None = None, prog: str | None = None
+) -> tuple[Any, ...]:
     """One instance of each dataclass from the command line.
 
     A first argument that ends in ``.yaml`` or ``.yml`` gives defaults for any of their fields; flags override it.
@@ -20,8 +61,11 @@ def parse(*types: Any, argv: Sequence[str] | None = None, description: str | Non
     Raises:
         ValueError: for a YAML file that is no mapping or has a key that no field has.
     """
+    import yaml
+    from transformers import HfArgumentParser
+
     argv = list(sys.argv[1:] if argv is None else argv)
-    parser = HfArgumentParser(types, description=description, formatter_class=_Formatter)
+    parser = HfArgumentParser(types, prog=prog, description=description, formatter_class=_Formatter)
     if argv and argv[0].endswith((".yaml", ".yml")):
         path = argv.pop(0)
         values = yaml.safe_load(Path(path).read_text())
@@ -37,5 +81,132 @@ def parse(*types: Any, argv: Sequence[str] | None = None, description: str | Non
     return parser.parse_args_into_dataclasses(argv)
 
 
+def _flag(help: str, default: Any = None) -> Any:
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass
+class AuditArguments:
+    """What `ec-hf audit` looks at."""
+
+    original: str | None = _flag("The model before unlearning: Hub id, local folder or timm name.")
+    unlearned: list[str] | None = _flag("The model after it; of several each as NAME=ID.")
+    retrained: str | None = _flag("A model trained without the forget set, if there is one.")
+    dataset_name: str | None = _flag("Hub id, local folder, or mnist5k, which comes with the package.")
+    dataset_config: str | None = _flag("Configuration of the dataset on the Hub.")
+    forget_classes: list[str] | None = _flag("Class names or ids that were to be forgotten.")
+    forget_request: str | None = _flag("JSON file with a ForgetRequest, in place of the classes.")
+    image_column: str | None = _flag("Column of the images, where there are several.")
+    label_column: str | None = _flag("Column of the labels, where there are several.")
+    id_column: str | None = _flag("Column that identifies an image; its duplicates are forgotten together.")
+    downstream_dataset: str | None = _flag("Another labelled dataset, for k-NN on frozen features.")
+    output_dir: str = _flag("Where audit.json, report.html and figures/ go.", "audit")
+    show_images: bool = _flag("Show forgotten images in report.html: nearest neighbours, one row a model.", False)
+    use_cpu: bool = _flag("Run on the CPU even where there is a GPU.", False)
+
+
+def audit_command(argv: Sequence[str]) -> None:
+    """``ec-hf audit``: runs the audit, prints it, and writes audit.json, report.html and figures."""
+    from ec_hf.audit import AuditSettings
+
+    what, settings = parse(AuditArguments, AuditSettings, argv=argv, description=_AUDIT, prog="ec-hf audit")
+    if missing := [f"--{name}" for name in ("original", "unlearned", "dataset_name") if not getattr(what, name)]:
+        raise ValueError(f"{', '.join(missing)} missing; --help lists the flags")
+    folder = Path(what.output_dir)
+    if there := [name for name in ("audit.json", "report.html") if (folder / name).exists()]:
+        raise FileExistsError(f"--output_dir {folder} holds {there[0]} already: name another folder, or move it away")
+    if bool(what.forget_classes) == bool(what.forget_request):
+        raise ValueError(
+            "say what was to be forgotten: either --forget_classes NAME ... or --forget_request FILE.json"
+        )
+
+    from accelerate import PartialState
+
+    from ec_hf.audit import audit
+    from ec_hf.command import public
+    from ec_hf.data import four_splits
+    from ec_hf.loading import load_images, train_and_test
+    from ec_hf.requests import ForgetRequest
+
+    request = ForgetRequest.load(what.forget_request) if what.forget_request else ForgetRequest(what.forget_classes)
+    state = PartialState(cpu=what.use_cpu)
+    images = load_images(what.dataset_name, config=what.dataset_config)
+    train, test = train_and_test(images, label_column=what.label_column, seed=settings.seed)
+    splits = four_splits(train, test, request, label_column=what.label_column, id_column=what.id_column)
+    report = audit(
+        what.original,
+        _named(what.unlearned),
+        retrained=what.retrained,
+        splits=splits,
+        request=request,
+        downstream=load_images(what.downstream_dataset) if what.downstream_dataset else None,
+        dataset_name=public(what.dataset_name),
+        image_column=what.image_column,
+        label_column=what.label_column,
+        **asdict(settings),
+    )
+    if state.is_main_process:
+        from rich.console import Console
+
+        from ec_hf.verdict import verdict
+
+        write_audit(report, folder, splits=splits if what.show_images else None, image_column=what.image_column)
+        console = Console()
+        console.print(report)
+        console.print(*verdict(report), sep="\n")
+        console.print(f"\nIn {folder}: audit.json, report.html, figures/", highlight=False)
+    state.wait_for_everyone()
+    state.destroy_process_group()
+
+
+def write_audit(report: Any, folder: str | Path, *, splits: Any = None, image_column: str | None = None) -> None:
+    """Writes audit.json, report.html and figures/ of a report into a folder.
+
+    Args:
+        report: the `AuditReport`.
+        folder: made where it is missing.
+        splits: the splits that were audited, where report.html (and nothing else) may show images of them.
+        image_column: as for `ec_hf.data.find_image_column`.
+    """
+    from datasets import concatenate_datasets
+
+    from ec_hf.data import find_image_column
+    from ec_hf.figures import save_figures
+    from ec_hf.page import write_page
+
+    folder, images = Path(folder), None
+    folder.mkdir(parents=True, exist_ok=True)
+    report.save(folder / "audit.json")
+    save_figures(report, folder / "figures")
+    if splits:
+        test = concatenate_datasets([splits["forget_test"], splits["retain_test"]])
+        images = test[find_image_column(test, image_column)]
+    write_page(report, folder / "report.html", images=images)
+
+
+def _named(texts: Sequence[str]) -> str | dict[str, str]:
+    """``ID``, or several as ``NAME=ID``."""
+    if len(texts) == 1 and "=" not in texts[0]:
+        return texts[0]
+    pairs = [text.partition("=") for text in texts]
+    named = {name: id for name, _, id in pairs if name and id}
+    if len(named) != len(texts):
+        raise ValueError(f"--unlearned: give several models as NAME=ID with different names, got {' '.join(texts)}")
+    return named
+
+
+_AUDIT = """What does an unlearned image classifier still know of what it was to forget?
+
+    ec-hf audit --original ID --unlearned ID --dataset_name ID --forget_classes cat dog
+    ec-hf audit --original ID --unlearned ec=ID delete=ID --retrained ID --dataset_name ID --forget_request FILE.json
+    accelerate launch --multi_gpu --num_processes 2 -m ec_hf.cli audit ...
+
+A first argument that ends in .yaml gives defaults for any of the flags."""
+
+
 class _Formatter(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
     """Defaults beside the flags, and the description as it was written."""
+
+
+if __name__ == "__main__":
+    sys.exit(main())
