@@ -180,8 +180,8 @@ def check_card(text: str) -> None:
     if data.get("license", "other") not in LICENSES:
         raise ValueError(f"license {data['license']!r} is no licence id of the Hub")
     for result in (result for model in data.get("model-index", []) for result in model["results"]):
-        if bad := [metric for metric in result["metrics"] if type(metric["value"]) is not float]:
-            raise ValueError(f"model-index: {bad[0]['type']} is {bad[0]['value']!r}; expected a float")
+        if bad := [metric for metric in result["metrics"] if not _is_number(metric["value"])]:
+            raise ValueError(f"model-index: {bad[0]['type']} is {bad[0]['value']!r}; expected a finite float")
 
 
 # Metadata
@@ -212,7 +212,7 @@ def eval_results(report: AuditReport, dataset: str) -> list[EvalResult]:
     Forget and retain images get dataset configurations of their own: results that share type, configuration and split
     are merged under one name.
     """
-    model, deepest = _unlearned(report), report.layers[-1]
+    model, deepest = _unlearned(report), _deepest(report)
     results = []
     for each in report.find(model=model):
         if each.split not in SPLITS or each.layer not in (None, deepest) or not _finite(each.value):
@@ -256,7 +256,7 @@ def context(contents: Contents, repo_id: str | None, licence: Mapping[str, str])
         "licence": _licence_sentence(contents, licence),
         "detail": contents.detail,
         "manifest": manifest,
-        "amount": _amount,
+        "amount": _escaped(_amount(manifest)) if manifest else None,
         "whole": whole_classes(manifest) if manifest else None,
         "request_rows": _request_rows(contents) if manifest else [],
         "history": _history(manifest, report),
@@ -294,7 +294,7 @@ def _audit_parts(contents: Contents, report: AuditReport) -> dict[str, Any]:
             )
             for name, info in report.models.items()
         ],
-        "images": [(split_label(split), f"{count:,}") for split, count in report.dataset["images"].items()],
+        "images": [(split_label(split), f"{count:,}") for split, count in report.dataset.get("images", {}).items()],
         "sections": [part.partition("\n\n")[::2] for part in f"\n{to_markdown(report)}".split("\n### ")[1:]],
         "figures": [{"name": name, "caption": CAPTIONS[name]} for name in contents.figures],
         "kept": [
@@ -332,7 +332,7 @@ def _glance(report: AuditReport, models: Sequence[str], whole: int | None) -> li
     rows, lacking = [], "low" if whole else "as for unseen images"
     for metric, split, layered, says, aim in AT_A_GLANCE:
         where: dict[str, Any] = {"split": forget_split(report, metric) if split == "forget" else split}
-        where |= {"layer": report.layers[-1]} if layered else {}
+        where |= {"layer": _deepest(report)} if layered else {}
         where |= {"reference": "original"} if metric == "linear_cka" else {}
         found = [next(report.find(metric, model=name, **where), None) for name in models]
         if found[models.index(_unlearned(report))] is not None:
@@ -442,7 +442,14 @@ def _license(contents: Contents, token: str | bool | None) -> dict[str, str]:
 
 def _unlearned(report: AuditReport) -> str:
     """The model that the folder holds: the first unlearned one."""
-    return next(name for name, info in report.models.items() if info.role == "unlearned")
+    found = next((name for name, info in report.models.items() if info.role == "unlearned"), None)
+    if found is None:
+        raise ValueError("audit.json holds no unlearned model: audit the model of this folder, or take the file away")
+    return found
+
+
+def _deepest(report: AuditReport) -> str | None:
+    return report.layers[-1] if report.layers else None
 
 
 def _base_name(contents: Contents) -> str:
@@ -460,12 +467,17 @@ def _source(info: ModelInfo) -> str:
     return f"[{info.id}](https://huggingface.co/{info.id})" + (f" `{info.revision[:12]}`" if info.revision else "")
 
 
+def _is_number(value: Any) -> bool:
+    return type(value) is float and math.isfinite(value)
+
+
 def _finite(value: float | None) -> bool:
     return value is not None and math.isfinite(value)
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *([_escaped(cell) for cell in row] for row in rows)]
+    lines = [list(map(_escaped, line)) for line in (head, *rows)]
+    lines.insert(1, ["---"] * len(head))
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

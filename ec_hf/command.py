@@ -34,7 +34,9 @@ def command(argv: Sequence[str] | None = None, launcher: Sequence[str] | None = 
     if not argv or not os.path.isfile(argv[0]) or "ipykernel" in argv[0]:
         return None
     launcher = _launcher(argv) if launcher is None else launcher
-    return shlex.join([*_shareable(launcher), *_program(argv[0], bool(launcher)), *_shareable(argv[1:])])
+    return shlex.join(
+        [*launcher[:1], *_shareable(launcher[1:]), *_program(argv[0], bool(launcher)), *_shareable(argv[1:])]
+    )
 
 
 def is_local(text: str) -> bool:
