@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import warnings
 from collections.abc import Mapping
@@ -20,7 +21,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATIO
 
 from ec_hf.data import find_label_column, read_column
 
-__all__ = ["find_file", "load_images", "load_model", "mnist5k", "train_and_test"]
+__all__ = ["find_file", "load_images", "load_model", "mnist5k", "new_like", "train_and_test"]
 
 TEST_SPLITS = ("test", "validation", "valid", "val")
 
@@ -117,6 +118,19 @@ def find_file(
             f"no {str(name_or_path)!r}: it is no local folder, and {filename} of it could not be had from the Hub "
             f"({_first_line(error)}). A private or gated repository needs token=."
         ) from error
+
+
+def new_like(model: Any) -> Any:
+    """A new model of the same configuration, initialised as its family is, from the current random state."""
+    config = copy.deepcopy(model.config)
+    new = type(model)(config)
+    if hasattr(new, "timm_model"):
+        # The wrapper expects trained weights, and puts one normal distribution in place of timm's own initial ones.
+        import timm  # slow to import
+
+        own = timm.create_model(config.architecture, num_classes=config.num_labels, **(config.model_args or {}))
+        new.timm_model.load_state_dict(own.state_dict())
+    return new
 
 
 def load_images(

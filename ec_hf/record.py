@@ -91,6 +91,16 @@ def data_used(trainer: ECTrainer) -> str:
     return {"both": "forget and retain"}.get(objective.uses, objective.uses)
 
 
+def method(trainer: ECTrainer) -> str:
+    """The method by name and source; EC where there are supervision points, on its host objective."""
+    host = (
+        f"{trainer.objective.name} ({trainer.objective.source})"
+        if trainer.objective.source
+        else trainer.objective.name
+    )
+    return f"Erase at the Core (arXiv 2602.05375), host objective {host}" if trainer.points else host
+
+
 def run_record(trainer: ECTrainer) -> dict[str, Any]:
     """Settings, points, weights, versions, cost and command of a run as JSON values. No local path is in it."""
     args, config = trainer.args, trainer.model.config
@@ -99,7 +109,7 @@ def run_record(trainer: ECTrainer) -> dict[str, Any]:
     packages |= {"transformers": transformers.__version__, "accelerate": accelerate.__version__}
     base = getattr(config, "_name_or_path", None)
     return {
-        "method": "Erase at the Core (arXiv 2602.05375)",
+        "method": method(trainer),
         "date": datetime.now(UTC).date().isoformat(),
         "base_model": public(base),
         "base_model_revision": getattr(config, "_commit_hash", None),

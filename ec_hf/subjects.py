@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from ec_hf.batches import ImageCollator, collator_for
 from ec_hf.data import find_label_column, read_column, shown
-from ec_hf.loading import load_model
+from ec_hf.loading import load_model, new_like
 from ec_hf.points import SupervisionPoint, describe_hidden_states, hidden_state_kwargs, pool, take
 from ec_hf.report import ModelInfo
 
@@ -120,7 +120,7 @@ def random_init(model: PreTrainedModel, seed: int) -> PreTrainedModel:
     """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed + RANDOM_INIT)
-        return type(model)(model.config).to(model.device, model.dtype).eval()  # type: ignore[arg-type]
+        return new_like(model).to(model.device, model.dtype).eval()
 
 
 def subjects_of(

@@ -42,7 +42,7 @@ from ec_hf import ForgetRequest, split
 from ec_hf.batches import ImageCollator
 from ec_hf.cli import parse
 from ec_hf.data import find_image_column, find_label_column
-from ec_hf.loading import load_images, train_and_test
+from ec_hf.loading import load_images, new_like, train_and_test
 
 
 @dataclass
@@ -245,10 +245,7 @@ def build_timm(architecture: str, size: int, channels: int, labels: Mapping[str,
         pretrained_cfg=pixels,
         **labels,
     )
-    model = TimmWrapperForImageClassification(config)
-    # The wrapper expects trained weights, and puts one normal distribution in place of timm's own initial ones.
-    own = timm.create_model(architecture, num_classes=config.num_labels, **arguments)
-    model.timm_model.load_state_dict(own.state_dict())
+    model = new_like(TimmWrapperForImageClassification(config))
     return model, TimmWrapperImageProcessor(pixels, architecture)
 
 

@@ -10,10 +10,10 @@ from conftest import FAMILIES, TIMM, make_model
 from torch import nn
 from torch.nn import functional as F
 
+from ec_hf.loading import new_like
 from ec_hf.objectives import Setting, get_objective
 from ec_hf.objectives.damp import forget_directions
 from ec_hf.objectives.projection import layer_inputs, linear_layers, remove_directions
-from ec_hf.objectives.retrain import new_like
 from ec_hf.objectives.ssd import importance
 
 

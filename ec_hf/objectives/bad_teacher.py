@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ec_hf.loading import new_like
 from ec_hf.losses import distillation
 from ec_hf.objectives import Objective, Setting, Step
 from ec_hf.objectives.checks import not_negative, positive, prepared
@@ -51,7 +51,7 @@ class BadTeacher(Objective):
         """Build the incompetent teacher from the model's configuration, drawn from the run's seed."""
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(setting.seed)  # torch.manual_seed would also set every GPU's state
-            bad = type(setting.model)(copy.deepcopy(setting.model.config))
+            bad = new_like(setting.model)
         self._bad = bad.eval().requires_grad_(False).to(setting.model.device)
 
     def __call__(self, step: Step) -> dict[str, Tensor]:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import copy
-from typing import Any
-
+from ec_hf.loading import new_like
 from ec_hf.objectives import Setting
 from ec_hf.objectives.finetune import Finetune
 
-__all__ = ["Retrain", "new_like"]
+__all__ = ["Retrain"]
 
 
 class Retrain(Finetune):
@@ -29,16 +27,3 @@ class Retrain(Finetune):
     def prepare(self, setting: Setting) -> None:
         """Put new weights and buffers in place of the original's."""
         setting.model.load_state_dict(new_like(setting.model).state_dict())
-
-
-def new_like(model: Any) -> Any:
-    """A new model of the same configuration, initialised as its family is, from the current random state."""
-    config = copy.deepcopy(model.config)
-    new = type(model)(config)
-    if hasattr(new, "timm_model"):
-        # The wrapper expects trained weights, and puts one normal distribution in place of timm's own initial ones.
-        import timm  # slow to import
-
-        own = timm.create_model(config.architecture, num_classes=config.num_labels, **(config.model_args or {}))
-        new.timm_model.load_state_dict(own.state_dict())
-    return new
