@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
-from argparse import ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter
+from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import import_module
@@ -16,6 +16,7 @@ from typing import Any
 
 COMMANDS = {
     "audit": ("ec_hf.cli:audit_command", "measure what an unlearned model still knows, layer by layer"),
+    "push": ("ec_hf.cli:push_command", "publish a finished model folder on the Hub"),
 }
 """Sub-command -> function of its arguments ("module:function"), and what it does in a few words."""
 
@@ -193,6 +194,54 @@ def _named(texts: Sequence[str]) -> str | dict[str, str]:
     if len(named) != len(texts):
         raise ValueError(f"--unlearned: give several models as NAME=ID with different names, got {' '.join(texts)}")
     return named
+
+
+def push_command(argv: Sequence[str]) -> None:
+    """``ec-hf push``: publishes a finished model folder, or writes what would be published into another folder."""
+    from ec_hf.disclosure import DETAILS
+
+    parser = ArgumentParser(prog="ec-hf push", description=_PUSH, formatter_class=_Formatter)
+    parser.add_argument("folder", help="what a recipe or ECTrainer.save_model wrote; it is not changed")
+    parser.add_argument("repo_id", nargs="?", help="repository on the Hub, made if it is not there")
+    parser.add_argument("--private", action="store_true", default=None, help="make a new repository private")
+    parser.add_argument("--revision", help="branch to push to, made if it is not there")
+    parser.add_argument("--commit_message", default="Unlearned model", help="title of the commit")
+    parser.add_argument("--manifest_detail", choices=DETAILS, default="hashes", help="what is told of the request")
+    parser.add_argument(
+        "--finish", default="keep", help="logits of the forgotten classes: keep, mask (never reached) or drop"
+    )
+    parser.add_argument(
+        "--with_heads",
+        nargs="?",
+        const=True,
+        default=False,
+        metavar="REPO_ID",
+        help="publish the EC heads too, in ec_heads/ or in a repository of their own",
+    )
+    parser.add_argument("--license", help="licence id of the Hub; that of the base model if left out")
+    parser.add_argument("--readme", help="a card of your own for the generated one; nothing in it is left out")
+    parser.add_argument("--export_to", metavar="NEW_FOLDER", help="push nothing: write there what would be published")
+    options = vars(parser.parse_args(argv))
+    folder, repo_id, destination = (options.pop(name) for name in ("folder", "repo_id", "export_to"))
+
+    from ec_hf.hub import export, push
+
+    if destination:
+        chosen = {name: options[name] for name in ("manifest_detail", "finish", "with_heads", "license", "readme")}
+        print(f"In {destination}:", *export(folder, destination, repo_id=repo_id, **chosen), sep="\n  ")
+    elif repo_id is None:
+        raise ValueError("say where to push to: ec-hf push FOLDER NAME/REPOSITORY")
+    else:
+        print(f"Published at {push(folder, repo_id, **options)}")
+
+
+_PUSH = """Publish a finished model folder on the Hub, with its card.
+
+    ec-hf push FOLDER NAME/REPOSITORY
+    ec-hf push FOLDER NAME/REPOSITORY --manifest_detail classes --finish drop
+    ec-hf push FOLDER --export_to NEW_FOLDER
+
+The token is that of `hf auth login` or of the environment variable HF_TOKEN."""
 
 
 _AUDIT = """What does an unlearned image classifier still know of what it was to forget?

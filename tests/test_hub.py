@@ -8,6 +8,7 @@ import json
 import os
 import pickletools
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -25,7 +26,7 @@ from test_trainer import make_trainer
 from transformers import AutoModelForImageClassification
 
 import ec_hf.hub
-from ec_hf import ECHeads, ForgetRequest, split
+from ec_hf import ECHeads, ForgetRequest, cli, split
 from ec_hf.data import manifest
 from ec_hf.history import earlier_forget_sets, earlier_manifests
 from ec_hf.hub import PushError, explained, export, load_report, push, push_later
@@ -463,6 +464,29 @@ def test_a_push_in_the_background_outlives_its_folder_and_warns_when_it_fails(hu
             assert isinstance(future.exception(), PushError)
     assert hub.repos[REPO].messages[-1] == "later"
     assert caplog.text.count("The push to 'alice/pets' failed") == 1
+
+
+# On the command line
+
+
+def test_the_command_pushes_and_the_command_that_a_failure_names_pushes_again(hub, finished_folder, capsys):
+    hub.fail("POST .*/commit/", 500)
+    flags = ["--private", "--manifest_detail", "classes", "--revision", "dev", "--with_heads"]
+    assert cli.main(["push", str(finished_folder), REPO, *flags]) == 1
+    named = next(line for line in capsys.readouterr().err.splitlines() if line.startswith("  ec-hf push"))
+    assert set(shlex.split(named)) >= set(flags)
+    assert cli.main(shlex.split(named)[1:]) == 0
+    assert f"Published at {hub.url}/{REPO}/tree/dev" in capsys.readouterr().out
+    assert set(hub.files(REPO, "dev")) == FILES | NAMED | HEADS
+    assert hub.repos[REPO].private and set(hub.files(REPO)) == {".gitattributes"}
+
+
+def test_the_command_shows_what_would_be_published_and_sends_nothing(hub, finished_folder, tmp_path, capsys):
+    assert cli.main(["push", str(finished_folder), "--export_to", str(tmp_path / "out"), "--finish", "drop"]) == 0
+    assert "\n  model.safetensors\n" in capsys.readouterr().out
+    assert hub.requests == []
+    assert cli.main(["push", str(finished_folder)]) == 1
+    assert "say where to push to" in capsys.readouterr().err
 
 
 # In training
