@@ -7,13 +7,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from accelerate import PartialState
 from datasets import Dataset
+from transformers import PreTrainedModel
 
+from ec_hf.batches import ImageCollator
 from ec_hf.data import manifest, split
 from ec_hf.loading import find_file
+from ec_hf.report import Measurement
 from ec_hf.requests import ForgetRequest
 
-__all__ = ["MANIFEST", "earlier_forget_sets", "earlier_manifests", "wholly_forgotten"]
+__all__ = ["MANIFEST", "checked_again", "earlier_forget_sets", "earlier_manifests", "wholly_forgotten"]
 
 MANIFEST = "forget_manifest.json"
 
@@ -29,7 +34,8 @@ def earlier_manifests(
         token: Hub token, or True for the stored one.
 
     Returns:
-        Flat manifests, each without a history of its own; none for a model that never unlearned.
+        Flat manifests, each without a history of its own and, where the run is on record, with its `date`; none for a
+        model that never unlearned.
 
     Raises:
         FileNotFoundError: when there is no such model.
@@ -41,7 +47,9 @@ def earlier_manifests(
     try:
         last = json.loads(path.read_text(encoding="utf-8"))
         earlier = last.pop("history", [])
-        return [*earlier, last]
+        record = find_file(name_or_path, "ec_config.json", revision=revision, token=token)
+        date = json.loads(record.read_text(encoding="utf-8")).get("date") if record else None
+        return [*earlier, last | ({"date": date} if date else {})]
     except (AttributeError, ValueError) as error:
         raise ValueError(f"{path} is no forget manifest: {error}") from error
 
@@ -91,6 +99,41 @@ def earlier_forget_sets(
             pass
         notes.append(f"The earlier {name} ({document['request']['hash'][:12]}) cannot be checked again: {why}.")
     return sets, notes
+
+
+def checked_again(
+    sets: Mapping[str, Dataset],
+    models: Mapping[str, PreTrainedModel],
+    collator: ImageCollator,
+    *,
+    label_column: str | None = None,
+    batch_size: int = 64,
+    seed: int = 0,
+) -> list[Measurement]:
+    """Accuracy of models on the forget sets of earlier requests, for the measurements of an `AuditReport`.
+
+    Started on several processes, they share the images and all return the same.
+
+    Args:
+        sets: as from `earlier_forget_sets`; the names become the `split` of the measurements.
+        models: by their names in the report.
+        collator: makes ``pixel_values`` and ``labels`` for all of them.
+        label_column: as for `split`.
+        batch_size: images a batch and process.
+        seed: of the bootstrap.
+    """
+    from ec_hf.collect import collect, evaluating  # not for those who only read manifests
+    from ec_hf.measure import mean
+    from ec_hf.subjects import Subject, labels_of
+
+    subjects = {name: Subject(model, collator) for name, model in models.items()}
+    rows, no_features = [], np.empty(0, dtype=int)
+    with evaluating(models.values(), PartialState().device):
+        for name, part in sets.items():
+            labels = labels_of(part, collator, label_column)
+            found = collect(subjects, part, labels, no_features, batch_size=batch_size, name=name)
+            rows += [mean("accuracy", each, found.outputs[each]["hit"], seed, split=name) for each in models]
+    return rows
 
 
 def _request(document: Mapping[str, Any]) -> ForgetRequest | None:

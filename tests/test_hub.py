@@ -27,9 +27,13 @@ from transformers import AutoModelForImageClassification
 
 import ec_hf.hub
 from ec_hf import ECHeads, ForgetRequest, cli, split
+from ec_hf.batches import ImageCollator
 from ec_hf.data import manifest
-from ec_hf.history import earlier_forget_sets, earlier_manifests
+from ec_hf.history import checked_again, earlier_forget_sets, earlier_manifests
 from ec_hf.hub import PushError, explained, export, load_report, push, push_later
+from ec_hf.report import AuditReport
+from ec_hf.tables import to_markdown
+from ec_hf.verdict import verdict
 
 REPO = "alice/pets"
 REQUEST = ForgetRequest(classes=["bee", "dog"])
@@ -610,6 +614,31 @@ def test_earlier_forget_sets_are_cut_anew_where_the_detail_allows_it(finished_fo
     else:
         assert not sets
         assert notes[0].startswith(f"The earlier request 1 ({request_.content_hash[:12]}) cannot be checked again")
+
+
+def test_an_audit_shows_what_a_model_still_knows_of_earlier_requests(finished_folder, tmp_path):
+    images, model = make_images(), make_model("ViT")
+    sets, _ = earlier_forget_sets(earlier_manifests(finished_folder), images)
+    collator = ImageCollator(make_processor())
+    rows = checked_again(sets, {"unlearned": model}, collator, batch_size=16)
+    batch = collator(list(sets["request 1"]))
+    with torch.no_grad():
+        right = model.eval()(pixel_values=batch["pixel_values"]).logits.argmax(-1) == batch["labels"]
+    assert [(row.metric, row.model, row.split, row.count) for row in rows] == [
+        ("accuracy", "unlearned", "request 1", 40)
+    ]
+    assert rows[0].value == pytest.approx(right.float().mean().item()) and rows[0].low <= rows[0].value <= rows[0].high
+    shutil.copytree(finished_folder, tmp_path / "model")
+    second = ForgetRequest(rows=[0, 5])
+    document = manifest(images, second, split(images, second), history=earlier_manifests(finished_folder))
+    (tmp_path / "model" / "forget_manifest.json").write_text(json.dumps(document))
+    report = AuditReport.load(finished_folder / "audit.json")
+    report.measurements += rows
+    report.save(tmp_path / "model" / "audit.json")
+    export(tmp_path / "model", tmp_path / "out")
+    again = next(line for line in (tmp_path / "out" / "README.md").read_text().splitlines() if "| request 1 |" in line)
+    assert f"{100 * rows[0].value:.1f} %" in again and "classified right" in again
+    verdict(report), to_markdown(report)  # whoever shows a report takes it with such rows
 
 
 def test_a_forget_set_that_cannot_be_proved_the_same_is_not_given(finished_folder):
