@@ -16,6 +16,7 @@ from typing import Any
 
 COMMANDS = {
     "audit": ("ec_hf.cli:audit_command", "measure what an unlearned model still knows, layer by layer"),
+    "card": ("ec_hf.card:main", "write the model card of a finished model folder"),
     "push": ("ec_hf.cli:push_command", "publish a finished model folder on the Hub"),
 }
 """Sub-command -> function of its arguments ("module:function"), and what it does in a few words."""

@@ -12,9 +12,11 @@ from reports import DIGITS, FORGOTTEN, make_report
 
 from ec_hf import card as module
 from ec_hf.card import AT_A_GLANCE, TEMPLATE, card, check_card, main
+from ec_hf.cli import main as ec_hf_command
 from ec_hf.disclosure import disclosed_manifest, disclosed_record, disclosed_report
 from ec_hf.figures import save_figures
 from ec_hf.finish import UNREACHABLE
+from ec_hf.history import earlier_manifests
 from ec_hf.report import AuditReport, Measurement
 from ec_hf.tables import value_text
 from ec_hf.verdict import verdict
@@ -290,6 +292,10 @@ def test_earlier_requests_are_listed_with_what_the_audit_found_of_them(tmp_path)
     assert "nine" not in next(line for line in card(tmp_path).splitlines() if "77" * 32 in line)
 
 
+def test_the_date_of_an_earlier_request_is_that_of_its_run(tmp_path):
+    assert earlier_manifests(write(tmp_path)) == [{**MANIFEST, "date": RECORD["date"]}]
+
+
 def test_text_from_the_data_cannot_break_the_tables(tmp_path):
     per_class = {"a|b\nc<img src=x>": 400}
     parts = {"forget": {"rows": 400, "per_class": per_class}, "retain": {"rows": 3600, "per_class": {"z": 3600}}}
@@ -354,7 +360,7 @@ def test_an_audit_of_no_unlearned_model_is_refused(tmp_path):
 
 
 def test_the_command_line_replaces_a_card_only_when_told(folder, capsys):
-    main([str(folder), "--repo_id", "someone/one"])
+    assert ec_hf_command(["card", str(folder), "--repo_id", "someone/one"]) == 0
     assert str(folder / "README.md") in capsys.readouterr().out
     first = (folder / "README.md").read_text()
     assert first == card(folder, repo_id="someone/one")
