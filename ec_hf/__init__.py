@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from ec_hf._version import __version__
+from ec_hf.audit import audit  # light; later, the import system would put the module of that name in its place
 
 if TYPE_CHECKING:
     from ec_hf.config import ECConfig
@@ -23,6 +24,7 @@ __all__ = [
     "ECTrainer",
     "ForgetRequest",
     "__version__",
+    "audit",
     "load_report",
     "push",
     "split",

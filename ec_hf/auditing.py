@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from functools import partial
 from itertools import chain
 from math import ceil
 from typing import Any
@@ -16,14 +17,18 @@ import torch
 import transformers
 from accelerate import PartialState
 from datasets import Dataset
+from torch.utils.data import ConcatDataset
 
 from ec_hf import measure
 from ec_hf._version import __version__
 from ec_hf.audit import AuditSettings
-from ec_hf.collect import Collected, collect, evaluating, predictions, spread
-from ec_hf.data import four_splits
+from ec_hf.collect import Collected, collect, evaluating, features_of, spread
+from ec_hf.data import find_image_column, find_label_column, four_splits, read_column
+from ec_hf.loading import train_and_test
+from ec_hf.metrics import knn_hits, relearning_area
 from ec_hf.metrics.embedding import embedding
-from ec_hf.report import SPLITS, AuditReport, Measurement, ModelInfo
+from ec_hf.recovery import quantized, relearn
+from ec_hf.report import SPLITS, AuditReport, Measurement, ModelInfo, RelearningCurve
 from ec_hf.requests import ForgetRequest
 from ec_hf.subjects import (
     Subject,
@@ -39,6 +44,7 @@ from ec_hf.subjects import (
 __all__ = ["report_of"]
 
 INT8_IMAGES = 1000
+RELEARNING_IMAGES, RELEARNING_HELD_OUT = 48, 300
 VERSIONS = {
     "ec_hf": __version__,
     "torch": torch.__version__,
@@ -109,11 +115,15 @@ def report_of(
         columns = {"image_column": image_column, "label_column": label_column}
         subjects, notes = subjects_of(models, processors, splits, pooling=settings.pooling, **columns)
         labels = {name: labels_of(part, subjects["original"].collator, label_column) for name, part in splits.items()}
-        splits, labels = _reduced(splits, labels, settings)
         classes = _whole_classes(labels)
-        sizes = {"train": settings.train_sample, "test": settings.test_sample}
-        rows, quota = choose_rows(labels, classes, sizes, seed)
+        seen = {name: _at_most(settings.max_images, each, seed) for name, each in labels.items()}
+        places = {"forget_test": seen["forget_test"], "retain_test": seen["retain_test"] + len(labels["forget_test"])}
+        splits = {name: part.select(seen[name]) for name, part in splits.items()}
+        labels = {name: each[seen[name]] for name, each in labels.items()}
         notes += [f"The split {name} has no image." for name, each in labels.items() if not len(each)]
+        rows, quota = choose_rows(
+            labels, classes, {"train": settings.train_sample, "test": settings.test_sample}, seed
+        )
         with _clock(seconds, "forward"):
             found = {
                 name: collect(
@@ -131,32 +141,47 @@ def report_of(
                 )
                 for name in splits
             }
-        unlearned_names = [name for name in subjects if infos[name].role == "unlearned"]
+        curves: list[RelearningCurve] = []
         measurements: list[Measurement] = []
         if settings.int8 and len(labels["forget_test"]):
             with _clock(seconds, "int8"):
-                for name in unlearned_names:
-                    measurements += _int8(name, subjects[name], splits["forget_test"], labels["forget_test"], settings)
+                for name, each in infos.items():
+                    if each.role == "unlearned":
+                        measurements += _int8(name, subjects[name], splits, labels, settings)
+        if downstream is not None:
+            with _clock(seconds, "downstream"):
+                measurements += _downstream(subjects, downstream, settings, notes)
+        if settings.relearning:
+            with _clock(seconds, "relearning"):
+                curves, areas = _relearning(subjects, splits, labels, classes, seed, notes)
+                measurements += areas
     named = {int(k): str(v) for k, v in (models["original"].config.id2label or {}).items()}
     names = [named[k] for k in sorted(named)]
     with _clock(seconds, "measuring"):
         bank, missing = measure.bank_of(found, classes, quota, seed)
         notes += missing
         jobs = measure.similarities(found, references, seed) + measure.recoveries(found, bank, len(names), seed)
+        if settings.svc:
+            jobs += measure.attacks(found, floors, seed)
+        if settings.idi and floors:
+            notes.append("IDI needs a retrained model; the probe advantage is its relative that does not.")
+        elif settings.idi:
+            jobs += measure.information(found, seed)
         measurements += measure.outputs(found, classes, len(names), seed)
         measurements += chain.from_iterable(spread(jobs))
         measurements += measure.membership(found, classes, floors, seed)
-        measurements += measure.advantages(measurements, "retrained" if retrained is not None else "random_init")
+        measurements += measure.advantages(measurements, "random_init" if floors else "retrained")
+        measurements += measure.differences(measurements)
         measurements += measure.summaries(measurements, classes, floors)
         deepest = {name: subject.layers[-2] for name, subject in subjects.items() if subject.points}
-        shown = {name: layer for name, layer in deepest.items() if infos[name].role != "floor"}
-        picture = (
-            _embedding(found["forget_test"], found["retain_test"], shown, classes, seed) if settings.embedding else {}
-        )
-    layers = max((subject.layers[:-1] for subject in subjects.values()), key=len)
+        neighbours = measure.retrievals(found, classes, deepest, places)
+    picture: dict[str, Any] = {}
+    if settings.embedding:
+        with _clock(seconds, "embedding"):
+            picture = _embedding(found, {name: deepest[name] for name in deepest if name not in floors}, classes, seed)
     return AuditReport(
         models=infos,
-        layers=layers,
+        layers=max((subject.layers[:-1] for subject in subjects.values()), key=len),
         measurements=measurements,
         dataset={
             "name": dataset_name,
@@ -171,7 +196,8 @@ def report_of(
         references=_references(infos),
         notes=notes,
         confusion=measure.confusion(found, classes, names),
-        retrievals=measure.retrievals(found, classes, deepest),
+        relearning=curves,
+        retrievals=neighbours,
         embedding=picture,
         settings=asdict(settings) | {"processes": state.num_processes, "sample": {k: len(v) for k, v in rows.items()}},
         seconds=seconds,
@@ -205,33 +231,132 @@ def _references(infos: Mapping[str, ModelInfo]) -> list[str]:
 
 
 def _int8(
-    name: str, subject: Subject, dataset: Dataset, labels: np.ndarray, settings: AuditSettings
+    name: str,
+    subject: Subject,
+    splits: Mapping[str, Dataset],
+    labels: Mapping[str, np.ndarray],
+    settings: AuditSettings,
 ) -> list[Measurement]:
     """Accuracy on forgotten test images after the weights were rounded to 8 bits."""
-    from ec_hf.recovery import quantized
-
-    chosen = stratified_rows(labels, ceil(INT8_IMAGES / max(len(np.unique(labels)), 1)), settings.seed)
-    rounded = replace(subject, model=quantized(subject.model, bits=8))
-    hits = predictions(rounded, dataset.select(chosen), len(chosen), batch_size=settings.batch_size) == labels[chosen]
-    chance = 1 / len(subject.model.config.id2label or [0])
+    chosen = _at_most(INT8_IMAGES, labels["forget_test"], settings.seed)
+    rounded = Subject(quantized(subject.model, bits=8), subject.collator)
+    images = splits["forget_test"].select(chosen)
+    logits = features_of({name: rounded}, images, batch_size=settings.batch_size)[name]
+    hits = logits.argmax(1) == labels["forget_test"][chosen]
+    chance = 1 / logits.shape[1]
     return [measure.mean("accuracy_int8", name, hits, settings.seed, split="forget_test", chance=chance)]
 
 
+def _downstream(
+    subjects: Mapping[str, Subject], data: Any, settings: AuditSettings, notes: list[str]
+) -> list[Measurement]:
+    """k-NN accuracy on other labelled images, from frozen features."""
+    bank, queries = _halves(data)
+    column = find_label_column(bank)
+    values = sorted({value for part in (bank, queries) for value in read_column(part, column).unique().to_pylist()})
+    ids = {value: k for k, value in enumerate(values)}
+    collators = {
+        id(subject.collator): replace(
+            subject.collator, image_column=find_image_column(bank), label_column=column, label_ids=ids
+        )
+        for subject in subjects.values()
+    }
+    penultimate = settings.downstream_features == "penultimate"
+    if penultimate and (bare := [name for name, subject in subjects.items() if not subject.points]):
+        notes.append(f"k-NN on the downstream set sees the logits of {', '.join(bare)}, which have no hidden states.")
+    looked_at = {
+        name: Subject(subject.model, collators[id(subject.collator)], subject.points[-1:] if penultimate else ())
+        for name, subject in subjects.items()
+    }
+    found = []
+    for part in (bank, queries):
+        labels = np.array([ids[value] for value in read_column(part, column).to_pylist()])
+        rows = _at_most(settings.max_images, labels, settings.seed)
+        features = features_of(
+            looked_at, part.select(rows), pooling=settings.pooling, batch_size=settings.batch_size, title="Downstream"
+        )
+        found.append((features, labels[rows]))
+    (known, known_labels), (asked, asked_labels) = found
+    rows_found = []
+    for name, subject in looked_at.items():
+        hits = knn_hits(known[name], known_labels, asked[name], asked_labels, k=min(5, len(known_labels)))
+        where = {"split": "downstream", "layer": subject.layers[0], "chance": 1 / len(ids)}
+        rows_found.append(measure.mean("knn_downstream", name, hits, settings.seed, **where))
+    return rows_found
+
+
+def _halves(data: Any) -> tuple[Dataset, Dataset]:
+    """Bank and queries: the splits there are, or as UUEF draws them, 80 to 20 with seed 2."""
+    if isinstance(data, Mapping) and len(data) > 1:
+        return train_and_test(data)
+    data = next(iter(data.values())) if isinstance(data, Mapping) else data
+    if not isinstance(data, Dataset) or len(data) < 5:
+        raise ValueError(
+            "downstream: expected a datasets.Dataset of at least five rows, or {'train': ..., 'test': ...}"
+        )
+    bank, queries = torch.utils.data.random_split(data, [0.8, 0.2], generator=torch.Generator().manual_seed(2))
+    return data.select(bank.indices), data.select(queries.indices)
+
+
+def _relearning(
+    subjects: Mapping[str, Subject],
+    splits: Mapping[str, Dataset],
+    labels: Mapping[str, np.ndarray],
+    classes: Sequence[int],
+    seed: int,
+    notes: list[str],
+) -> tuple[list[RelearningCurve], list[Measurement]]:
+    """Fine-tunes copies of all models on a few forget images among as many retain images; asks held-out forget images.
+
+    Those are test images of the forgotten classes, or the other forgotten rows.
+    """
+    few = _at_most(RELEARNING_IMAGES, labels["forget_train"], seed)
+    split = "forget_test" if classes else "forget_train"
+    rest = np.arange(len(labels[split])) if classes else np.setdiff1d(np.arange(len(labels[split])), few)
+    asked = rest[_at_most(RELEARNING_HELD_OUT, labels[split][rest], seed)]
+    if not len(few) or not len(asked):
+        notes.append("Relearning needs forgotten training images, and others of them to ask about.")
+        return [], []
+    beside = _at_most(len(few), labels["retain_train"], seed)
+    sample: ConcatDataset = ConcatDataset([splits["forget_train"].select(few), splits["retain_train"].select(beside)])
+    held_out = splits[split].select(asked)
+
+    def job(name: str, mode: str) -> RelearningCurve | str:
+        subject = subjects[name]
+        try:
+            return relearn(subject.model, sample, held_out, subject.collator, mode=mode, seed=seed, name=name)
+        except ValueError as error:
+            return f"Relearning ({mode}) of {name}: {error}"
+
+    results = spread([partial(job, name, mode) for mode in ("head", "full") for name in subjects])
+    curves = [each for each in results if not isinstance(each, str)]
+    notes += [each for each in results if isinstance(each, str)]
+    areas = [
+        Measurement(
+            "relearning_area",
+            curve.model,
+            relearning_area(curve.steps, curve.accuracy),
+            split,
+            count=len(asked),
+            note=curve.mode,
+        )
+        for curve in curves
+    ]
+    return curves, areas
+
+
 def _embedding(
-    forget: Collected, retain: Collected, layers: Mapping[str, str], classes: Sequence[int], seed: int
+    found: Mapping[str, Collected], layers: Mapping[str, str], classes: Sequence[int], seed: int
 ) -> dict[str, Any]:
     """The t-SNE picture of the deepest features of the kept test images; empty where there is nothing to draw."""
-    labels = np.concatenate([forget.kept_labels, retain.kept_labels])
-    features = {
-        name: np.concatenate([each.features[name][layer] for each in (forget, retain) if len(each.rows)])
-        for name, layer in layers.items()
-        if len(labels)
-    }
+    sides = [found[split] for split in ("forget_test", "retain_test") if len(found[split].rows)]
+    if not sides:
+        return {}
+    labels = np.concatenate([each.kept_labels for each in sides])
+    features = {name: np.concatenate([each.features[name][layer] for each in sides]) for name, layer in layers.items()}
     features = {name: each for name, each in features.items() if np.isfinite(each).all()}
     present = [k for k in classes if (labels == k).any()]
-    if not present or not features or len(labels) < 4:
-        return {}
-    return embedding(features, labels, present, seed)
+    return embedding(features, labels, present, seed) if present and features and len(labels) >= 8 else {}
 
 
 def _whole_classes(labels: Mapping[str, np.ndarray]) -> list[int]:
@@ -243,20 +368,11 @@ def _whole_classes(labels: Mapping[str, np.ndarray]) -> list[int]:
     return sorted(sides["forget"] - sides["retain"])
 
 
-def _reduced(
-    splits: Mapping[str, Dataset], labels: Mapping[str, np.ndarray], settings: AuditSettings
-) -> tuple[dict[str, Dataset], dict[str, np.ndarray]]:
-    """At most `max_images` of each split, of its classes alike."""
-    if settings.max_images is None:
-        return dict(splits), dict(labels)
-    rows = {
-        name: stratified_rows(each, ceil(settings.max_images / max(len(np.unique(each)), 1)), settings.seed)
-        for name, each in labels.items()
-    }
-    return (
-        {name: splits[name].select(rows[name]) for name in rows},
-        {name: labels[name][rows[name]] for name in rows},
-    )
+def _at_most(count: int | None, labels: np.ndarray, seed: int) -> np.ndarray:
+    """Ascending rows: all, or about so many, of all classes alike."""
+    if count is None:
+        return np.arange(len(labels))
+    return stratified_rows(labels, ceil(count / max(len(np.unique(labels)), 1)), seed)
 
 
 @contextmanager

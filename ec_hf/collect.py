@@ -28,10 +28,10 @@ __all__ = [
     "collect",
     "distances",
     "evaluating",
+    "features_of",
     "from_all",
     "layer_pairs",
     "outputs_of",
-    "predictions",
     "spread",
 ]
 
@@ -254,14 +254,16 @@ def distances(logits: np.ndarray, target: np.ndarray) -> dict[str, np.ndarray]:
 
 
 @torch.inference_mode()
-def predictions(subject: Subject, dataset: Dataset, count: int, *, batch_size: int = 64) -> np.ndarray:
-    """Predicted label ids `(count,)` of a model for the first images of a dataset, shared among the processes."""
-    own = _share(count)
-    parts = [
-        subject.model(pixel_values=pixels[""].to(subject.model.device, subject.model.dtype)).logits.argmax(-1).cpu()
-        for pixels, _ in _batches({"": subject}, dataset, own, batch_size)
-    ]
-    return _in_order(torch.cat(parts).numpy() if parts else None, np.arange(count))
+def features_of(
+    subjects: Mapping[str, Subject], dataset: Dataset, *, pooling: str = "all", batch_size: int = 64, title: str = ""
+) -> dict[str, np.ndarray]:
+    """The first of each model's layers `(n, width)` on all images of a dataset: the logits, where it has no points."""
+    count = len(dataset)  # type: ignore[arg-type]
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in subjects}
+    for pixels, _ in _batches(subjects, dataset, _share(count), batch_size, title=title):
+        for name, subject in subjects.items():
+            parts[name].append(subject.run(pixels[name], pooling)[0].cpu().numpy())
+    return {name: _in_order(np.concatenate(each) if each else None, np.arange(count)) for name, each in parts.items()}
 
 
 def spread(jobs: Sequence[Callable[[], Result]]) -> list[Result]:
@@ -291,7 +293,7 @@ def _batches(
     rows: np.ndarray,
     batch_size: int,
     num_workers: int = 0,
-    title: str | None = None,
+    title: str = "",
 ) -> Iterable[tuple[dict[str, Tensor], Tensor]]:
     """Pixels by model, and the labels; images are read once, and prepared once for each distinct collator."""
     collators = {id(subject.collator): subject.collator for subject in subjects.values()}
@@ -305,7 +307,7 @@ def _batches(
         collate_fn=collate,
         num_workers=num_workers,
     )
-    silent = title is None or not len(rows) or not PartialState().is_local_main_process
+    silent = not title or not len(rows) or not PartialState().is_local_main_process
     for batch in tqdm(loader, desc=title, disable=silent, leave=False):
         pixels = {name: batch[id(subject.collator)]["pixel_values"] for name, subject in subjects.items()}
         yield pixels, next(iter(batch.values()))["labels"]

@@ -146,6 +146,7 @@ def bank_of(found: Found, classes: Sequence[int], quota: int, seed: int) -> tupl
     labels = {split: each.kept_labels for split, each in found.items()}
     halves = ("forget", "retain") if classes else ("retain",)
     rows = {f"{half}_train": stratified_rows(labels[f"{half}_train"], quota, seed) for half in halves}
+    rows = {split: chosen for split, chosen in rows.items() if len(chosen)}
     asked = {split: np.arange(len(labels[split])) for split in ("forget_test", "retain_test")}
     notes = []
     if classes:
@@ -157,7 +158,7 @@ def bank_of(found: Found, classes: Sequence[int], quota: int, seed: int) -> tupl
             )
     else:
         asked["forget_train"] = np.arange(len(labels["forget_train"]))
-    known = np.unique(np.concatenate([labels[split][chosen] for split, chosen in rows.items()]))
+    known = np.unique([label for split, chosen in rows.items() for label in labels[split][chosen]])
     if len(known) < 2:
         notes.append("The training images kept are of one class or none: there is nothing to probe.")
         return Bank({}, {}), notes
@@ -326,37 +327,33 @@ def confusion(found: Found, classes: Sequence[int], names: Sequence[str]) -> dic
     return table
 
 
-def retrievals(found: Found, classes: Sequence[int], layers: Mapping[str, str]) -> list[Retrieval]:
+def retrievals(
+    found: Found, classes: Sequence[int], layers: Mapping[str, str], places: Mapping[str, np.ndarray]
+) -> list[Retrieval]:
     """The nearest kept test images of a few forgotten ones, the same for all models.
 
     Args:
         found: what was collected.
         classes: label ids that are forgotten as a whole; without them there is no forgotten test image to ask.
         layers: model -> its deepest layer.
+        places: split -> for each collected row, its row in [forget_test ; retain_test] as they were given.
     """
-    forget, retain = found["forget_test"], found["retain_test"]
-    labels = np.concatenate([forget.kept_labels, retain.kept_labels])
-    places = np.concatenate([forget.rows, len(forget.labels) + retain.rows])
-    firsts = [np.flatnonzero(forget.kept_labels == k)[:1] for k in classes]
-    queries = np.concatenate(firsts)[:QUERIES] if firsts else np.zeros(0, dtype=int)
-    if not len(queries) or len(labels) < 2:
+    sides = {split: found[split] for split in ("forget_test", "retain_test") if len(found[split].rows)}
+    labels = np.concatenate([np.zeros(0, dtype=int), *(each.kept_labels for each in sides.values())])
+    place = np.concatenate([np.zeros(0, dtype=int), *(places[split][each.rows] for split, each in sides.items())])
+    queries = [row for k in classes for row in np.flatnonzero(found["forget_test"].kept_labels == k)[:1]][:QUERIES]
+    if not queries or len(labels) < 2:
         return []
-    results = []
+    count, results = min(RETRIEVED, len(labels) - 1), []
     for model, layer in layers.items():
-        features = np.concatenate([each.features[model][layer] for each in (forget, retain) if len(each.rows)])
+        features = np.concatenate([each.features[model][layer] for each in sides.values()])
         if not np.isfinite(features).all():
             continue
-        count = min(RETRIEVED, len(labels) - 1)
-        near = np.asarray(nearest(features, features[queries], count + 1))
-        for query, row in zip(queries, near, strict=True):
-            others = row[row != query][:count]
+        for query, near in zip(queries, nearest(features, features[queries], count + 1), strict=True):
+            others = near[near != query][:count]
             results.append(
                 Retrieval(
-                    model,
-                    int(forget.rows[query]),
-                    int(labels[query]),
-                    places[others].tolist(),
-                    labels[others].tolist(),
+                    model, int(place[query]), int(labels[query]), place[others].tolist(), labels[others].tolist()
                 )
             )
     return results
@@ -407,6 +404,8 @@ def _attack(found: Found, model: str, seed: int) -> list[Measurement]:
 def _information(found: Found, model: str, layer: str, seed: int) -> list[Measurement]:
     sides = [found[split].features[model][layer] for split in ("forget_train", "retain_train")]
     value, note = None, None
+    if not all(map(len, sides)):
+        return []
     try:
         is_forget = np.repeat([1, 0], [len(side) for side in sides])
         value = infonce(np.concatenate(sides), is_forget, seed=seed)

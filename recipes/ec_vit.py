@@ -23,16 +23,19 @@ from typing import Any
 
 from accelerate import PartialState
 from datasets import Dataset
+from rich.console import Console
 from transformers import PreTrainedModel
 from transformers.hf_argparser import HfArg
 from transformers.utils import logging
 
-from ec_hf import ECConfig, ECTrainer, ForgetRequest, split
-from ec_hf.audit import Profile, profile
-from ec_hf.cli import parse
-from ec_hf.data import find_label_column, manifest
+from ec_hf import ECConfig, ECTrainer, ForgetRequest, audit
+from ec_hf.cli import parse, write_audit
+from ec_hf.command import public
+from ec_hf.data import find_label_column, four_splits, manifest
 from ec_hf.heads import FOLDER
 from ec_hf.loading import load_images, load_model, train_and_test
+from ec_hf.subjects import info
+from ec_hf.verdict import verdict
 from train_original import train_original
 
 UNNAMED = "trainer_output"  # what TrainingArguments calls the folder where none was named
@@ -89,8 +92,8 @@ def main() -> None:
     images = load_images(recipe.dataset_name, config=recipe.dataset_config)
     config.label_column = find_label_column(next(iter(images.values())), config.label_column)
     train, test = train_and_test(images, label_column=config.label_column, seed=config.seed)
-    parts = split(train, request, label_column=config.label_column, id_column=recipe.id_column)
-    splits = {f"{name}_train": part for name, part in parts.items()} | held_out(test, request, config.label_column)
+    splits = four_splits(train, test, request, label_column=config.label_column, id_column=recipe.id_column)
+    parts = {"forget": splits["forget_train"], "retain": splits["retain_train"]}
     state.print(", ".join(f"{name} {len(part):,} images" for name, part in splits.items()))
 
     # The original model, and its heads, which serve every later request
@@ -117,18 +120,30 @@ def main() -> None:
     # Compare
     ec = "EC" if config.objective == "contrastive" else f"{config.objective} + EC"
     name = ec if trainer.points else config.objective
-    models: dict[str, PreTrainedModel] = {"original": original, name: trainer.model}
+    unlearned: dict[str, PreTrainedModel] = {name: trainer.model}
     if recipe.with_delete:
-        models["delete"] = erase_logits(original, config, parts, splits, processor)
-    if recipe.retrained_name_or_path:
-        models["retrained"], _ = load_model(recipe.retrained_name_or_path)
-    elif recipe.with_retrained:
+        unlearned["delete"] = erase_logits(original, config, parts, splits, processor)
+    retrained: PreTrainedModel | str | None = recipe.retrained_name_or_path
+    if recipe.with_retrained and not retrained:
         folder = cached("retrained", parts["retain"], config)
         classes = list(original.config.id2label.values())  # of text labels the retain set holds some only
-        models["retrained"], _ = train_once(folder, parts["retain"], splits["retain_test"], config, classes=classes)
-    points = [point for point in trainer.points if point != trainer.last] + [trainer.last]
-    profiles = profile(models, splits, trainer.data_collator, points, accelerator=trainer.accelerator)
+        retrained, _ = train_once(folder, parts["retain"], splits["retain_test"], config, classes=classes)
+    report = audit(
+        original,
+        unlearned,
+        retrained=retrained,
+        splits=splits,
+        request=request,
+        processor=processor,
+        dataset_name=public(recipe.dataset_name),
+        image_column=config.image_column,
+        label_column=config.label_column,
+        batch_size=config.per_device_eval_batch_size,
+        seed=config.seed,
+    )
     if state.is_main_process:
+        if recipe.model_name_or_path:
+            report.models["original"] = info(original, "original", by_name=True)
         document = manifest(
             train,
             request,
@@ -138,9 +153,13 @@ def main() -> None:
             name=recipe.dataset_name,
         )
         write(config.output_dir, "forget_manifest.json", document)
-        write(config.output_dir, "results.json", {name: figures.to_dict() for name, figures in profiles.items()})
-        print(table(profiles))
-        print(f"\nIn {config.output_dir}: the unlearned model, its EC heads, forget_manifest.json, results.json")
+        write_audit(report, config.output_dir)
+        console = Console()
+        console.print(report)
+        console.print(*verdict(report), sep="\n")
+        print(
+            f"\nIn {config.output_dir}: the unlearned model, its EC heads, the request's manifest, audit and figures"
+        )
     trainer.end()
 
 
@@ -166,15 +185,6 @@ def new_folder(config: ECConfig) -> str:
             raise FileExistsError(f"--output_dir {config.output_dir} holds a model already: name another folder.")
         return config.output_dir
     return next(str(path) for path in (Path(f"outputs/ec_vit-{i}") for i in count(1)) if not path.exists())
-
-
-def held_out(test: Dataset, request: ForgetRequest, label_column: str) -> dict[str, Dataset]:
-    """The test images that the request would name too; row indices mean nothing there."""
-    elsewhere = request.without_rows()
-    if elsewhere is None:
-        return {"forget_test": test.select([]), "retain_test": test}
-    parts = split(test, elsewhere, label_column=label_column, allow_empty=True)
-    return {f"{name}_test": part for name, part in parts.items()}
 
 
 def evaluated(splits: dict[str, Dataset]) -> dict[str, Dataset]:
@@ -231,33 +241,6 @@ def erase_logits(
     trainer = trainer_for(original, args, parts, splits, processor)
     trainer.train()
     return trainer.model
-
-
-def table(profiles: dict[str, Profile]) -> str:
-    """Figures by row, models by column, in Markdown."""
-    rows: dict[str, list[str]] = {}
-    for split_name in next(iter(profiles.values())).accuracy:
-        arrow = "↓" if split_name.startswith("forget") else "↑"
-        row = f"accuracy, {split_name.replace('_', ' ')} {arrow}"
-        rows[row] = [f"{figures.accuracy[split_name]:.1%}" for figures in profiles.values()]
-    for reference in ("original", "retrained"):
-        by_split = next((figures.cka[reference] for figures in profiles.values() if reference in figures.cka), {})
-        for split_name, by_point in by_split.items():
-            if not split_name.endswith("test") and not (
-                split_name == "forget_train" and "forget_test" not in by_split
-            ):
-                continue
-            for point in by_point:
-                row = f"CKA to {reference}, {split_name.replace('_', ' ')}, {point}"
-                cells = [
-                    figures.cka.get(reference, {}).get(split_name, {}).get(point) for figures in profiles.values()
-                ]
-                rows[row] = ["—" if cell is None else f"{cell:.2f}" for cell in cells]
-    lines = [["", *profiles], ["---"] * (len(profiles) + 1), *([name, *cells] for name, cells in rows.items())]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(profiles) + 1)]
-    return "\n".join(
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines
-    )
 
 
 def write(folder: str, name: str, content: dict[str, Any]) -> None:

@@ -22,7 +22,6 @@ report = audit(
     processor=make_processor(),
     batch_size=3,
     embedding=False,
-    int8=False,
 )
 if state.is_main_process:
     report.save(sys.argv[1])

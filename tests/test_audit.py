@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,13 +10,14 @@ import pytest
 import torch
 import transformers
 from conftest import LABELS, make_images, make_model, make_processor
-from datasets import concatenate_datasets
+from datasets import Value, concatenate_datasets
 from test_processes import HERE, launch
 
 from ec_hf import ForgetRequest
 from ec_hf.audit import audit
-from ec_hf.metrics import linear_cka
+from ec_hf.metrics import infonce, linear_cka
 from ec_hf.points import hidden_state_kwargs
+from ec_hf.recovery import relearn
 from ec_hf.report import AuditReport
 
 REQUEST = ForgetRequest(classes=["bee", "dog"])
@@ -318,9 +320,69 @@ def test_models_may_have_processors_of_their_own():
     assert report.value("accuracy", model="unlearned", split="retain_test") is not None
 
 
+def test_what_is_asked_for_is_measured_too(whole, monkeypatch):
+    monkeypatch.setattr("ec_hf.measure.infonce", partial(infonce, trials=1, steps=20))
+    monkeypatch.setattr("ec_hf.auditing.relearn", partial(relearn, steps=(0, 1, 4)))
+    downstream = make_images(30, seed=2).rename_column("label", "kind").cast_column("kind", Value("int64"))
+    downstream = downstream.map(lambda row: {"kind": row["kind"] + 70}).rename_column("kind", "labels")
+    models = {"ec": whole.models["unlearned"]}
+    report = run(
+        whole.models["original"],
+        models,
+        whole.models["retrained"],
+        train=80,
+        test=50,
+        relearning=True,
+        svc=True,
+        idi=True,
+        downstream=downstream,
+    )
+    names = ["original", "ec", "retrained"]
+    assert {(curve.model, curve.mode) for curve in report.relearning} == {
+        (name, mode) for name in names for mode in ("head", "full")
+    }
+    for mode in ("head", "full"):
+        assert next(report.find("relearning_area", model="ec", note=mode)).split == "forget_test"
+    shares = [report.value(key, model="ec", split="forget_train") for key in ("mia_svc_efficacy", "mia_svc_member")]
+    assert sum(shares) == pytest.approx(1)
+    assert list(report.profile("infonce", model="ec", split="forget_train")) == [*report.layers, "logits"]
+    index = next(report.find("idi", model="ec"))
+    assert index.reference == "retrained" and (index.value is not None or index.note)
+    near = next(report.find("knn_downstream", model="ec"))
+    assert (near.split, near.layer, near.count, near.chance) == ("downstream", "hidden_states.4", 6, 0.2)
+    assert near.value > 0.5
+    assert "MIA-efficacy" in next(report.find("avg_gap", model="ec")).note
+
+
+def test_downstream_splits_and_logits_may_be_chosen():
+    data = {"train": make_images(30, seed=2), "test": make_images(20, seed=3)}
+    report = run(downstream=data, downstream_features="logits")
+    found = next(report.find("knn_downstream", model="unlearned"))
+    assert (found.layer, found.count) == ("logits", 20)
+
+
+def test_idi_and_relearning_that_cannot_be_are_notes():
+    report = run(idi=True, relearning=True, request=ForgetRequest(rows=[1]))
+    notes = " ".join(report.notes)
+    assert "IDI needs a retrained model" in notes
+    assert "Relearning needs" in notes
+
+
 def test_at_most_so_many_images_are_looked_at():
     report = run(train=100, max_images=20)
     assert report.dataset["images"] == {"forget_train": 20, "retain_train": 21, "forget_test": 10, "retain_test": 15}
+
+
+def test_neighbours_are_named_by_their_rows_in_the_splits_as_they_were_given():
+    report = run(test=100, max_images=6)
+    images = make_images(100, seed=1)
+    given = concatenate_datasets(
+        [images.filter(lambda row, k=k: (row["label"] in (1, 3)) == k) for k in (True, False)]
+    )
+    assert report.retrievals
+    for each in report.retrievals:
+        assert [given[row]["label"] for row in each.neighbours] == each.labels
+        assert given[each.query]["label"] == each.query_label
 
 
 def test_models_and_random_states_are_left_as_they_were():

@@ -1,0 +1,97 @@
+"""The command line, without starting an audit but once."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+from conftest import make_images, make_model, make_processor
+from datasets import DatasetDict
+
+from ec_hf import cli
+from ec_hf.report import AuditReport
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("inputs")
+    DatasetDict(train=make_images(), test=make_images(50, seed=1)).save_to_disk(folder / "data")
+    for seed, name in enumerate(("original", "unlearned", "retrained")):
+        make_model("ViT", seed=seed).save_pretrained(folder / name)
+        make_processor().save_pretrained(folder / name)
+    return folder
+
+
+def flags(inputs, out, **more):
+    given = {"original": inputs / "original", "unlearned": inputs / "unlearned", "dataset_name": inputs / "data"}
+    given |= {"forget_classes": "bee", "output_dir": out, "use_cpu": "true", "embedding": "false"} | more
+    return [text for name, value in given.items() if value is not None for text in (f"--{name}", str(value))]
+
+
+def test_help_loads_neither_torch_nor_transformers():
+    code = (
+        "import sys; from ec_hf.cli import main; main(['--help']);"
+        "sys.exit(any(name in sys.modules for name in ('torch', 'transformers', 'datasets')))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "audit" in done.stdout
+
+
+def test_help_of_a_command_does_not_load_torch_s_training_code():
+    code = (
+        "import sys; from ec_hf.cli import main\n"
+        "try: main(['audit', '--help'])\n"
+        "except SystemExit: pass\n"
+        "sys.exit(any(name in sys.modules for name in ('transformers.trainer', 'datasets', 'sklearn')))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "usage: ec-hf audit" in done.stdout
+    assert "--relearning" in done.stdout
+
+
+def test_an_unknown_command_lists_those_there_are(capsys):
+    assert cli.main(["adit"]) == 2
+    assert "no command 'adit'" in capsys.readouterr().err
+
+
+def test_audit_writes_report_page_and_figures_and_prints(inputs, tmp_path, capsys):
+    assert cli.main(["audit", *flags(inputs, tmp_path, retrained=inputs / "retrained")]) == 0
+    report = AuditReport.load(tmp_path / "audit.json")
+    assert list(report.models) == ["original", "unlearned", "retrained"]
+    assert report.request["classes"] == [1]
+    assert all(info.id is None for info in report.models.values()), "no path of this machine is published"
+    assert str(inputs) not in json.dumps(report.to_dict())
+    assert "<html" in (tmp_path / "report.html").read_text()
+    assert (tmp_path / "figures" / "cka.png").exists()
+    printed = capsys.readouterr().out
+    assert "unlearned" in printed
+    assert "audit.json" in printed
+    assert cli.main(["audit", *flags(inputs, tmp_path)]) == 1
+    assert "holds audit.json already" in capsys.readouterr().err
+
+
+def test_several_unlearned_models_have_names(inputs, tmp_path):
+    named = cli._named([f"ec={inputs}/a=b", "delete=ID"])
+    assert named == {"ec": f"{inputs}/a=b", "delete": "ID"}
+    with pytest.raises(ValueError, match="NAME=ID"):
+        cli._named(["a=x", "y"])
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"original": None}, "--original missing"),
+        ({"forget_classes": None}, "what was to be forgotten"),
+        ({"forget_classes": "crocodile"}, "crocodile"),
+        ({"unlearned": "/nowhere/model"}, "no folder '/nowhere/model'"),
+        ({"batch_size": 0}, "batch_size must be at least 1"),
+    ],
+)
+def test_wrong_input_ends_with_a_message(inputs, tmp_path, capsys, more, message):
+    assert cli.main(["audit", *flags(inputs, tmp_path / "out", **more)]) == 1
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
