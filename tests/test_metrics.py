@@ -181,9 +181,9 @@ def test_shapes_that_do_not_fit_are_refused():
         metric.update(A.reshape(8, 2, 3), B)
     with pytest.raises(ValueError, match="x has 4 rows and y has 8"):
         metric.update(A[:4], B)
-    with pytest.raises(ValueError, match=r"\(6, 6\) wide, earlier batches were \(6, 5\)"):
+    with pytest.raises(ValueError, match="use one stream a layer"):
         metric.update(A, A)
-    with pytest.raises(ValueError, match=r"features \(5, 6\) wide into features \(6, 5\) wide"):
+    with pytest.raises(ValueError, match="Cannot merge features"):
         metric.merge(streamed(B, A))
 
 

@@ -26,10 +26,9 @@ def rows(features: Array, name: str) -> Tensor:
     return tensor
 
 
-def same_rows(x: Tensor, y: Tensor, names: str = "x and y") -> None:
+def same_rows(x: Tensor, y: Tensor, first: str = "x", second: str = "y") -> None:
     """Refuses matrices of different numbers of rows."""
     if len(x) != len(y):
-        first, second = names.split(" and ")
         raise ValueError(
             f"{first} has {len(x)} rows and {second} has {len(y)}: expected those of the same images in one order."
         )

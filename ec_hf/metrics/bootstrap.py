@@ -13,9 +13,7 @@ __all__ = ["bootstrap_mean"]
 FEW = 1000  # up to so many values are resampled; beyond, the limit of the resampling is computed
 
 
-def bootstrap_mean(
-    values: Array, *, level: float = 0.95, resamples: int = 1000, seed: int = 0
-) -> tuple[float, float]:
+def bootstrap_mean(values: Array, *, level: float = 0.95, resamples: int = 1000, seed: int = 0) -> tuple[float, float]:
     """Interval of the mean of one value an image, as other images of the same kind would give it.
 
     - Hits and misses (all values 0 or 1): Wilson's score interval. Resampling would give a width of 0 where all are

@@ -13,6 +13,8 @@ from ec_hf.metrics.arrays import Array, numbers, rows, shares
 
 __all__ = ["idi", "infonce", "probe_advantage"]
 
+LEAST_SPAN = 0.05  # of the original above the floor: below it, a ratio to it is noise
+
 
 def infonce(
     features: Array,
@@ -90,15 +92,15 @@ def idi(unlearned: Sequence[float], retrained: Sequence[float], original: Sequen
         ValueError: Not as many layers of each, or an original that differs from the retrained model by less than 0.05
             nats over all layers: the index would be a ratio of two errors.
     """
-    return _ratio(*(numbers(list(each), "nats") for each in (unlearned, retrained, original)), "nats", 0.05)
+    return _ratio([numbers(list(each), "nats") for each in (unlearned, retrained, original)], "nats")
 
 
 def probe_advantage(unlearned: Sequence[float], floor: Sequence[float], original: Sequence[float]) -> float:
     """`Σ (unlearned - floor) / Σ (original - floor)` of probe accuracies on the forgotten classes, over layers.
 
     As IDI, with linear probes for the information and any floor for the retrained model: a model of random weights
-    (then 0 means that nothing was learnt of the classes, which retain images alone would have taught), or the retrained
-    one. 0 is as the floor, 1 as the original. The advantage of one layer is its accuracy minus the floor's.
+    (0 is then below the retrained model, for retain images teach features that serve forgotten classes too), or the
+    retrained one. 0 is as the floor, 1 as the original. The advantage of one layer is its accuracy minus the floor's.
 
     Args:
         unlearned: `linear_probe` of each layer of the unlearned model.
@@ -109,17 +111,20 @@ def probe_advantage(unlearned: Sequence[float], floor: Sequence[float], original
         ValueError: Not as many layers of each, an accuracy outside 0..1, or an original that is above the floor by
             less than 0.05 summed over all layers.
     """
-    return _ratio(*(shares(list(each), "accuracies") for each in (unlearned, floor, original)), "of accuracy", 0.05)
+    return _ratio([shares(list(each), "accuracies") for each in (unlearned, floor, original)], "of accuracy")
 
 
-def _ratio(ours: np.ndarray, floor: np.ndarray, original: np.ndarray, unit: str, least: float) -> float:
+def _ratio(layers: list[np.ndarray], unit: str) -> float:
+    ours, floor, original = layers
     if not len(ours) == len(floor) == len(original):
-        raise ValueError(f"{len(ours)}, {len(floor)} and {len(original)} layers: expected the same layers of each model.")
-    span = float((original - floor).sum())
-    if span < least:
         raise ValueError(
-            f"The original is only {span:.3f} {unit} above the floor, summed over {len(ours)} layers: the ratio would be "
-            "noise. Give more images, or leave it out."
+            f"{len(ours)}, {len(floor)} and {len(original)} layers: expected the same layers of each model."
+        )
+    span = float((original - floor).sum())
+    if span < LEAST_SPAN:
+        raise ValueError(
+            f"The original is only {span:.3f} {unit} above the floor, summed over {len(ours)} layers: the ratio would "
+            "be noise. Give more images, or leave it out."
         )
     return float((ours - floor).sum()) / span
 

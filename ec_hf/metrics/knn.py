@@ -32,7 +32,9 @@ def nearest(bank_x: Array, query_x: Array, k: int, exclude_self: bool = False) -
     """
     bank, query = rows(bank_x, "bank_x").float(), rows(query_x, "query_x").float()
     if bank.shape[1] != query.shape[1]:
-        raise ValueError(f"bank_x is {bank.shape[1]} wide and query_x {query.shape[1]}: expected features of one layer.")
+        raise ValueError(
+            f"bank_x is {bank.shape[1]} wide and query_x {query.shape[1]}: expected features of one layer."
+        )
     if exclude_self and len(bank) != len(query):
         raise ValueError(f"exclude_self: the {len(query)} queries are not the {len(bank)} rows of the bank.")
     if not 1 <= k <= len(bank) - exclude_self:

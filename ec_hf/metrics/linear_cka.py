@@ -88,7 +88,7 @@ class CKAStream:
         self.rows = 0  # images seen
         self.widths: dict[str, int] = {}
         self._shift: dict[str, Tensor] = {}  # (p,): what has been subtracted from every row
-        self._gram: dict[tuple[str, str], Tensor] = {}  # (p + 2, q + 2): the sum over all rows, for each pair and (x, x)
+        self._gram: dict[tuple[str, str], Tensor] = {}  # (p + 2, q + 2) of each pair and each (x, x)
 
     def update(self, features: Mapping[str, Array]) -> None:
         """Take in the features of one batch.
@@ -106,10 +106,12 @@ class CKAStream:
         batch = {name: rows(features[name], name) for name in self.names}
         first = self.names[0]
         for name in self.names[1:]:
-            same_rows(batch[first], batch[name], f"{first} and {name}")
+            same_rows(batch[first], batch[name], first, name)
         widths = {name: x.shape[1] for name, x in batch.items()}
         if self.widths and widths != self.widths:
-            raise ValueError(f"features are {widths} wide, earlier batches were {self.widths}: use one stream a layer.")
+            raise ValueError(
+                f"features are {widths} wide, earlier batches were {self.widths}: use one stream a layer."
+            )
         if not len(batch[first]):
             return
         if not self.rows:
@@ -120,9 +122,9 @@ class CKAStream:
                 self._gram[x, y] = batch[x].new_zeros(widths[x] + 2, widths[y] + 2, device=device)
         self.rows += len(batch[first])
         augmented = {}
-        for name, x in batch.items():
-            x = x.to(self._shift[name].device) - self._shift[name]
-            augmented[name] = torch.cat([x, x.square().sum(1, keepdim=True), x.new_ones(len(x), 1)], dim=1)
+        for name, shift in self._shift.items():
+            about = batch[name].to(shift.device) - shift
+            augmented[name] = torch.cat([about, about.square().sum(1, keepdim=True), torch.ones_like(about[:, :1])], 1)
         for (x, y), gram in self._gram.items():
             gram.addmm_(augmented[x].T, augmented[y])
 
@@ -251,13 +253,13 @@ class BatchedCKA:
         Raises:
             ValueError: Not two matrices of equally many rows, or a batch whose CKA is undefined.
         """
-        pair = [rows(x, "x"), rows(y, "y")]
-        same_rows(*pair)
+        x, y = rows(x, "x"), rows(y, "y")
+        same_rows(x, y)
         if self._waiting:
-            pair = [torch.cat([old, new.to(old.device)]) for old, new in zip(self._waiting, pair, strict=True)]
-        full = len(pair[0]) // self.batch_size * self.batch_size
-        self._values += [self._value(start, *(each[start:] for each in pair)) for start in range(0, full, self.batch_size)]
-        self._waiting = [each[full:].clone() for each in pair]
+            x, y = (torch.cat([old, new.to(old.device)]) for old, new in zip(self._waiting, (x, y), strict=True))
+        size, full = self.batch_size, len(x) // self.batch_size * self.batch_size
+        self._values += [self._value(x[i : i + size], y[i : i + size]) for i in range(0, full, size)]
+        self._waiting = [x[full:].clone(), y[full:].clone()]
 
     def compute(self) -> float:
         """The mean over the batches so far; more rows may follow.
@@ -267,16 +269,16 @@ class BatchedCKA:
         """
         values = list(self._values)
         if self._waiting and len(self._waiting[0]):
-            values.append(self._value(0, *self._waiting))
+            values.append(self._value(*self._waiting))
         if not values:
             raise ValueError("Linear CKA needs at least 2 rows, got 0: give it the features of more images.")
         return sum(values) / len(values)
 
-    def _value(self, start: int, x: Tensor, y: Tensor) -> float:
+    def _value(self, x: Tensor, y: Tensor) -> float:
         try:
-            return linear_cka(x[: self.batch_size], y[: self.batch_size], debiased=False)
+            return linear_cka(x, y, debiased=False)
         except ValueError as error:
-            raise ValueError(f"In a batch of {min(self.batch_size, len(x))} rows: {error}") from error
+            raise ValueError(f"In a batch of {len(x)} rows: {error}") from error
 
 
 def _moved(gram: Tensor, by_left: Tensor, by_right: Tensor) -> Tensor:

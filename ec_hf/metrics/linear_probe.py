@@ -80,7 +80,9 @@ def checked_split(
     """Training and test features in float64, their label ids, and the positions of the test rows that count."""
     train, test = rows(train_x, "train_x"), rows(test_x, "test_x")
     if train.shape[1] != test.shape[1]:
-        raise ValueError(f"train_x is {train.shape[1]} wide and test_x {test.shape[1]}: expected features of one layer.")
+        raise ValueError(
+            f"train_x is {train.shape[1]} wide and test_x {test.shape[1]}: expected features of one layer."
+        )
     if not len(train):
         raise ValueError("train_x has no rows.")
     train_labels, test_labels = label_ids(train_y, "train_y", len(train)), label_ids(test_y, "test_y", len(test))

@@ -25,8 +25,8 @@ def membership_auc(member_scores: Array, nonmember_scores: Array, higher_is_memb
     """Chance that a member's score beats a non-member's, ties counting half: area under the ROC curve.
 
     0.5 is chance: the scores do not tell the two apart. Above it, members are still recognised; below it, they are
-    told apart by the opposite sign, which gives the forgotten images away just as well. Both sides should show the same
-    classes, see `class_matched`: otherwise the classes are told apart, not membership. Attacks that train shadow
+    told apart by the opposite sign, which gives the forgotten images away just as well. Both sides should show the
+    same classes, see `class_matched`: otherwise the classes are told apart, not membership. Attacks that train shadow
     models find more than this one, so chance here is no proof of privacy (Hayes et al. 2024, arXiv 2403.01218).
 
     Args:
@@ -62,10 +62,10 @@ def class_matched(member_labels: Array, nonmember_labels: Array, seed: int = 0) 
         label_ids(labels, name, len(labels))
         for labels, name in ((member_labels, "member_labels"), (nonmember_labels, "nonmember_labels"))
     ]
-    common = np.intersect1d(*sides)
+    common = np.intersect1d(sides[0], sides[1])
     if not len(common):
         raise ValueError(
-            "member_labels and nonmember_labels share no class: hold out images of the forgotten classes as non-members."
+            "member_labels and nonmember_labels share no class: hold out images of the forgotten classes too."
         )
     rng = np.random.default_rng(seed)
     kept: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])

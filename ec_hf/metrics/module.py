@@ -58,11 +58,14 @@ def _uuef(features: np.ndarray, reference_features: np.ndarray, *, batch_size: i
 
 
 def _linear_probe(
-    features: np.ndarray, labels: np.ndarray, is_train: np.ndarray, *, classes: list[int] | None = None, c: float = 0.01
+    features: np.ndarray,
+    labels: np.ndarray,
+    is_train: np.ndarray,
+    *,
+    classes: list[int] | None = None,
+    c: float = 0.01,
 ) -> float:
-    return metrics.linear_probe(
-        features[is_train], labels[is_train], features[~is_train], labels[~is_train], classes, c=c
-    )
+    return metrics.linear_probe(features[is_train], labels[is_train], features[~is_train], labels[~is_train], classes)
 
 
 def _knn(

@@ -37,7 +37,9 @@ def masked_hits(logits: Array, labels: Array, forgotten: Collection[int]) -> np.
     scores, labels = _scores(logits, labels)
     columns = sorted(set(forgotten))
     if not set(columns) < set(range(scores.shape[1])):
-        raise ValueError(f"forgotten={columns}: expected some, but not all, of the label ids 0..{scores.shape[1] - 1}.")
+        raise ValueError(
+            f"forgotten={columns}: expected some, but not all, of the label ids 0..{scores.shape[1] - 1}."
+        )
     scores[:, columns] = -np.inf
     return scores.argmax(1) == labels
 
@@ -78,7 +80,7 @@ def modified_entropy(logits: Array, labels: Array) -> np.ndarray:
     others = log_p.copy()
     others[images, top] = -np.inf
     log_rest = np.log1p(-np.exp(others))
-    log_rest[images, top] = torch.from_numpy(others).logsumexp(1).numpy()  # exact where p is nearly 1, unlike log(1 - p)
+    log_rest[images, top] = torch.from_numpy(others).logsumexp(1).numpy()  # exact where p is nearly 1
     terms = -np.exp(log_p) * log_rest
     terms[images, labels] = -np.exp(log_rest[images, labels]) * log_p[images, labels]
     return terms.sum(1)

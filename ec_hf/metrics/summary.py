@@ -14,8 +14,8 @@ __all__ = ["aus", "avg_gap", "h_mean", "relearning_area", "tug_of_war"]
 def h_mean(retain_accuracy: float, forget_accuracy: float, original_forget_accuracy: float) -> float:
     """Harmonic mean of retain accuracy and forget drop: `2 · RA · drop / (RA + drop)`.
 
-    The drop is `original_forget_accuracy - forget_accuracy`, counted as 0 where the accuracy rose; papers differ in how
-    they define it. From 0 to 1, higher is better; a model that forgets all cannot get beyond what there was to drop.
+    The drop is `original_forget_accuracy - forget_accuracy`, counted as 0 where the accuracy rose; papers differ in
+    how they define it. From 0 to 1, higher is better; what the original did not know cannot be dropped.
 
     Args:
         retain_accuracy: On test images of the retain classes.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 __all__ = ["METRICS", "Metric"]
 
@@ -17,8 +18,8 @@ class Metric:
         title: its name in plain words.
         on_forget: which way is better on splits of forgotten images, and for numbers without a split.
         on_retain: which way is better on retain splits and downstream.
-        to_retrained: which way is better on any split where the reference is the retrained model; None where that makes
-            no difference.
+        to_retrained: which way is better on any split where the reference is the retrained model; None where that
+            makes no difference.
         low: least possible value; None where there is none.
         high: largest possible value; None where there is none.
         chance: in words, what a model without any knowledge would get.
@@ -49,7 +50,7 @@ class Metric:
 
 
 _CKA = "HSIC(K, L) / sqrt(HSIC(K, K) HSIC(L, L)) with K = XXᵀ, L = YYᵀ"
-_SHARE = {"low": 0.0, "high": 1.0}
+_SHARE: dict[str, Any] = {"low": 0.0, "high": 1.0}
 
 METRICS: dict[str, Metric] = {
     "accuracy": Metric(
@@ -107,7 +108,7 @@ METRICS: dict[str, Metric] = {
         high=1.0,
         chance="0 in expectation for unrelated features",
         formula=f"{_CKA}, HSIC by its unbiased estimator",
-        source="Kornblith et al. 2019, arXiv 1905.00414; Song et al. 2012, JMLR 13; Nguyen et al. 2021, arXiv 2010.15327",
+        source="Kornblith et al. 2019, arXiv 1905.00414; debiased: Nguyen et al. 2021, arXiv 2010.15327",
     ),
     "linear_cka_uuef": Metric(
         title="similarity of the features (linear CKA as in UUEF's tables)",
@@ -277,7 +278,7 @@ METRICS: dict[str, Metric] = {
         on_retain=HIGHER,
         **_SHARE,
         chance="0 for a model that forgets nothing or keeps nothing",
-        formula="2 RA drop / (RA + drop), drop = forget accuracy of the original - of the unlearned model, on test images",
+        formula="2 RA drop / (RA + drop), drop = original forget accuracy - the unlearned model's, on test images",
         source="class-unlearning literature; the definition of the drop varies",
     ),
     "tug_of_war": Metric(
