@@ -83,16 +83,19 @@ CAPTIONS = {
 }
 
 
-def draw(report: AuditReport, *, images: Sequence[Any] | None = None) -> dict[str, Figure]:
+def draw(
+    report: AuditReport, *, images: Sequence[Any] | None = None, names: Sequence[str] = tuple(CAPTIONS)
+) -> dict[str, Figure]:
     """Draws what the report has the numbers for; a figure that it has none for is left out.
 
     Args:
         report: the report.
         images: PIL images, addressed as `Retrieval` does: "forget_test" followed by "retain_test". Only the few that
             are shown are read. Without them there is no retrieval figure.
+        names: the figures to draw, of `CAPTIONS`.
 
     Returns:
-        Figures by name, in the order of `CAPTIONS`. They belong to no window and hold no pyplot state.
+        Figures by name, in this order. They belong to no window and hold no pyplot state.
 
     Raises:
         ValueError: `images` has fewer images than the report's retrievals name.
@@ -106,7 +109,7 @@ def draw(report: AuditReport, *, images: Sequence[Any] | None = None) -> dict[st
         "retrieval": lambda: _retrieval(report, images) if images is not None else None,
     }
     with matplotlib.rc_context(RC):
-        drawn = {name: painters[name]() for name in CAPTIONS}
+        drawn = {name: painters[name]() for name in names}
     return {name: figure for name, figure in drawn.items() if figure is not None}
 
 

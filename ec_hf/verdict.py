@@ -122,10 +122,14 @@ def _layers(report: AuditReport, name: str) -> _Finding:
     above = [layer for layer in telling if _apart(mine[layer], target[layer]) > 0]
     below = [layer for layer in telling if _apart(mine[layer], target[layer]) < 0]
     of = f"of the {len(telling)} layers at which a retrained model differs from the original"
+
+    def at(layers: Sequence[str]) -> str:
+        return f"at {'all' if len(layers) == len(telling) else len(layers)} {of}"
+
     if above:
         kind = "uneven" if below else "kept" if len(above) > HALF * len(telling) else "partly"
         text = (
-            f"at {len(above)} {of}, its features of forget images are more like the original's than the retrained "
+            f"{at(above)}, its features of forget images are more like the original's than the retrained "
             f"model's are ({_widest(above, mine, target)})"
         )
         if below:
@@ -134,7 +138,7 @@ def _layers(report: AuditReport, name: str) -> _Finding:
     if below:
         return _Finding(
             "beyond",
-            f"more was erased than the data had put there: at {len(below)} {of}, its features of forget images are "
+            f"more was erased than the data had put there: {at(below)}, its features of forget images are "
             f"less like the original's than the retrained model's are ({_widest(below, mine, target)}).",
         )
     return _Finding(
