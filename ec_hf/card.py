@@ -29,7 +29,7 @@ from ec_hf.figures import CAPTIONS
 from ec_hf.finish import UNREACHABLE
 from ec_hf.licenses import LICENSES, base_license
 from ec_hf.report import SPLITS, AuditReport, Measurement, ModelInfo
-from ec_hf.tables import MISSING, forget_split, metric_title, model_label, split_label, to_markdown, value_text
+from ec_hf.tables import ARROWS, MISSING, forget_split, metric_title, model_label, split_label, to_markdown, value_text
 from ec_hf.verdict import verdict
 
 __all__ = ["TAGS", "card", "check_card"]
@@ -54,8 +54,20 @@ AT_A_GLANCE = (
     ("accuracy", "forget", False, "forgotten images: right answers", RETRAINED),
     ("accuracy", "retain_test", False, "kept images: right answers", "as before"),
     ("linear_probe", "forget", True, "forgotten images: right answers of a new classifier on features", RETRAINED),
-    ("linear_cka", "forget", True, "forgotten images: likeness of its features to those before (CKA)", RETRAINED),
-    ("mia_loss", "forget_train", False, "attack that tells forgotten training images from unseen ones (AUC)", "0.50"),
+    (
+        "linear_cka",
+        "forget",
+        True,
+        "forgotten images: likeness of features to those before (CKA, 1 is the same)",
+        RETRAINED,
+    ),
+    (
+        "mia_loss",
+        "forget_train",
+        False,
+        "attack that tells forgotten training images from unseen ones (AUC, 0.50 is chance)",
+        "0.50",
+    ),
 )
 
 
@@ -297,6 +309,7 @@ def _audit_parts(contents: Contents, report: AuditReport) -> dict[str, Any]:
         "images": [(split_label(split), f"{count:,}") for split, count in report.dataset.get("images", {}).items()],
         "sections": [part.partition("\n\n")[::2] for part in f"\n{to_markdown(report)}".split("\n### ")[1:]],
         "figures": [{"name": name, "caption": CAPTIONS[name]} for name in contents.figures],
+        "arrows": ARROWS,
         "kept": [
             _cell(next(report.find("accuracy", model=name, split="retain_test"), None)) for name in list(names)[:2]
         ],
