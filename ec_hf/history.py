@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 from accelerate import PartialState
 from datasets import Dataset
+from huggingface_hub.errors import LocalEntryNotFoundError
 from transformers import PreTrainedModel
 
 from ec_hf.batches import ImageCollator
@@ -41,7 +43,17 @@ def earlier_manifests(
         FileNotFoundError: when there is no such model.
         ValueError: when its manifest cannot be read.
     """
-    path = find_file(name_or_path, MANIFEST, revision=revision, token=token)
+    try:
+        path = find_file(name_or_path, MANIFEST, revision=revision, token=token)
+    except FileNotFoundError as error:
+        if not isinstance(error.__cause__, LocalEntryNotFoundError):
+            raise
+        path = None
+        warnings.warn(
+            f"without a connection to the Hub it is not known what {str(name_or_path)!r} was made to forget before: "
+            "the history starts with this request",
+            stacklevel=2,
+        )
     if path is None:
         return []
     try:

@@ -4,6 +4,7 @@
     accelerate launch recipes/ec_vit.py --with_retrained --with_delete     # beside it: retrained, and logit erasure
     accelerate launch recipes/ec_vit.py settings.yaml --seed 1             # settings from a file, flags override them
     accelerate launch recipes/ec_vit.py --model_name_or_path ID --dataset_name ID --forget_classes cat dog
+    accelerate launch recipes/ec_vit.py ... --push_to_hub --hub_model_id NAME/REPOSITORY     # with its card
 
 Every field of `ECConfig` is a flag. Where neither settings file, model nor dataset is named, `ec_vit.yaml` beside this
 file gives the settings. Without a model, an original one is trained first and cached.
@@ -19,7 +20,7 @@ import sys
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from accelerate import PartialState
 from datasets import Dataset
@@ -29,10 +30,13 @@ from transformers.hf_argparser import HfArg
 from transformers.utils import logging
 
 from ec_hf import ECConfig, ECTrainer, ForgetRequest, audit
+from ec_hf.card import card
 from ec_hf.cli import parse, write_audit
 from ec_hf.command import public
 from ec_hf.data import find_label_column, four_splits, manifest
 from ec_hf.heads import FOLDER
+from ec_hf.history import checked_again, earlier_forget_sets, earlier_manifests
+from ec_hf.hub import PushError
 from ec_hf.loading import load_images, load_model, train_and_test
 from ec_hf.subjects import info
 from ec_hf.verdict import verdict
@@ -67,6 +71,16 @@ class RecipeArguments:
         default=None, help="A retrained model that there is already; recipes/train_original.py makes one."
     )
     with_delete: bool = HfArg(default=False, help="Also erase with DELETE at the logits only, for contrast.")
+    manifest_detail: Literal["hashes", "classes", "rows"] = HfArg(
+        default="hashes",
+        help="What the card and a push tell of the request: hashes and counts, class names, all of it.",
+    )
+    finish: Literal["keep", "mask", "drop"] = HfArg(
+        default="keep", help="What becomes of the logits of the forgotten classes in the copy that is pushed."
+    )
+    with_heads: str | None = HfArg(
+        default=None, help="Push the EC heads too: 'folder' for ec_heads/ beside the model, or a repository id."
+    )
 
 
 def main() -> None:
@@ -115,7 +129,7 @@ def main() -> None:
 
     # Erase
     trainer.train(resume_from_checkpoint=resumed(config))
-    trainer.save_model()
+    trainer.save_model(_internal_call=True)  # it is pushed once it is audited
 
     # Compare
     ec = "EC" if config.objective == "contrastive" else f"{config.objective} + EC"
@@ -141,25 +155,32 @@ def main() -> None:
         batch_size=config.per_device_eval_batch_size,
         seed=config.seed,
     )
+
+    # What the model had forgotten before must stay forgotten
+    history, columns = [], {"label_column": config.label_column, "id_column": recipe.id_column}
+    if recipe.model_name_or_path:
+        history = earlier_manifests(original.config._name_or_path, revision=original.config._commit_hash)
+    earlier, notes = earlier_forget_sets(history, train, **columns)
+    known = {"original": original, **unlearned}
+    report.measurements += checked_again(earlier, known, trainer.data_collator, label_column=config.label_column)
+    report.notes += notes
     if state.is_main_process:
         if recipe.model_name_or_path:
             report.models["original"] = info(original, "original", by_name=True)
-        document = manifest(
-            train,
-            request,
-            parts,
-            label_column=config.label_column,
-            id_column=recipe.id_column,
-            name=recipe.dataset_name,
-        )
+        document = manifest(train, request, parts, name=recipe.dataset_name, history=history, **columns)
         write(config.output_dir, "forget_manifest.json", document)
         write_audit(report, config.output_dir)
+        text = card(config.output_dir, manifest_detail=recipe.manifest_detail)
+        Path(config.output_dir, "README.md").write_text(text, encoding="utf-8")
         console = Console()
         console.print(report)
         console.print(*verdict(report), sep="\n")
         print(
-            f"\nIn {config.output_dir}: the unlearned model, its EC heads, the request's manifest, audit and figures"
+            f"\nIn {config.output_dir}: the unlearned model with its card, its EC heads, the request's manifest, audit "
+            "and figures"
         )
+    if config.push_to_hub:
+        publish(trainer, recipe)
     trainer.end()
 
 
@@ -170,6 +191,17 @@ def read_request(recipe: RecipeArguments) -> ForgetRequest:
     if recipe.forget_classes:
         return ForgetRequest(classes=recipe.forget_classes)
     raise ValueError("Say what to forget: --forget_classes NAME ... or --forget_request FILE.json.")
+
+
+def publish(trainer: ECTrainer, recipe: RecipeArguments) -> None:
+    """Push the finished folder; where that fails, end with what to do about it."""
+    choices = {"manifest_detail": recipe.manifest_detail, "finish": recipe.finish, "with_heads": recipe.with_heads}
+    try:
+        url = trainer.push_to_hub(commit_message="Unlearned model", **choices)
+    except PushError as error:
+        sys.exit(str(error))
+    if url:
+        print(f"Published at {url}")
 
 
 def resumed(config: ECConfig) -> str | bool | None:
@@ -238,6 +270,7 @@ def erase_logits(
     args = copy.copy(config)
     args.objective, args.objective_kwargs, args.points, args.heads = "delete", {"retain_weight": 1.0}, [], None
     args.output_dir, args.save_strategy = str(Path(config.output_dir) / "delete"), "no"
+    args.push_to_hub = False
     trainer = trainer_for(original, args, parts, splits, processor)
     trainer.train()
     return trainer.model

@@ -13,11 +13,14 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 import transformers.utils.hub
+import yaml
 from conftest import NAMES, make_images, make_model, make_processor
+from datasets import DatasetDict
 from hub_server import OTHER_TOKEN, TOKEN, running_hub
 from huggingface_hub import ModelCard, constants
 from reports import make_report
@@ -50,6 +53,8 @@ FILES = {
     "preprocessor_config.json",
 }
 NAMED = {"figures/confusion.png", "figures/embedding.png"}
+OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+RECIPE = Path(__file__).parents[1] / "recipes" / "ec_vit.py"
 HEADS = {"ec_heads/config.json", "ec_heads/model.safetensors"}
 
 
@@ -256,8 +261,7 @@ found = pipeline("image-classification", {REPO!r}, top_k=5)(Image.new("RGB", (40
 assert len(found) == 5, found
 torch.save(model.state_dict(), "state.pt")
 """
-    offline = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
-    env = {name: value for name, value in os.environ.items() if name not in offline}
+    env = {name: value for name, value in os.environ.items() if name not in OFFLINE}
     env |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "other"), "HF_TOKEN": TOKEN}
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -493,6 +497,51 @@ def test_the_command_shows_what_would_be_published_and_sends_nothing(hub, finish
     assert "say where to push to" in capsys.readouterr().err
 
 
+# From the recipe
+
+
+def run_recipe(server, folder, dataset, *flags):
+    chosen = {"dataset_name": str(dataset), "output_dir": str(folder / "out"), "use_cpu": True, "max_steps": 1}
+    chosen |= {"heads_epochs": 1, "per_device_train_batch_size": 8, "save_strategy": "no", "eval_strategy": "no"}
+    chosen |= {"push_to_hub": True, "hub_model_id": "alice/second", "hub_private_repo": True}
+    (folder / "settings.yaml").write_text(yaml.safe_dump(chosen))
+    env = {name: value for name, value in os.environ.items() if name not in OFFLINE}
+    env |= {"HF_ENDPOINT": server.url, "HF_HOME": str(folder / "home"), "HF_TOKEN": TOKEN, "OMP_NUM_THREADS": "1"}
+    env |= {"HF_HUB_DISABLE_XET": "1"}
+    command = [sys.executable, RECIPE, folder / "settings.yaml", *flags]
+    return subprocess.run([str(word) for word in command], env=env, cwd=folder, capture_output=True, text=True)
+
+
+def test_a_hub_id_goes_in_a_hub_id_comes_out_and_earlier_requests_stay_on_record(hub, finished_folder, tmp_path):
+    push(finished_folder, REPO, manifest_detail="classes", with_heads=True)
+    DatasetDict(train=make_images(), test=make_images(50, seed=1)).save_to_disk(tmp_path / "data")
+    flags = ["--model_name_or_path", REPO, "--heads", REPO, "--forget_classes", "cat", "--finish", "mask"]
+    flags += ["--manifest_detail", "classes", "--with_heads", "folder"]
+    hub.fail("POST .*/alice/second/commit/", 500)
+    done = run_recipe(hub, tmp_path, tmp_path / "data", *flags)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    named = shlex.split(done.stderr.strip().splitlines()[-1])
+    assert named[:2] == ["ec-hf", "push"]
+    assert AutoModelForImageClassification.from_pretrained(tmp_path / "out").config.num_labels == 5
+    assert cli.main(named[1:]) == 0
+
+    files = hub.files("alice/second")
+    assert {*FILES, *HEADS} - set(files) == set() and hub.repos["alice/second"].private
+    assert not any(name.startswith(("report", "checkpoint")) or "retrieval" in name for name in files)
+    found = load_report("alice/second")
+    assert [each["request"]["hash"] for each in found.manifest["history"]] == [REQUEST.content_hash]
+    again = {each.model for each in found.audit.find("accuracy", split="request 1")}
+    assert again == {"original", "EC"}, "class names in the published manifest are enough to check again"
+    assert found.audit.models["original"].id == REPO
+    card = ModelCard(files["README.md"].decode())
+    assert card.data.base_model == REPO and "request 1" in card.text
+    for name, text in texts(files).items():
+        assert str(tmp_path) not in text and TOKEN not in text, name
+    model = AutoModelForImageClassification.from_pretrained("alice/second")
+    assert model.classifier.bias[2] == -1e4
+
+
 # In training
 
 
@@ -596,6 +645,12 @@ def test_the_next_manifest_lists_all_earlier_requests(hub, finished_folder, tmp_
     assert REQUEST.content_hash[:12] in hub.files(REPO)["README.md"].decode()
     make_model("ViT").save_pretrained(tmp_path / "plain")
     assert earlier_manifests(tmp_path / "plain") == []
+
+
+def test_without_a_connection_the_history_starts_anew_with_a_warning(client):
+    client("http://127.0.0.1:9")
+    with pytest.warns(UserWarning, match="not known what 'alice/pets' was made to forget before"):
+        assert earlier_manifests(REPO) == []
 
 
 @pytest.mark.parametrize("detail", ["hashes", "classes", "rows"])
