@@ -258,7 +258,7 @@ class BatchedCKA:
         if self._waiting:
             x, y = (torch.cat([old, new.to(old.device)]) for old, new in zip(self._waiting, (x, y), strict=True))
         size, full = self.batch_size, len(x) // self.batch_size * self.batch_size
-        self._values += [self._value(x[i : i + size], y[i : i + size]) for i in range(0, full, size)]
+        self._values += [linear_cka(x[i : i + size], y[i : i + size], debiased=False) for i in range(0, full, size)]
         self._waiting = [x[full:].clone(), y[full:].clone()]
 
     def compute(self) -> float:
@@ -269,16 +269,11 @@ class BatchedCKA:
         """
         values = list(self._values)
         if self._waiting and len(self._waiting[0]):
-            values.append(self._value(*self._waiting))
+            x, y = self._waiting
+            values.append(linear_cka(x, y, debiased=False))
         if not values:
             raise ValueError("Linear CKA needs at least 2 rows, got 0: give it the features of more images.")
         return sum(values) / len(values)
-
-    def _value(self, x: Tensor, y: Tensor) -> float:
-        try:
-            return linear_cka(x, y, debiased=False)
-        except ValueError as error:
-            raise ValueError(f"In a batch of {len(x)} rows: {error}") from error
 
 
 def _moved(gram: Tensor, by_left: Tensor, by_right: Tensor) -> Tensor:

@@ -40,8 +40,8 @@ def linear_probe(
         max_iterations: Of L-BFGS, which stops before that where it has converged.
 
     Raises:
-        ValueError: Shapes that do not fit, one class in `train_y`, no test row of `classes`, or one that `train_y`
-            lacks.
+        ValueError: Shapes that do not fit, one class in `train_y`, no test row of `classes`, or one of them that
+            `train_y` lacks.
     """
     return float(probe_hits(train_x, train_y, test_x, test_y, classes, c=c, max_iterations=max_iterations).mean())
 
@@ -86,12 +86,14 @@ def checked_split(
     if not len(train):
         raise ValueError("train_x has no rows.")
     train_labels, test_labels = label_ids(train_y, "train_y", len(train)), label_ids(test_y, "test_y", len(test))
-    wanted = set(test_labels.tolist()) if classes is None else {int(each) for each in classes}
-    if absent := wanted - set(train_labels.tolist()):
-        raise ValueError(f"train_y lacks the classes {sorted(absent)}: they could not be recognised.")
-    counted = np.flatnonzero(np.isin(test_labels, sorted(wanted)))
+    counted = np.arange(len(test_labels))
+    if classes is not None:
+        wanted = {int(each) for each in classes}
+        if absent := wanted - set(train_labels.tolist()):
+            raise ValueError(f"train_y lacks the classes {sorted(absent)}: they could not be recognised.")
+        counted = np.flatnonzero(np.isin(test_labels, sorted(wanted)))
     if not len(counted):
-        raise ValueError(f"test_y has no row of the classes {sorted(wanted)}.")
+        raise ValueError(f"test_y has no row {'at all' if classes is None else f'of the classes {sorted(wanted)}'}.")
     return train, test.to(train.device), train_labels, test_labels, counted
 
 
