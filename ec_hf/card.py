@@ -477,7 +477,7 @@ def _dataset_name(contents: Contents) -> str | None:
 def _source(info: ModelInfo) -> str:
     if not info.id:
         return MISSING
-    return f"[{info.id}](https://huggingface.co/{info.id})" + (f" `{info.revision[:12]}`" if info.revision else "")
+    return f"`{info.id}`" + (f" `{info.revision[:12]}`" if info.revision else "")
 
 
 def _is_number(value: Any) -> bool:

@@ -21,7 +21,7 @@ LICENSES = frozenset(
     ncsa odbl odc-by ofl-1.1 openrail openrail++ osl-3.0 other pddl postgresql unknown unlicense wtfpl zlib
     """.split()  # noqa: SIM905 - a list would be sixty lines
 )
-"""Identifiers of huggingface.co/docs/hub/repositories-licenses."""
+"""Licence identifiers that the Hub documents."""
 KEYS = ("license", "license_name", "license_link")
 
 
