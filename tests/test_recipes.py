@@ -13,6 +13,9 @@ from datasets import DatasetDict
 from test_processes import launch
 from transformers import AutoModelForImageClassification
 
+from ec_hf.report import AuditReport
+from ec_hf.verdict import verdict
+
 RECIPES = Path(__file__).parents[1] / "recipes"
 
 
@@ -52,11 +55,17 @@ def test_ec_vit_erases_compares_and_saves(inputs, tmp_path, processes):
     printed = launch(RECIPES / "ec_vit.py", settings, *flags, processes=processes)
     assert f"{processes} process(es), backend {'gloo' if processes > 1 else 'none'}" in printed
     assert printed.count("Forget the classes") == 1, "one rank speaks"
-    assert "| accuracy, forget test ↓" in printed
-    assert "CKA to original, forget test, hidden_states.4" in printed
-
-    results = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert set(results) == {"original", "EC", "delete"}
+    report = AuditReport.load(tmp_path / "out" / "audit.json")
+    assert {name: info.role for name, info in report.models.items()} == {
+        "original": "original",
+        "EC": "unlearned",
+        "delete": "unlearned",
+        "random_init": "floor",
+    }
+    assert "accuracy" in printed
+    assert verdict(report)[0].split()[0] in printed
+    assert (tmp_path / "out" / "report.html").exists()
+    assert (tmp_path / "out" / "figures" / "cka.png").exists()
     assert json.loads((tmp_path / "out" / "ec_config.json").read_text())["cost"]["steps"] == 2
     manifest = json.loads((tmp_path / "out" / "forget_manifest.json").read_text())
     assert manifest["parts"]["forget"] == {"rows": 40, "per_class": {"bee": 20, "dog": 20}}
@@ -71,8 +80,10 @@ def test_the_comparison_is_the_same_from_one_process_and_from_two(inputs, tmp_pa
         chosen = arguments(inputs, tmp_path / str(processes)) | {"learning_rate": 1e-12, "max_steps": 1}
         settings.write_text(yaml.safe_dump(chosen))
         launch(RECIPES / "ec_vit.py", settings, processes=processes)
-        found.append(json.loads((tmp_path / str(processes) / "results.json").read_text())["original"]["accuracy"])
+        report = AuditReport.load(tmp_path / str(processes) / "audit.json")
+        found.append({row.split: row.value for row in report.find("accuracy", model="original")})
     assert found[0] == found[1]
+    assert len(found[0]) == 4
 
 
 def test_a_request_file_with_rows_leaves_the_whole_test_set_to_retain(inputs, tmp_path):
@@ -82,9 +93,9 @@ def test_a_request_file_with_rows_leaves_the_whole_test_set_to_retain(inputs, tm
     del chosen["forget_classes"]
     (tmp_path / "settings.yaml").write_text(yaml.safe_dump(chosen))
     printed = launch(RECIPES / "ec_vit.py", tmp_path / "settings.yaml", processes=1)
-    results = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert set(results["original"]["accuracy"]) == {"forget_train", "retain_train", "retain_test"}
-    assert "CKA to original, forget train, hidden_states.4" in printed
+    report = AuditReport.load(tmp_path / "out" / "audit.json")
+    assert {row.split for row in report.find("accuracy")} == {"forget_train", "retain_train", "retain_test"}
+    assert report.value("linear_cka", model="EC", split="forget_train", layer="hidden_states.4") is not None
     assert "no stopping rule" not in printed, "the forgotten rows themselves are evaluated"
 
 
@@ -106,12 +117,11 @@ def test_train_original_makes_the_retrained_reference_of_a_request(inputs, tmp_p
     chosen |= {"retrained_name_or_path": str(tmp_path / "retrained")}
     (tmp_path / "settings.yaml").write_text(yaml.safe_dump(chosen))
     launch(RECIPES / "ec_vit.py", tmp_path / "settings.yaml", processes=1)
-    figures = json.loads((tmp_path / "out" / "results.json").read_text())["retrained"]
-    assert figures["accuracy"]["forget_train"] == 0.0
-    assert figures["accuracy"]["retain_test"] > 0.9
-    assert min(figures["cka"]["original"]["retain_test"].values()) == pytest.approx(1.0), (
-        "both are the same model here"
-    )
+    report = AuditReport.load(tmp_path / "out" / "audit.json")
+    assert report.value("accuracy", model="retrained", split="forget_train") == 0.0
+    assert report.value("accuracy", model="retrained", split="retain_test") > 0.9
+    profile = report.profile("linear_cka", model="retrained", reference="original", split="retain_test")
+    assert min(profile.values()) == pytest.approx(1.0), "both are the same model here"
 
 
 def test_the_demonstration_is_left_out_where_model_or_data_are_named(inputs, tmp_path):
