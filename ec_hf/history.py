@@ -20,7 +20,7 @@ from ec_hf.loading import find_file
 from ec_hf.report import Measurement
 from ec_hf.requests import ForgetRequest
 
-__all__ = ["MANIFEST", "checked_again", "earlier_forget_sets", "earlier_manifests", "wholly_forgotten"]
+__all__ = ["MANIFEST", "checked_again", "earlier_manifests", "earlier_requests", "wholly_forgotten"]
 
 MANIFEST = "forget_manifest.json"
 
@@ -72,16 +72,17 @@ def wholly_forgotten(document: Mapping[str, Any]) -> list[str]:
     return [name for name in forget if name not in retain]
 
 
-def earlier_forget_sets(
+def earlier_requests(
     history: Sequence[Mapping[str, Any]],
     dataset: Dataset,
     *,
     label_column: str | None = None,
     id_column: str | None = None,
-) -> tuple[dict[str, Dataset], list[str]]:
-    """The forget sets of earlier requests, cut anew from the same data, so that an audit can look at them again.
+) -> tuple[dict[str, ForgetRequest], list[str]]:
+    """The earlier requests themselves: what they name belongs into no retain set, and an audit looks at it again.
 
-    A set is given only where its rows are proved to be those of the time, by `forget_rows_sha256` of the manifest.
+    A request is given only where the rows that it names are proved to be those of the time, by `forget_rows_sha256` of
+    its manifest.
 
     Args:
         history: manifests, as from `earlier_manifests`.
@@ -90,9 +91,9 @@ def earlier_forget_sets(
         id_column: as for `split`; the hash is over its values, so it must be the one of that time.
 
     Returns:
-        Forget sets by name ("request 1", counted from the oldest), and a sentence on each that cannot be had.
+        Requests by name ("request 1", counted from the oldest), and a sentence on each that cannot be had.
     """
-    sets, notes = {}, []
+    requests, notes = {}, []
     columns: dict[str, Any] = {"label_column": label_column, "id_column": id_column}
     for number, document in enumerate(history, start=1):
         name = f"request {number}"
@@ -105,12 +106,15 @@ def earlier_forget_sets(
                 parts = split(dataset, request, **columns)
                 found = manifest(dataset, request, parts, **columns)
                 if found["forget_rows_sha256"] == document["forget_rows_sha256"]:
-                    sets[name] = parts["forget"]
+                    requests[name] = request
                     continue
         except (TypeError, ValueError):  # classes or rows that are not there
             pass
-        notes.append(f"The earlier {name} ({document['request']['hash'][:12]}) cannot be checked again: {why}.")
-    return sets, notes
+        notes.append(
+            f"The earlier {name} ({document['request']['hash'][:12]}) cannot be checked again: {why}. Rows that it "
+            "named count as retained and may be learnt again, unless the new request names them too."
+        )
+    return requests, notes
 
 
 def checked_again(
@@ -127,7 +131,7 @@ def checked_again(
     Started on several processes, they share the images and all return the same.
 
     Args:
-        sets: as from `earlier_forget_sets`; the names become the `split` of the measurements.
+        sets: by name, as `split` makes them of `earlier_requests`; the measurements have the name as their `split`.
         models: by their names in the report.
         collator: makes ``pixel_values`` and ``labels`` for all of them.
         label_column: as for `split`.

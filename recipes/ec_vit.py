@@ -18,7 +18,9 @@ import json
 import os
 import sys
 from dataclasses import dataclass
+from functools import reduce
 from itertools import count
+from operator import or_
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,13 +31,13 @@ from transformers import PreTrainedModel
 from transformers.hf_argparser import HfArg
 from transformers.utils import logging
 
-from ec_hf import ECConfig, ECTrainer, ForgetRequest, audit
+from ec_hf import ECConfig, ECTrainer, ForgetRequest, audit, split
 from ec_hf.card import card
 from ec_hf.cli import parse, write_audit
 from ec_hf.command import public
 from ec_hf.data import find_label_column, four_splits, manifest
 from ec_hf.heads import FOLDER
-from ec_hf.history import checked_again, earlier_forget_sets, earlier_manifests
+from ec_hf.history import checked_again, earlier_manifests, earlier_requests
 from ec_hf.hub import PushError
 from ec_hf.loading import load_images, load_model, train_and_test
 from ec_hf.subjects import info
@@ -106,15 +108,26 @@ def main() -> None:
     images = load_images(recipe.dataset_name, config=recipe.dataset_config)
     config.label_column = find_label_column(next(iter(images.values())), config.label_column)
     train, test = train_and_test(images, label_column=config.label_column, seed=config.seed)
-    splits = four_splits(train, test, request, label_column=config.label_column, id_column=recipe.id_column)
+    columns = {"label_column": config.label_column, "id_column": recipe.id_column}
+    splits = four_splits(train, test, request, **columns)
+
+    # What a model was made to forget before is not retained either
+    original, processor, history = None, None, []
+    if recipe.model_name_or_path:
+        original, processor = load_model(recipe.model_name_or_path, revision=recipe.model_revision)
+        history = earlier_manifests(original.config._name_or_path, revision=original.config._commit_hash)
+    earlier, notes = earlier_requests(history, train, **columns)
+    if earlier:
+        ever = four_splits(train, test, reduce(or_, earlier.values(), request), **columns)
+        splits |= {name: part for name, part in ever.items() if name.startswith("retain")}
+    for line in (*(f"Not retained, by {name}: {each.summary()}" for name, each in earlier.items()), *notes):
+        state.print(line)
     parts = {"forget": splits["forget_train"], "retain": splits["retain_train"]}
     state.print(", ".join(f"{name} {len(part):,} images" for name, part in splits.items()))
 
     # The original model, and its heads, which serve every later request
     heads_folder = None
-    if recipe.model_name_or_path:
-        original, processor = load_model(recipe.model_name_or_path, revision=recipe.model_revision)
-    else:
+    if original is None:
         folder = cached("original", train, config)
         original, processor = train_once(folder, train, test, config)
         if not config.heads:
@@ -155,19 +168,19 @@ def main() -> None:
         batch_size=config.per_device_eval_batch_size,
         seed=config.seed,
     )
-
-    # What the model had forgotten before must stay forgotten
-    history, columns = [], {"label_column": config.label_column, "id_column": recipe.id_column}
-    if recipe.model_name_or_path:
-        history = earlier_manifests(original.config._name_or_path, revision=original.config._commit_hash)
-    earlier, notes = earlier_forget_sets(history, train, **columns)
-    known = {"original": original, **unlearned}
-    report.measurements += checked_again(earlier, known, trainer.data_collator, label_column=config.label_column)
+    report.measurements += checked_again(
+        {name: split(train, each, **columns)["forget"] for name, each in earlier.items()},
+        {"original": original, **unlearned},
+        trainer.data_collator,
+        label_column=config.label_column,
+    )
     report.notes += notes
     if state.is_main_process:
         if recipe.model_name_or_path:
             report.models["original"] = info(original, "original", by_name=True)
-        document = manifest(train, request, parts, name=recipe.dataset_name, history=history, **columns)
+        document = manifest(
+            train, request, split(train, request, **columns), name=recipe.dataset_name, history=history, **columns
+        )
         write(config.output_dir, "forget_manifest.json", document)
         write_audit(report, config.output_dir)
         text = card(config.output_dir, manifest_detail=recipe.manifest_detail)
@@ -175,10 +188,7 @@ def main() -> None:
         console = Console()
         console.print(report)
         console.print(*verdict(report), sep="\n")
-        print(
-            f"\nIn {config.output_dir}: the unlearned model with its card, its EC heads, the request's manifest, audit "
-            "and figures"
-        )
+        print(f"\nIn {config.output_dir}: the unlearned model, its card, EC heads, manifest, audit and figures")
     if config.push_to_hub:
         publish(trainer, recipe)
     trainer.end()

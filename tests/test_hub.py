@@ -32,7 +32,7 @@ import ec_hf.hub
 from ec_hf import ECHeads, ForgetRequest, cli, split
 from ec_hf.batches import ImageCollator
 from ec_hf.data import manifest
-from ec_hf.history import checked_again, earlier_forget_sets, earlier_manifests
+from ec_hf.history import checked_again, earlier_manifests, earlier_requests
 from ec_hf.hub import PushError, explained, export, load_report, push, push_later
 from ec_hf.report import AuditReport
 from ec_hf.tables import to_markdown
@@ -534,6 +534,7 @@ def test_a_hub_id_goes_in_a_hub_id_comes_out_and_earlier_requests_stay_on_record
     again = {each.model for each in found.audit.find("accuracy", split="request 1")}
     assert again == {"original", "EC"}, "class names in the published manifest are enough to check again"
     assert found.audit.models["original"].id == REPO
+    assert found.audit.dataset["images"]["retain_train"] == 40, "bee and dog would be learnt again"
     card = ModelCard(files["README.md"].decode())
     assert card.data.base_model == REPO and "request 1" in card.text
     for name, text in texts(files).items():
@@ -655,25 +656,25 @@ def test_without_a_connection_the_history_starts_anew_with_a_warning(client):
 
 @pytest.mark.parametrize("detail", ["hashes", "classes", "rows"])
 @pytest.mark.parametrize("request_", [REQUEST, ForgetRequest(rows=[0, 5])], ids=["classes", "rows"])
-def test_earlier_forget_sets_are_cut_anew_where_the_detail_allows_it(finished_folder, tmp_path, detail, request_):
+def test_earlier_requests_are_known_again_where_the_detail_allows_it(finished_folder, tmp_path, detail, request_):
     shutil.copytree(finished_folder, tmp_path / "model")
     images = make_images()
     parts = split(images, request_)
     (tmp_path / "model" / "forget_manifest.json").write_text(json.dumps(manifest(images, request_, parts)))
     export(tmp_path / "model", tmp_path / "out", manifest_detail=detail)
-    sets, notes = earlier_forget_sets(earlier_manifests(tmp_path / "out"), images)
+    found, notes = earlier_requests(earlier_manifests(tmp_path / "out"), images)
     if detail == "rows" or (detail == "classes" and request_ is REQUEST):
-        assert not notes
-        assert sets["request 1"].data.column("label") is not None
-        assert sets["request 1"]["label"][:] == parts["forget"]["label"][:]
+        assert not notes and found == {"request 1": request_}
     else:
-        assert not sets
+        assert not found
         assert notes[0].startswith(f"The earlier request 1 ({request_.content_hash[:12]}) cannot be checked again")
+        assert "may be learnt again" in notes[0]
 
 
 def test_an_audit_shows_what_a_model_still_knows_of_earlier_requests(finished_folder, tmp_path):
     images, model = make_images(), make_model("ViT")
-    sets, _ = earlier_forget_sets(earlier_manifests(finished_folder), images)
+    found, _ = earlier_requests(earlier_manifests(finished_folder), images)
+    sets = {name: split(images, request)["forget"] for name, request in found.items()}
     collator = ImageCollator(make_processor())
     rows = checked_again(sets, {"unlearned": model}, collator, batch_size=16)
     batch = collator(list(sets["request 1"]))
@@ -696,7 +697,7 @@ def test_an_audit_shows_what_a_model_still_knows_of_earlier_requests(finished_fo
     verdict(report), to_markdown(report)  # whoever shows a report takes it with such rows
 
 
-def test_a_forget_set_that_cannot_be_proved_the_same_is_not_given(finished_folder):
+def test_a_request_whose_rows_cannot_be_proved_the_same_is_not_given(finished_folder):
     other = make_images(60)
-    sets, notes = earlier_forget_sets(earlier_manifests(finished_folder), other)
-    assert not sets and "does not name the same rows in this data set" in notes[0]
+    found, notes = earlier_requests(earlier_manifests(finished_folder), other)
+    assert not found and "does not name the same rows in this data set" in notes[0]
