@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from ec_hf.objectives import Objective, Step, register
 
 
-@register("demote")  # a name for code that imports this file; the path above needs none
+@register("demote")  # a name for code that imports this file; its path needs none
 @dataclass
 class Demote(Objective):
     """Hinge loss on the logits of forget, cross-entropy on retain; the field is its setting."""

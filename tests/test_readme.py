@@ -8,12 +8,14 @@ from pathlib import Path
 from conftest import make_images, make_model, make_processor
 from transformers import AutoModelForImageClassification
 
+from ec_hf import objectives
+
 README = Path(__file__).parents[1] / "README.md"
 
 
 def test_the_python_examples_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    first, second = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    first, second, own = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
     names = {
         "train_dataset": make_images(),
         "test_dataset": make_images(50, seed=1),
@@ -24,3 +26,10 @@ def test_the_python_examples_run(tmp_path, monkeypatch):
     AutoModelForImageClassification.from_pretrained(tmp_path / "out")
     exec(second, names)
     assert names["request"].ids == {"patient": (17,)}
+    recipe = Path(README.parent, "recipes", "own_objective.py").read_text()
+    assert recipe.endswith(own), "that file runs in another test"
+
+
+def test_every_objective_is_named():
+    text = README.read_text()
+    assert [name for name in objectives.available() if f"`{name}`" not in text] == []
