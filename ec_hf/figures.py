@@ -236,9 +236,10 @@ def _confusion(report: AuditReport) -> Figure | None:
         for name in rows:
             counts = table.get(name, {})
             totals.update({each: n / max(sum(counts.values()), 1) for each, n in counts.items()})
-    shown = {name for name, _ in totals.most_common(MAX_CLASSES)}
-    columns = [name for name in rows if name in shown] + [n for n, _ in totals.most_common() if n in shown - set(rows)]
-    more = len(totals) > len(columns)
+    frequent = [name for name, _ in totals.most_common(MAX_CLASSES)]
+    own = rows if len(rows) <= MAX_CLASSES // 2 else [name for name in rows if name in frequent]
+    columns = [*own, *(name for name in frequent if name not in rows)][:MAX_CLASSES]
+    more = not set(totals) <= set(columns)
     figure, axes = _axes(len(tables), 1, height=0.5 + 0.25 * len(rows), extra=0.7)
     for axis, (name, table) in zip((row[0] for row in axes), tables.items(), strict=True):
         shares = []

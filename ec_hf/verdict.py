@@ -70,6 +70,7 @@ def _summary(output: _Finding, layers: _Finding, rest: _Finding) -> str:
         "uneven": "and unevenly in the layers, in some too little and in others too much",
         "moved": "and changed in the layers (how far they should change, only a retrained model can tell)",
         "blind": "what the layers know cannot be told on this data",
+        "unclear": "what the layers know cannot be told from so few images",
     }.get(layers.kind, "what the layers know was not measured")
     third = {"intact": "the rest is intact", "hurt": "the rest has suffered"}.get(rest.kind, "")
     joint = " " if second.startswith(("and", "but")) else "; "
@@ -141,6 +142,13 @@ def _layers(report: AuditReport, name: str) -> _Finding:
             f"more was erased than the data had put there: {at(below)}, its features of forget images are "
             f"less like the original's than the retrained model's are ({_widest(below, mine, target)}).",
         )
+    far = [layer for layer in telling if abs(_number(mine[layer]) - _number(target[layer])) > GAP]
+    if len(far) > HALF * len(telling):
+        return _Finding(
+            "unclear",
+            "the images are too few to tell how far its layers have come: intervals of their similarity to the "
+            f"original's meet those of the retrained model's ({_widest(far, mine, target)}).",
+        )
     return _Finding(
         "as retrained",
         "its features of forget images have come as far from the original's as the retrained model's: over the "
@@ -152,6 +160,14 @@ def _layers(report: AuditReport, name: str) -> _Finding:
 def _without_retrained(
     report: AuditReport, name: str, mine: Mapping[str, Measurement], deep: Sequence[str]
 ) -> _Finding:
+    floor = _profile(report, "linear_cka", "random_init", reference="original")
+    deep = [layer for layer in deep if layer not in floor or _number(floor[layer]) < SAME]
+    if not deep:
+        return _Finding(
+            "blind",
+            f"even random weights have features of forget images like the original's (CKA {SAME} or more at every "
+            "layer beyond the shallow ones), so their similarity cannot tell what the layers know.",
+        )
     close = [layer for layer in deep if _number(mine[layer]) >= SAME]
     lowest = min(deep, key=lambda layer: _number(mine[layer]))
     kept = report.value("linear_cka", model=name, reference="original", split="retain_test", layer=lowest)
@@ -193,29 +209,27 @@ def _probe(report: AuditReport, name: str) -> str:
         return ""
     what = "the forgotten classes" if _whole_classes(report) else "the classes of the forgotten images"
     signs = {layer: _apart(mine[layer], target[layer]) for layer in shared}
-    above, below = ([layer for layer in shared if signs[layer] * sign > 0] for sign in (1, -1))
+    chosen = shared[-1]
     if reference == "retrained":
+        above, below = ([layer for layer in shared if signs[layer] == sign] for sign in (1, -1))
         chosen = max(above or below or shared, key=lambda k: abs(_number(mine[k]) - _number(target[k])))
-        found = (
-            "still finds {} in its features, better than in the retrained model's"
-            if above
-            else "finds {} in its features less well than in the retrained model's, more was erased than had to be"
-            if below
-            else "finds {} in its features no better than in the retrained model's"
-        )
-    else:
-        chosen = shared[-1]
-        found = (
-            "finds {} in its features less well than in the original's"
-            if signs[chosen] < 0
-            else "still finds {} in its features about as well as in the original's"
-        )
+    than = f"in the {reference}{' model' * (reference == 'retrained')}'s"
+    known = "still finds" if reference == "original" else "finds"
+    found = {
+        1: f"still finds {what} in its features, better than {than}",
+        -1: f"finds {what} in its features less well than {than}",
+        0: f"{known} {what} in its features about as well as {than}",
+    }[signs[chosen]]
+    if signs[chosen] == 0 and abs(_number(mine[chosen]) - _number(target[chosen])) > GAP:
+        found = f"finds {what} in its features, on too few images to tell them from those {than}"
+    if signs[chosen] < 0 and reference == "retrained":
+        found += ", more was erased than had to be"
     where = {"split": mine[chosen].split, "layer": chosen}
     others = {each: report.value("linear_probe", model=each, **where) for each in REFERENCES}
     numbers = [f"{model_label(each)} {_share(value)}" for each, value in others.items() if value is not None]
     numbers += [f"chance {_share(chance)}"] if (chance := mine[chosen].chance) is not None else []
     mine_at = _share(_number(mine[chosen]))
-    return f"a new linear classifier {found.format(what)}: {mine_at} at {chosen} ({', '.join(numbers)})."
+    return f"a new linear classifier {found}: {mine_at} at {chosen} ({', '.join(numbers)})."
 
 
 def _relearning(report: AuditReport, name: str) -> str:
@@ -308,12 +322,12 @@ def _blind(report: AuditReport, names: Sequence[str]) -> list[str]:
     listed = "; ".join(equal)
     if "retrained" in report.models:
         return [
-            "These do not tell the original from the retrained model on this data, and so say nothing about "
-            f"forgetting here: {listed}."
+            "These do not tell the original from the retrained model on these images (too near, or intervals that "
+            f"meet), and so say nothing about forgetting here: {listed}."
         ]
     return [
-        f"These are about the same for the original and after unlearning: {listed}. Either nothing has changed "
-        "there, or they cannot show it on this data."
+        "These do not tell the original from what unlearning made of it (too near, or intervals that meet): "
+        f"{listed}. Either nothing has changed there, or they cannot show it on these images."
     ]
 
 

@@ -85,11 +85,13 @@ def test_curves_are_the_numbers_of_the_report():
 
 def test_confusion_gives_shares_of_each_true_class():
     report = make_report(SMALL, layers=4)
-    axis = draw(report, names=["confusion"])["confusion"].axes[0]
-    data = axis.get_images()[0].get_array()
+    first, *_, last = draw(report, names=["confusion"])["confusion"].axes
+    data = first.get_images()[0].get_array()
     assert data.shape[0] == len(FORGOTTEN)
     assert data.sum(axis=1).tolist() == pytest.approx([100] * 3)
-    assert [label.get_text() for label in axis.get_yticklabels()] == [DIGITS[k] for k in FORGOTTEN]
+    assert [label.get_text() for label in first.get_yticklabels()] == [DIGITS[k] for k in FORGOTTEN]
+    columns = [label.get_text() for label in last.get_xticklabels()]
+    assert columns[:3] == [DIGITS[k] for k in FORGOTTEN]
     assert data[0][0] == report.confusion["original"]["three"]["three"]
 
 
@@ -145,6 +147,9 @@ def test_long_and_many_class_names_do_not_collide():
     )
     figures = draw(report, images=Images())
     assert all(overlaps(figure) == [] for figure in figures.values())
+    never = {name: {"zero": 4} for name in ("three", "five")}
+    axis = draw(replace(report, confusion={"unlearned": never}), names=["confusion"])["confusion"].axes[0]
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["three", "five", "zero"]
     assert "the first 12 of 20" in figures["confusion"].get_supylabel()
 
 
