@@ -8,7 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-Array = Any  # a tensor, or anything `torch.as_tensor` reads (a NumPy array, a list of rows)
+Array = Any  # a tensor, or anything that `numpy.asarray` reads (an array, a list of rows)
+
+
+def as_tensor(values: Array) -> Tensor:
+    """A tensor of the values in their own precision; Python floats are float64, as in NumPy."""
+    if isinstance(values, Tensor):
+        return values.detach()
+    return torch.from_numpy(np.require(values, requirements=["C", "W"]))  # a copy where torch could not share it
 
 
 def rows(features: Array, name: str) -> Tensor:
@@ -17,7 +24,7 @@ def rows(features: Array, name: str) -> Tensor:
     Raises:
         ValueError: Not a matrix, or a value that is not finite.
     """
-    tensor = torch.as_tensor(features).detach()
+    tensor = as_tensor(features)
     if tensor.ndim != 2:
         raise ValueError(f"{name} has shape {tuple(tensor.shape)}: expected (rows, width); pool or flatten it first.")
     tensor = (tensor.cpu() if tensor.device.type == "mps" else tensor).double()  # MPS has no float64
@@ -40,7 +47,7 @@ def label_ids(labels: Array, name: str, count: int) -> np.ndarray:
     Raises:
         ValueError: Another shape or number of entries, or labels that are no integers.
     """
-    tensor = torch.as_tensor(labels).detach().cpu()
+    tensor = as_tensor(labels).cpu()
     if tensor.shape != (count,):
         raise ValueError(f"{name} has shape {tuple(tensor.shape)}: expected one label id for each of {count} images.")
     if tensor.dtype == torch.bool or tensor.is_floating_point() or tensor.is_complex():
@@ -54,7 +61,7 @@ def numbers(values: Array, name: str) -> np.ndarray:
     Raises:
         ValueError: Another shape, no value, or one that is not finite.
     """
-    array = torch.as_tensor(values).detach().cpu().double().numpy()
+    array = as_tensor(values).cpu().double().numpy()
     if array.ndim != 1 or not len(array):
         raise ValueError(f"{name} has shape {array.shape}: expected a vector with at least one value.")
     if not np.isfinite(array).all():

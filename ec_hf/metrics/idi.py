@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ec_hf.metrics.arrays import Array, numbers, rows, shares
+from ec_hf.metrics.arrays import Array, as_tensor, numbers, rows, shares
 
 __all__ = ["idi", "infonce", "probe_advantage"]
 
@@ -55,7 +55,7 @@ def infonce(
         ValueError: Fewer than 8 images of either value of Y, or shapes that do not fit.
     """
     x = rows(features, "features").cpu()
-    y = torch.as_tensor(is_forget).detach().cpu()
+    y = as_tensor(is_forget).cpu()
     if y.shape != (len(x),) or not torch.isin(y.double(), torch.tensor([0.0, 1.0]).double()).all():
         raise ValueError(f"is_forget has shape {tuple(y.shape)}: expected one boolean for each of {len(x)} images.")
     sides = [torch.nonzero(y.bool() == side).flatten() for side in (False, True)]
@@ -143,8 +143,9 @@ def _trial(
     optimizer = torch.optim.Adam([*critic.parameters(), vectors], lr=learning_rate, weight_decay=1e-4)
 
     def bound(z: Tensor, y: Tensor) -> Tensor:
-        scores = (critic(z) @ vectors.T)[:, y]  # score of image i with the value of image j
-        return (scores.diagonal() - scores.logsumexp(1)).mean() + math.log(len(y))
+        scores, counts = critic(z) @ vectors.T, torch.bincount(y, minlength=2)
+        own = scores.gather(1, y[:, None]).squeeze(1)
+        return (own - (scores + counts.log()).logsumexp(1)).mean() + math.log(len(y))  # all j of one y score alike
 
     best, value = -math.inf, 0.0
     for step in range(steps + 1):

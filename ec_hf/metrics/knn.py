@@ -88,7 +88,9 @@ def knn_hits(
     classes: Iterable[int] | None = None,
 ) -> np.ndarray:
     """Which of the queries that count the vote gets right, as booleans in their order; see `knn`."""
-    bank, query, bank_labels, query_labels, counted = checked_split(bank_x, bank_y, query_x, query_y, classes)
+    bank, query, bank_labels, query_labels, counted = checked_split(
+        bank_x, bank_y, query_x, query_y, classes, ("bank", "query")
+    )
     present, codes = np.unique(bank_labels, return_inverse=True)
     neighbours = codes[nearest(bank, query[torch.from_numpy(counted).to(query.device)], k)]
     votes = np.zeros((len(counted), len(present)), np.int64)

@@ -75,25 +75,33 @@ def probe_hits(
 
 
 def checked_split(
-    train_x: Array, train_y: Array, test_x: Array, test_y: Array, classes: Iterable[int] | None
+    train_x: Array,
+    train_y: Array,
+    test_x: Array,
+    test_y: Array,
+    classes: Iterable[int] | None,
+    names: tuple[str, str] = ("train", "test"),
 ) -> tuple[Tensor, Tensor, np.ndarray, np.ndarray, np.ndarray]:
     """Training and test features in float64, their label ids, and the positions of the test rows that count."""
-    train, test = rows(train_x, "train_x"), rows(test_x, "test_x")
+    first, second = names
+    train, test = rows(train_x, f"{first}_x"), rows(test_x, f"{second}_x")
     if train.shape[1] != test.shape[1]:
         raise ValueError(
-            f"train_x is {train.shape[1]} wide and test_x {test.shape[1]}: expected features of one layer."
+            f"{first}_x is {train.shape[1]} wide, {second}_x {test.shape[1]}: expected features of one layer."
         )
     if not len(train):
-        raise ValueError("train_x has no rows.")
-    train_labels, test_labels = label_ids(train_y, "train_y", len(train)), label_ids(test_y, "test_y", len(test))
+        raise ValueError(f"{first}_x has no rows.")
+    train_labels = label_ids(train_y, f"{first}_y", len(train))
+    test_labels = label_ids(test_y, f"{second}_y", len(test))
     counted = np.arange(len(test_labels))
     if classes is not None:
         wanted = {int(each) for each in classes}
         if absent := wanted - set(train_labels.tolist()):
-            raise ValueError(f"train_y lacks the classes {sorted(absent)}: they could not be recognised.")
+            raise ValueError(f"{first}_y lacks the classes {sorted(absent)}: they could not be recognised.")
         counted = np.flatnonzero(np.isin(test_labels, sorted(wanted)))
     if not len(counted):
-        raise ValueError(f"test_y has no row {'at all' if classes is None else f'of the classes {sorted(wanted)}'}.")
+        of = "at all" if classes is None else f"of the classes {sorted(wanted)}"
+        raise ValueError(f"{second}_y has no row {of}.")
     return train, test.to(train.device), train_labels, test_labels, counted
 
 

@@ -38,7 +38,7 @@ def masked_hits(logits: Array, labels: Array, forgotten: Collection[int]) -> np.
     columns = sorted(set(forgotten))
     if not set(columns) < set(range(scores.shape[1])):
         raise ValueError(
-            f"forgotten={columns}: expected some, but not all, of the label ids 0..{scores.shape[1] - 1}."
+            f"forgotten={columns}: expected label ids from 0 to {scores.shape[1] - 1}, and at least one left over."
         )
     scores[:, columns] = -np.inf
     return scores.argmax(1) == labels
