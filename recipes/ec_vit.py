@@ -115,7 +115,8 @@ def main() -> None:
     original, processor, history = None, None, []
     if recipe.model_name_or_path:
         original, processor = load_model(recipe.model_name_or_path, revision=recipe.model_revision)
-        history = earlier_manifests(original.config._name_or_path, revision=original.config._commit_hash)
+        commit = getattr(original.config, "_commit_hash", None)  # a local model has none
+        history = earlier_manifests(original.config._name_or_path, revision=commit)
     earlier, notes = earlier_requests(history, train, **columns)
     if earlier:
         ever = four_splits(train, test, reduce(or_, earlier.values(), request), **columns)
