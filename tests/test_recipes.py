@@ -96,7 +96,7 @@ def test_a_request_file_with_rows_leaves_the_whole_test_set_to_retain(inputs, tm
     report = AuditReport.load(tmp_path / "out" / "audit.json")
     assert {row.split for row in report.find("accuracy")} == {"forget_train", "retain_train", "retain_test"}
     assert report.value("linear_cka", model="EC", split="forget_train", layer="hidden_states.4") is not None
-    assert "no stopping rule" not in printed, "the forgotten rows themselves are evaluated"
+    assert "it needs eval_dataset" not in printed, "the forgotten rows themselves are evaluated"
 
 
 def test_train_original_makes_the_retrained_reference_of_a_request(inputs, tmp_path):
