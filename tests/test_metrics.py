@@ -346,7 +346,8 @@ def test_half_sample_intervals_lie_about_the_value_of_all_images_and_narrow_with
     assert low < linear_cka(x, y) < high <= 1
     wide, narrow = half_sample_cka(x, y, value=0.5), half_sample_cka(x, y, value=0.5, images=800)
     assert narrow[1] - narrow[0] == pytest.approx((wide[1] - wide[0]) / 2)
-    assert half_sample_cka(x, x) == pytest.approx((1, 1), abs=1e-9)
+    assert half_sample_cka(x, x) == pytest.approx((1, 1), abs=1e-6)
+    assert half_sample_cka(1e3 + 1e-3 * x, 1e6 * y) == pytest.approx((low, high), abs=1e-4)
     assert half_sample_cka(x, y, seed=1) != (low, high)
 
 
@@ -355,8 +356,9 @@ def test_half_sample_intervals_of_too_little_are_refused():
     with pytest.raises(ValueError, match="fewer than 16 images"):
         half_sample_cka(x, y)
     x, y = related(30, 4, 4)
-    with pytest.raises(ValueError, match="undefined in some halves"):
-        half_sample_cka(np.ones((30, 2)), y)
+    for constant in (np.zeros((30, 2)), np.full((30, 2), 0.1), np.full((30, 3), 1e6 / 3, np.float32)):
+        with pytest.raises(ValueError, match="undefined in some halves"):
+            half_sample_cka(constant, y)
     with pytest.raises(ValueError, match="undefined in some halves"):
         half_sample_cka(np.eye(30)[:, :2], y)
     with pytest.raises(ValueError, match="x has 30 rows and y has 20"):

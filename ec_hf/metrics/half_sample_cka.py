@@ -47,18 +47,29 @@ def half_sample_cka(
     n = len(x)
     if n < 16:
         raise ValueError(f"x has {n} rows: halves of fewer than 16 images say nothing; give more, or no interval.")
-    k, m = (_gram(features) for features in (x, y))
-    generator = torch.Generator().manual_seed(seed)
-    order = torch.rand(n, (resamples + 1) // 2, generator=generator, dtype=torch.float64).argsort(0)
-    first = (order < n // 2).to(k)
-    halves = torch.cat([first, 1 - first, torch.ones_like(first[:, :1])], dim=1)  # the last column: all images
-    km, kk, mm = (_hsic(a, b, halves) for a, b in ((k, m), (k, k), (m, m)))
-    if not (kk.min() > 0 and mm.min() > 0):
+    order = torch.rand(n, (resamples + 1) // 2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    half = (order.argsort(0) < n // 2).to(x.device, torch.float32)
+    subsets = torch.cat([half, 1 - half, torch.ones_like(half[:, :1])], dim=1)  # the last column: all images
+    size = subsets.sum(0)
+
+    def within(matrix: Tensor) -> Tensor:  # row sums of each subset's part of a symmetric matrix, (n, subsets)
+        of_half, total = matrix @ half, matrix.sum(1, keepdim=True)
+        return subsets * torch.cat([of_half, total - of_half, total], dim=1)
+
+    k, m = _gram(x), _gram(y.to(x.device))
+    ks, ms = within(k), within(m)
+
+    def hsic(product: Tensor, a: Tensor, b: Tensor) -> Tensor:  # HSIC_1 up to a factor that cancels in CKA
+        pairs = within(product).sum(0) + a.sum(0) * b.sum(0) / ((size - 1) * (size - 2))
+        return pairs - 2 / (size - 2) * (a * b).sum(0)
+
+    km, kk, mm = hsic(k * m, ks, ms), hsic(k * k, ks, ks), hsic(m * m, ms, ms)
+    if (torch.minimum(kk, mm) <= 1e-7 * size**2).any():  # rounding alone, of rows of length 1
         raise ValueError(
             "The CKA is undefined in some halves of the sample: the features hardly tell its images apart. Give more "
             "varied images, or no interval."
         )
-    cka = (km / (kk * mm).sqrt()).cpu()
+    cka = (km.double() / (kk.double() * mm.double()).sqrt()).cpu()
     halved = cka[:-1]
     value = cka[-1].item() if value is None else value
     ends = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
@@ -67,14 +78,11 @@ def half_sample_cka(
 
 
 def _gram(features: Tensor) -> Tensor:
-    """Scalar products about the mean, the diagonal zero."""
-    features = features - features.mean(0)
+    """Scalar products about the mean, the diagonal zero, in float32: far more exact than the interval is wide."""
+    mean = features.mean(0)
+    features = features - mean
+    spread = features.square().sum(1).mean()
+    if spread <= 1e-24 * mean.square().sum():  # rounding of the mean
+        return features.new_zeros(len(features), len(features), dtype=torch.float32)
+    features = (features / spread.sqrt()).float()
     return (features @ features.T).fill_diagonal_(0)
-
-
-def _hsic(k: Tensor, m: Tensor, subsets: Tensor) -> Tensor:
-    """HSIC_1 (up to a factor that cancels in CKA) of each subset, given as 0/1 columns `(n, subsets)`."""
-    size = subsets.sum(0)
-    ks, ms = (subsets * (gram @ subsets) for gram in (k, m))
-    pairs = (subsets * ((k * m) @ subsets)).sum(0)
-    return pairs + ks.sum(0) * ms.sum(0) / ((size - 1) * (size - 2)) - 2 / (size - 2) * (ks * ms).sum(0)
