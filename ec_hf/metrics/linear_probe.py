@@ -20,8 +20,8 @@ def linear_probe(
     test_y: Array,
     classes: Iterable[int] | None = None,
     *,
-    c: float = 0.01,
-    max_iterations: int = 100,
+    c: float = 0.1,
+    max_iterations: int = 30,
 ) -> float:
     """Accuracy, on the test rows of some classes, of a multinomial logistic regression over all classes.
 
@@ -35,9 +35,9 @@ def linear_probe(
         test_x: Features `(m, p)`.
         test_y: Label ids `(m,)`.
         classes: Label ids of the test rows that count (the forgotten ones); all if left out.
-        c: Inverse weight of the penalty, per training row. On a few hundred to a few thousand rows 0.01 is at or near
-            the best in accuracy, and far faster to fit than scikit-learn's default of 1.
-        max_iterations: Of L-BFGS, which stops before that where it has converged.
+        c: Inverse weight of the penalty, per training row. It suits a few hundred to a few thousand rows; a stronger
+            penalty (0.01) hides part of what early layers hold.
+        max_iterations: Of L-BFGS; 30 come within half a point of the converged accuracy.
 
     Raises:
         ValueError: Shapes that do not fit, one class in `train_y`, no test row of `classes`, or one of them that
@@ -53,8 +53,8 @@ def probe_hits(
     test_y: Array,
     classes: Iterable[int] | None = None,
     *,
-    c: float = 0.01,
-    max_iterations: int = 100,
+    c: float = 0.1,
+    max_iterations: int = 30,
 ) -> np.ndarray:
     """Which of the test rows that count the probe gets right, as booleans in their order; see `linear_probe`."""
     train, test, train_labels, test_labels, counted = checked_split(train_x, train_y, test_x, test_y, classes)
