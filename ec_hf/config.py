@@ -54,6 +54,12 @@ class ECConfig(TrainingArguments):
         default="supcon", help=f"Contrastive unlearning loss, one of {', '.join(sorted(CONTRASTS))}."
     )
     temperature: float = HfArg(default=0.1, help="Temperature of the contrast.")
+    calibrated: bool = HfArg(
+        default=False,
+        help="Erase as far as retraining would, without a retrained model: at each point, forget images are pulled "
+        "towards the retain classes that the original, blind to the forgotten ones, takes them for, and not towards "
+        "all. In place of `contrast`; for objectives that leave the features alone, such as delete.",
+    )
     retain_weight: float = HfArg(
         default=1.0, help="Weight (lambda) of the retain cross-entropy against the contrast, at each point."
     )

@@ -6,7 +6,6 @@ import copy
 import json
 import math
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -18,17 +17,17 @@ from datasets import Dataset as HFDataset
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
-from transformers import PreTrainedModel, Trainer, TrainerCallback
-from transformers.trainer_utils import HubStrategy, TrainOutput, get_last_checkpoint
-from transformers.utils import PushInProgress
+from transformers import PreTrainedModel, TrainerCallback
+from transformers.trainer_utils import TrainOutput, get_last_checkpoint
 
 from ec_hf.batch_norm import clean_statistics
 from ec_hf.batches import ImageCollator, PairedBatchSampler, PairedDataset, collator_for
+from ec_hf.calibration import global_guided
 from ec_hf.config import ECConfig
 from ec_hf.data import find_label_column, read_column, shared_rows
 from ec_hf.heads import FOLDER, ECHeads, fit_heads
 from ec_hf.loading import load_model
-from ec_hf.losses import check_contrast, global_contrast, layer_weights, retain_cross_entropy
+from ec_hf.losses import check_contrast, global_contrast, hide_classes, layer_weights, retain_cross_entropy
 from ec_hf.objectives import Objective, Part, Setting, Step, get_objective
 from ec_hf.points import (
     SupervisionPoint,
@@ -39,12 +38,13 @@ from ec_hf.points import (
     select_points,
     take,
 )
+from ec_hf.publishing import PublishingTrainer
 from ec_hf.record import announcement, cost, run_record
 from ec_hf.saliency import SaliencyMask, saliency_mask
 from ec_hf.stopping import StoppingRule
 
 
-class ECTrainer(Trainer):
+class ECTrainer(PublishingTrainer):
     """Erase at the Core (arXiv 2602.05375) for any `AutoModelForImageClassification`.
 
     Stage 1 fits one auxiliary head a supervision point on the frozen original model, unless fitted heads are given.
@@ -224,7 +224,12 @@ class ECTrainer(Trainer):
             check_contrast(args.contrast, len(of_forget) if self.points else None)
         self._teacher: nn.Module | None = None
         self._teacher_cache: Tensor | None = None
-        if self.host.needs_teacher:
+        if args.calibrated and self.host.covers_last_point:
+            raise ValueError(
+                f"calibrated=True does not go with objective {self.host.name!r}, which pulls the last features "
+                'towards all other classes: set objective="delete", objective_kwargs={"retain_weight": 1.0}.'
+            )
+        if self.host.needs_teacher or (args.calibrated and self.points):
             self._teacher = copy.deepcopy(self.model).eval().requires_grad_(False)
         self.saliency = args.saliency if args.saliency is not None else self.objective.saliency
         self._mask: SaliencyMask | None = None
@@ -471,18 +476,16 @@ class ECTrainer(Trainer):
         ):
             if not weight:
                 continue
-            contrast = global_contrast(
-                args.contrast,
-                features[of_forget],
-                features[of_retain],
-                forget.labels,
-                retain.labels,
-                args.temperature,
-            )
-            terms[f"{point.name}/contrast"] = (weight, contrast.loss)
+            rows = (features[of_forget], features[of_retain], forget.labels, retain.labels)
+            if args.calibrated:
+                hidden = hide_classes(step.teacher_logits("forget"), forget.labels, self._forget_classes)
+                loss = global_guided(*rows, hidden.softmax(dim=1), args.temperature)
+            else:
+                loss, fallbacks = global_contrast(args.contrast, *rows, args.temperature)
+                step.log["fallbacks"] = fallbacks / count  # labels decide it, so it is the same at every point
+            terms[f"{point.name}/contrast"] = (weight, loss)
             cross_entropy = retain_cross_entropy(logits[of_retain], retain.labels)
             terms[f"{point.name}/retain_ce"] = (weight * args.retain_weight, cross_entropy)
-            step.log["fallbacks"] = contrast.fallbacks / count  # labels decide it, so it is the same at every point
         return terms | {name: (0.0, value.float()) for name, value in step.log.items()}
 
     def _step(self, forget: Part, retain: Part, extra: Part | None, inputs: dict[str, Any]) -> Step:
@@ -560,90 +563,6 @@ class ECTrainer(Trainer):
             (folder / "ec_config.json").write_text(json.dumps(run_record(self), indent=2) + "\n")
             if self.points:
                 self.heads.save_pretrained(folder / FOLDER)
-
-    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
-        """Make the repository before training; what stands against a push is known before any step is done."""
-        from ec_hf.hub import explained
-
-        strategy = HubStrategy(self.args.hub_strategy)
-        if strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
-            raise ValueError(
-                f"hub_strategy={strategy.value!r} would publish optimizer states, which are pickles; use 'end' or "
-                "'every_save'."
-            )
-        with explained(self.args.hub_model_id or Path(self.args.output_dir or "").absolute().name):
-            super().init_hf_repo(token=token, private=private)
-
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Write the card of what lies in the output folder as its README.md."""
-        from ec_hf.card import card
-
-        folder = Path(self.args.output_dir or "")
-        if self.is_world_process_zero():
-            (folder / "README.md").write_text(card(folder), encoding="utf-8")
-
-    def push_to_hub(  # type: ignore[override]
-        self,
-        commit_message: str = "End of training",
-        blocking: bool = True,
-        token: str | None = None,
-        revision: str | None = None,
-        private: bool | None = None,
-        **choices: Any,
-    ) -> Any:
-        """Save the model and publish the output folder; see `ec_hf.hub.push`.
-
-        Args:
-            commit_message: title of the commit.
-            blocking: whether to wait for the upload.
-            token: Hub token; that of the arguments if left out.
-            revision: branch; that of the arguments if left out.
-            private: whether a new repository is private; as the arguments say if left out.
-            **choices: `with_heads`, `manifest_detail`, `finish`, `readme`.
-
-        Returns:
-            Address of the repository, or a future of it; None in processes other than the first.
-
-        Raises:
-            PushError: with the command that pushes again.
-        """
-        from ec_hf.hub import push, push_later
-
-        self.callback_handler.on_push_begin(self.args, self.state, self.control)
-        self.save_model(_internal_call=True)
-        if not self.is_world_process_zero():
-            return None
-        self._finish_current_push()
-        target = self._push_target(token=token, revision=revision, private=private)
-        return (push if blocking else push_later)(
-            self.args.output_dir or "", commit_message=commit_message, **target, **choices
-        )
-
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """What `Trainer` does after a save, with what `ec_hf.hub.export` lets through; a failure stops no training."""
-        from ec_hf.hub import PushError, push_later
-
-        if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
-            return
-        pushing = self.push_in_progress
-        busy = pushing is not None and not pushing.is_done()
-        if busy and not self.args.hub_always_push:
-            return
-        self.callback_handler.on_push_begin(self.args, self.state, self.control)
-        message = f"Training in progress, step {self.state.global_step}"
-        try:
-            job = push_later(checkpoint_folder, commit_message=message, **self._push_target())
-        except PushError as error:
-            warnings.warn(str(error), stacklevel=2)
-            return
-        self.push_in_progress = PushInProgress([*(pushing.jobs if busy else []), job])  # type: ignore[arg-type]
-
-    def _push_target(self, **given: Any) -> dict[str, Any]:
-        args = self.args
-        own = {"token": args.hub_token, "revision": args.hub_revision, "private": args.hub_private_repo}
-        name = args.hub_model_id or Path(args.output_dir or "").absolute().name
-        repo_id = getattr(self, "hub_model_id", None) or name
-        return {"repo_id": repo_id} | own | {name: value for name, value in given.items() if value is not None}
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         self._restore(resume_from_checkpoint)

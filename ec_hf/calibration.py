@@ -1,0 +1,91 @@
+"""Calibrated erasure: forget as far as a model that never saw the forget set, and no further.
+
+A contrast that pulls forget images towards *all* other classes, as EC's does, also wipes out what a retrained model
+would still see in them: it never learnt to tell a shirt from a coat, but it knows that a shirt is no boot. The
+original can say which that is. With the forgotten classes hidden from its output, what is left of its belief is an estimate of
+how a retrained model would take the image, and here each forget image is pulled towards the retain images of those
+classes, in proportion to it. No retrained model is needed.
+
+    loss_i = −Σ_{a ∈ retain} w_ia · log [ exp(s_ia) / Σ_{b ∈ retain ∪ P(i)} exp(s_ib) ]
+    w_ia ∝ q_i(y_a),  Σ_a w_ia = 1
+
+s_ia are cosine similarities over τ, q_i is the original's softmax on the forget image i without the forgotten classes,
+and P(i) are the other rows of i's class in the forget batch. Every term is a log-probability: the pull ends where the
+forget image lies among the retain images of its likeliest classes.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ec_hf.distributed import gather, gather_with_grad, rank_offset
+from ec_hf.losses import similarity
+
+__all__ = ["global_guided", "guided"]
+
+
+def guided(
+    forget: Tensor,
+    retain: Tensor,
+    forget_labels: Tensor,
+    retain_labels: Tensor,
+    targets: Tensor,
+    *,
+    temperature: float,
+    anchors: slice | None = None,
+) -> Tensor:
+    """The contrast at the top of this file.
+
+    An anchor whose likely classes have no row in the retain batch takes the classes that are there, in the proportion
+    of their probabilities; one to which all of those are impossible contributes nothing.
+
+    Args:
+        forget: (n, width) features of the forget batch.
+        retain: (m, width) features of the retain batch.
+        forget_labels: (n,) integer labels.
+        retain_labels: (m,) integer labels.
+        targets: (n, classes) probabilities without the forgotten classes, no gradient.
+        temperature: τ > 0.
+        anchors: the rows of `forget` to compute the loss of, all by default; the mean over slices of equal size that
+            tile the batch is the loss of the batch.
+
+    Returns:
+        Scalar mean over the anchors, 0 or more, in float32 or in float64.
+
+    Raises:
+        ValueError: targets of another number of rows, or a temperature that is not positive.
+    """
+    if len(targets) != len(forget):
+        raise ValueError(f"targets have {len(targets)} rows for {len(forget)} forget images: give one a forget image")
+    if not temperature > 0:
+        raise ValueError(f"temperature must be a positive number, got {temperature}")
+    rows = slice(None) if anchors is None else anchors
+    scores = similarity(forget[rows], torch.cat([retain, forget])) / temperature
+    partner = (forget_labels[:, None] == forget_labels).fill_diagonal_(False)[rows]
+    counted = torch.cat([torch.ones(len(scores), len(retain), dtype=torch.bool, device=scores.device), partner], dim=1)
+    log_shares = scores - scores.masked_fill(~counted, -torch.inf).logsumexp(dim=1, keepdim=True)
+    pull = targets[rows].to(scores.dtype)[:, retain_labels]
+    pull = pull / pull.sum(dim=1, keepdim=True).clamp(min=torch.finfo(pull.dtype).tiny)
+    return -(pull * log_shares[:, : len(retain)]).sum(dim=1).mean()
+
+
+def global_guided(
+    forget: Tensor,
+    retain: Tensor,
+    forget_labels: Tensor,
+    retain_labels: Tensor,
+    targets: Tensor,
+    temperature: float,
+) -> Tensor:
+    """`guided` of this process's anchors with the rows of all processes, as `ec_hf.losses.global_contrast`."""
+    start = rank_offset(len(forget))
+    return guided(
+        gather_with_grad(forget),
+        gather_with_grad(retain),
+        gather(forget_labels),
+        gather(retain_labels),
+        gather(targets),
+        temperature=temperature,
+        anchors=slice(start, start + len(forget)),
+    )

@@ -1,0 +1,104 @@
+"""The calibrated contrast against its formula, and as an option of the trainer."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from conftest import make_images, make_model, make_processor
+
+from ec_hf import ECConfig, ECTrainer, ForgetRequest, split
+from ec_hf.calibration import guided
+
+
+def batch(width: int = 5, seed: int = 0):
+    draw = torch.Generator().manual_seed(seed)
+    forget, retain = (torch.randn(n, width, generator=draw, dtype=torch.float64) for n in (4, 6))
+    targets = torch.rand(4, 3, generator=draw, dtype=torch.float64).softmax(dim=1)
+    return forget, retain, torch.tensor([7, 7, 8, 9]), torch.tensor([0, 1, 2, 2, 1, 0]), targets
+
+
+def test_it_is_the_formula_written_out():
+    forget, retain, forget_labels, retain_labels, targets = batch()
+    unit = torch.nn.functional.normalize
+    total = 0.0
+    for i in range(4):
+        scores = [math.exp(float(unit(forget, dim=1)[i] @ row) / 0.5) for row in unit(retain, dim=1)]
+        others = [j for j in range(4) if j != i and forget_labels[j] == forget_labels[i]]
+        normaliser = sum(scores) + sum(
+            math.exp(float(unit(forget, dim=1)[i] @ unit(forget, dim=1)[j]) / 0.5) for j in others
+        )
+        weights = [float(targets[i, label]) for label in retain_labels]
+        total -= sum(w / sum(weights) * math.log(s / normaliser) for w, s in zip(weights, scores, strict=True))
+    assert guided(*batch(), temperature=0.5).item() == pytest.approx(total / 4)
+
+
+def test_slices_of_the_anchors_have_the_mean_of_the_whole():
+    whole = guided(*batch(), temperature=0.1)
+    halves = [guided(*batch(), temperature=0.1, anchors=slice(i, i + 2)) for i in (0, 2)]
+    assert torch.stack(halves).mean() == pytest.approx(whole)
+
+
+def test_the_pull_goes_to_the_likely_class_alone():
+    forget, retain, forget_labels, retain_labels, _ = batch()
+    forget = forget.requires_grad_()
+    targets = torch.eye(3, dtype=torch.float64)[[1, 1, 1, 1]]
+    start = guided(forget.detach(), retain, forget_labels, retain_labels, targets, temperature=0.5)
+    optimizer = torch.optim.SGD([forget], lr=0.5)
+    for _ in range(200):
+        optimizer.zero_grad()
+        loss = guided(forget, retain, forget_labels, retain_labels, targets, temperature=0.5)
+        loss.backward()
+        optimizer.step()
+    similar = torch.nn.functional.normalize(forget, dim=1) @ torch.nn.functional.normalize(retain, dim=1).T
+    assert loss < start
+    assert (similar[:, retain_labels == 1].mean(dim=1) > similar[:, retain_labels != 1].mean(dim=1)).all()
+
+
+@pytest.mark.parametrize("present", [True, False])
+def test_a_class_that_is_not_in_the_batch_leaves_a_finite_loss(present):
+    forget, retain, forget_labels, retain_labels, targets = batch()
+    targets = torch.tensor([[0.0, 0.0, 0.0, 1.0]] * 4) if not present else torch.cat([targets, targets[:, :1]], dim=1)
+    loss = guided(forget.requires_grad_(), retain, forget_labels, retain_labels, targets, temperature=0.1)
+    loss.backward()
+    assert loss > 0 if present else loss == 0
+    assert torch.isfinite(forget.grad).all()
+
+
+def test_bad_input_is_refused():
+    forget, retain, forget_labels, retain_labels, targets = batch()
+    with pytest.raises(ValueError, match="targets have 3 rows for 4"):
+        guided(forget, retain, forget_labels, retain_labels, targets[:3], temperature=0.1)
+    with pytest.raises(ValueError, match="temperature must be a positive"):
+        guided(*batch(), temperature=0.0)
+
+
+def trainer(tmp_path, **settings):
+    parts = split(make_images(60), ForgetRequest(classes=["bee", "dog"]))
+    config = {"max_steps": 2, "per_device_train_batch_size": 8, "heads_epochs": 1, "save_strategy": "no"}
+    args = ECConfig(output_dir=str(tmp_path), use_cpu=True, report_to=[], logging_steps=1, **(config | settings))
+    return ECTrainer(
+        make_model("ViT"),
+        args,
+        forget_dataset=parts["forget"],
+        retain_dataset=parts["retain"],
+        processing_class=make_processor(),
+    )
+
+
+@pytest.mark.parametrize("objective", ["delete", "finetune"])  # one with a teacher of its own, one without
+def test_the_trainer_runs_it_in_place_of_the_contrast(tmp_path, objective):
+    run = trainer(tmp_path, objective=objective, calibrated=True)
+    run.train()
+    line = next(entry for entry in run.state.log_history if "hidden_states.1/contrast" in entry)
+    assert "fallbacks" not in line and line["hidden_states.1/contrast"] > 0
+    plain = trainer(tmp_path, objective=objective)
+    plain.train()
+    other = next(entry for entry in plain.state.log_history if "hidden_states.1/contrast" in entry)
+    assert other["hidden_states.1/contrast"] != line["hidden_states.1/contrast"] and "fallbacks" in other
+
+
+def test_an_objective_that_pulls_the_last_features_itself_is_refused(tmp_path):
+    with pytest.raises(ValueError, match='set objective="delete"'):
+        trainer(tmp_path, objective="contrastive", calibrated=True)
