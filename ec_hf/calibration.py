@@ -2,9 +2,9 @@
 
 A contrast that pulls forget images towards *all* other classes, as EC's does, also wipes out what a retrained model
 would still see in them: it never learnt to tell a shirt from a coat, but it knows that a shirt is no boot. The
-original can say which that is. With the forgotten classes hidden from its output, what is left of its belief is an estimate of
-how a retrained model would take the image, and here each forget image is pulled towards the retain images of those
-classes, in proportion to it. No retrained model is needed.
+original can say which that is. With the forgotten classes hidden from its output, what is left of its belief is an
+estimate of how a retrained model would take the image, and here each forget image is pulled towards the retain images
+of those classes, in proportion to it. No retrained model is needed.
 
     loss_i = −Σ_{a ∈ retain} w_ia · log [ exp(s_ia) / Σ_{b ∈ retain ∪ P(i)} exp(s_ib) ]
     w_ia ∝ q_i(y_a),  Σ_a w_ia = 1
