@@ -166,7 +166,6 @@ def main() -> None:
         dataset_name=public(recipe.dataset_name),
         image_column=config.image_column,
         label_column=config.label_column,
-        batch_size=config.per_device_eval_batch_size,
         seed=config.seed,
     )
     report.measurements += checked_again(
