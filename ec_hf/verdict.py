@@ -43,7 +43,8 @@ def verdict(report: AuditReport) -> list[str]:
     lines = []
     for name in names:
         output, layers, rest = _output(report, name), _layers(report, name), _rest(report, name)
-        findings = [_summary(output, layers, rest), output.text, layers.text, _probe(report, name)]
+        scores = _scores(report, name)
+        findings = [_summary(output, scores, layers, rest), output.text, scores, layers.text, _probe(report, name)]
         findings += [_relearning(report, name), _membership(report, name), _eight_bits(report, name), rest.text]
         lines += [f"{model_label(name)}: {text}" for text in findings if text]
     return [*lines, *_order(report, names), *_blind(report, names), _references(report)]
@@ -57,8 +58,9 @@ class _Finding:
     text: str = ""
 
 
-def _summary(output: _Finding, layers: _Finding, rest: _Finding) -> str:
-    first = {"forgotten": "forgotten at the output", "known": "not forgotten at the output"}.get(
+def _summary(output: _Finding, scores: str, layers: _Finding, rest: _Finding) -> str:
+    answers = "forgotten in its answers but not in its scores" if scores else "forgotten at the output"
+    first = {"forgotten": answers, "known": "not forgotten at the output"}.get(
         output.kind, "what the output knows was not measured"
     )
     kept = "but not in the layers (superficial forgetting)" if output.kind == "forgotten" else "and not in the layers"
@@ -73,6 +75,8 @@ def _summary(output: _Finding, layers: _Finding, rest: _Finding) -> str:
         "unclear": "what the layers know cannot be told from so few images",
     }.get(layers.kind, "what the layers know was not measured")
     third = {"intact": "the rest is intact", "hurt": "the rest has suffered"}.get(rest.kind, "")
+    if scores and output.kind == "forgotten":
+        second = second.removeprefix("and ").removeprefix("but ")
     joint = " " if second.startswith(("and", "but")) else "; "
     return "; ".join(part for part in (first + joint + second, third) if part) + "."
 
@@ -101,6 +105,27 @@ def _output(report: AuditReport, name: str) -> _Finding:
     if not _whole_classes(report) and mine.value < target - MARGIN:
         return _Finding("forgotten", f"the output does worse on what it forgot than on what it never saw: {numbers}.")
     return _Finding("forgotten", f"the output has forgotten: {numbers}.")
+
+
+def _scores(report: AuditReport, name: str) -> str:
+    """Do the logits still tell the forgotten classes apart, though the model names none of them?"""
+    rows = {
+        each: next(report.find("linear_probe", model=each, layer="logits", split=split), None)
+        for split in [forget_split(report, "linear_probe")]
+        for each in (name, *REFERENCES)
+    }
+    found = {each: row for each, row in rows.items() if row is not None and row.value is not None}
+    if name not in found or not {"retrained", "original"} & set(found):
+        return ""
+    if "retrained" in found:
+        left = _apart(found[name], found["retrained"]) > 0
+    else:
+        left = _apart(found["original"], found[name]) <= 0
+    numbers = ", ".join(f"{model_label(k)} {_share(_number(row))}" for k, row in found.items() if k != name)
+    return left * (
+        "its scores (logits) still tell the forgotten classes apart: a classifier that sees nothing else finds them "
+        f"in {_share(_number(found[name]))} of the images ({numbers})."
+    )
 
 
 def _layers(report: AuditReport, name: str) -> _Finding:

@@ -68,7 +68,10 @@ def test_fine_tuning_that_lowers_the_accuracy_alone_is_no_forgetting():
 
 def test_superficial_forgetting_is_called_so():
     lines = verdict(superficial(report_of()))
-    assert lines[0].startswith("unlearned: forgotten at the output but not in the layers (superficial forgetting)")
+    assert lines[0].startswith(
+        "unlearned: forgotten in its answers but not in its scores; not in the layers (superficial forgetting)"
+    )
+    assert any("its scores (logits) still tell the forgotten classes apart" in line for line in lines)
     assert any("more like the original's than the retrained model's" in line for line in lines)
     assert any("still finds the forgotten classes" in line for line in lines)
 
@@ -119,7 +122,7 @@ def test_a_broken_rest_is_said_with_its_loss():
 
 def test_several_models_are_told_apart_and_put_in_order():
     text = text_of(make_report())
-    assert "delete: forgotten at the output but not in the layers" in text
+    assert "delete: forgotten in its answers but not in its scores; not in the layers" in text
     assert "unlearned: forgotten at the output and in the layers" in text
     assert "nearest to the retrained model: unlearned (0.04), then delete (0.3" in text
 
