@@ -43,7 +43,7 @@ from ec_hf.subjects import (
 
 __all__ = ["report_of"]
 
-INT8_IMAGES = 1000
+INT8_IMAGES, PICTURED = 1000, 30
 RELEARNING_IMAGES, RELEARNING_HELD_OUT = 48, 300
 VERSIONS = {
     "ec_hf": __version__,
@@ -356,7 +356,11 @@ def _embedding(
     features = {name: np.concatenate([each.features[name][layer] for each in sides]) for name, layer in layers.items()}
     features = {name: each for name, each in features.items() if np.isfinite(each).all()}
     present = [k for k in classes if (labels == k).any()]
-    return embedding(features, labels, present, seed) if present and features and len(labels) >= 8 else {}
+    return (
+        embedding(features, labels, present, seed, per_class=PICTURED)
+        if present and features and len(labels) >= 8
+        else {}
+    )
 
 
 def _whole_classes(labels: Mapping[str, np.ndarray]) -> list[int]:
