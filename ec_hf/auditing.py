@@ -104,6 +104,8 @@ def report_of(
     with _clock(seconds, "loading"):
         models, processors, infos = load_models(original, unlearned, retrained)
         given = dict(processor) if isinstance(processor, Mapping) else dict.fromkeys(models, processor)
+        if unknown := [name for name in given if name not in models]:
+            raise ValueError(f"processor: there is no model {unknown[0]!r}; there are {list(models)}")
         processors |= {name: each for name, each in given.items() if each is not None}
         references = ["original", *(["retrained"] if retrained is not None else [])]
         floors = [] if retrained is not None else ["random_init"]

@@ -434,6 +434,7 @@ SWAPPED = {"id2label": {0: "bee", 1: "ant", 2: "cat", 3: "dog", 4: "elk"}}
             "cannot take",
         ),
         ({"processor": lambda: None}, ValueError, "no image processor"),
+        ({"processor": lambda: {"orignal": make_processor()}}, ValueError, "no model 'orignal'"),
         ({"request": lambda: ForgetRequest(classes=["crocodile"])}, ValueError, "crocodile"),
         ({"request": lambda: ForgetRequest(where=[{"column": "label", "equals": 9}])}, ValueError, "matches nothing"),
         ({"request": lambda: None}, ValueError, "request missing"),
