@@ -101,7 +101,7 @@ def test_a_model_on_disk_is_replaced_only_when_told(images, held_out, tmp_path):
 
 
 def test_unknown_architectures_and_missing_labels_are_refused_before_training(images, held_out, tmp_path):
-    with pytest.raises(ValueError, match=r"unknown architecture 'vitt': neither in \['resnet', 'vit'\] nor a timm"):
+    with pytest.raises(ValueError, match=r"unknown architecture 'vitt': neither in .*'vit'.* nor a timm"):
         recipe.train_original(tmp_path, images, held_out, **FAST | {"architecture": "vitt"})
     unlabelled = held_out.map(lambda row: {"label": -1}, features=held_out.features)
     with pytest.raises(ValueError, match="'label' has rows without a label"):
