@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ COLOURS = {"alone": "#0072B2", "ec": "#D55E00", "calibrated": "#CC79A7"}  # Okab
 MARKERS = {"alone": "o", "ec": "^", "calibrated": "D"}
 NAMES = {"alone": "", "ec": " + EC", "calibrated": " + calibrated EC"}
 ALLOWED_FALL = 0.01
+WORST_SHOWN = 12.0  # points of retain accuracy below the original's, where the trade-off figure ends
+Reader = Callable[[Mapping[str, Any]], float | None]
 
 
 def write_report(folder: Path, logs: Mapping[str, Lines]) -> None:
@@ -66,7 +69,7 @@ class Found:
         return {self.title(host, "alone"): (self.cells[host, "alone"], self.cells[host, "ec"]) for host in hosts}
 
 
-def at(metric: str, split: str, *layers: str) -> Callable[[Mapping[str, Any]], float | None]:
+def at(metric: str, split: str, *layers: str) -> Reader:
     """Reads a layer-wise figure of a run, as the mean over layers."""
 
     def read(run: Mapping[str, Any]) -> float | None:
@@ -76,13 +79,13 @@ def at(metric: str, split: str, *layers: str) -> Callable[[Mapping[str, Any]], f
     return read
 
 
-def columns(found: Found) -> dict[str, Callable[[Mapping[str, Any]], float | None]]:
+def columns(found: Found) -> dict[str, Reader]:
     """What the summary table shows of a run, by heading; shares in percent."""
 
-    def share(split: str) -> Callable[[Mapping[str, Any]], float | None]:
+    def share(split: str) -> Reader:
         return lambda run: None if run["accuracy"].get(split) is None else 100 * run["accuracy"][split]
 
-    def percent(read: Callable[[Mapping[str, Any]], float | None]) -> Callable[[Mapping[str, Any]], float | None]:
+    def percent(read: Reader) -> Reader:
         return lambda run: None if (value := read(run)) is None else 100 * value
 
     middle, last = found.points[1:-1] or found.points[:1], found.points[-1]
@@ -199,63 +202,69 @@ def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def tradeoff(cases: Mapping[str, Found]) -> Figure:
     """Forgetting against retention, of outputs above and middle layers below; arrows from each host to host + EC."""
-    figure = Figure(figsize=(7.0 * max(1, len(cases)) / 1.3, 8.4), layout="constrained")
+    figure = Figure(figsize=(5.2 * len(cases), 8.6), layout="constrained")
     grid = figure.subplots(2, len(cases), squeeze=False)
+    numbers = {label: i for i, label in enumerate(_hosts(cases), 1)}
     for k, (name, found) in enumerate(cases.items()):
         heads = columns(found)
-        for row, (x, label) in enumerate(
-            [
-                ("test FA", "forget accuracy, test (%)  ← better"),
-                ("CKA orig. middle", "CKA to original, middle points, forget test"),
-            ]
-        ):
-            axes = grid[row][k]
-            _scatter(axes, found, heads[x], heads["test RA"])
-            axes.set_xlabel(label)
+        for axes, x in zip(grid[:, k], ("test FA", "CKA orig. middle"), strict=True):
+            _scatter(axes, found, heads[x], heads["test RA"], numbers)
             axes.set_ylabel("retain accuracy, test (%)  → better" if not k else "")
-            axes.set_title(name if not row else "")
-    shown = {variant for found in cases.values() for _, variant in found.cells}
-    handles = [
-        Line2D(
-            [],
-            [],
-            color=COLOURS[v],
-            marker=MARKERS[v],
-            linestyle="",
-            label={"alone": "host alone"}.get(v, f"host{NAMES[v]}"),
-        )
-        for v in COLOURS
-        if v in shown
-    ]
+        grid[0][k].set_title(name)
+        grid[0][k].set_xscale("symlog", linthresh=1, linscale=0.5)
+        grid[0][k].set_xticks([0, 1, 10, 100], ["0", "1", "10", "100"])
+        grid[0][k].set_xlim(-0.3, 110)
+        grid[0][k].set_xlabel("forget accuracy, test (%)  ← better")
+        grid[1][k].set_xlabel("CKA to original, middle points, forget test")
+    handles = _handles(cases, linestyle="")
     handles += [
-        Line2D([], [], color=STYLES[v]["color"], marker="*", linestyle="", label=v) for v in ("original", "retrained")
+        Line2D([], [], color=STYLES[v]["color"], marker="*", markersize=11, linestyle="", label=v)
+        for v in ("original", "retrained")
     ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
+    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), frameon=False)
+    key = "   ".join(f"{i} {label}" for label, i in numbers.items())
+    figure.supxlabel(textwrap.fill(key, 60 * len(cases)), fontsize=8)
     return figure
 
 
-def _scatter(axes: Axes, found: Found, x: Callable, y: Callable) -> None:
-    for name, run in found.references.items():
-        if (at_x := x(run)) is None:  # the original's likeness to itself
-            at_x = 1.0
-        axes.plot(at_x, y(run), marker="*", markersize=13, color=STYLES[name]["color"], linestyle="", zorder=4)
-    placed: list[tuple[float, float]] = []
+def _hosts(cases: Mapping[str, Found]) -> list[str]:
+    """Labels of the hosts of all cases, each once, in the order of the matrix."""
+    return list(dict.fromkeys(runs[0]["label"] for found in cases.values() for runs in found.cells.values()))
+
+
+def _handles(cases: Mapping[str, Found], **style: Any) -> list[Line2D]:
+    shown = {variant for found in cases.values() for _, variant in found.cells}
+    names = {"alone": "host alone"}
+    return [
+        Line2D([], [], color=COLOURS[v], marker=MARKERS[v], label=names.get(v, f"host{NAMES[v]}"), **style)
+        for v in COLOURS
+        if v in shown
+    ]
+
+
+def _scatter(axes: Axes, found: Found, x: Reader, y: Reader, numbers: Mapping[str, int]) -> None:
     spot = {
-        key: tuple(float(np.mean([read(run) for run in runs])) for read in (x, y)) for key, runs in found.cells.items()
+        key: (float(np.mean([x(run) for run in runs])), float(np.mean([y(run) for run in runs])))  # type: ignore[arg-type]
+        for key, runs in found.cells.items()
     }
+    ends = {name: (1.0 if x(run) is None else x(run), y(run)) for name, run in found.references.items()}
+    floor = ends["original"][1] - WORST_SHOWN  # type: ignore[operator]
+    for name, end in ends.items():
+        axes.plot(*end, marker="*", markersize=13, color=STYLES[name]["color"], linestyle="", zorder=2)
     for (method, variant), point in spot.items():
+        if point[1] < floor:
+            continue
         colour, marker = COLOURS.get(variant, "#7F7F7F"), MARKERS.get(variant, "v")
-        axes.plot(*point, marker=marker, color=colour, linestyle="", zorder=3)
-        if variant == "alone" and (method, "ec") in spot:
-            arrow = {"arrowstyle": "->", "color": "#7F7F7F", "linewidth": 0.9, "shrinkA": 3, "shrinkB": 3}
-            axes.annotate("", xy=spot[method, "ec"], xytext=point, arrowprops=arrow)
-        if variant == "ec" or (method, "ec") not in spot:
-            placed.append(point)
-            text = found.cells[method, variant][0]["label"]
-            side = -1 if len(placed) % 2 else 1
-            axes.annotate(
-                text, point, xytext=(5, 4 * side - 2), textcoords="offset points", fontsize=6.5, color="#333333"
-            )
+        axes.plot(*point, marker=marker, color=colour, markersize=11, linestyle="", zorder=3, alpha=0.85)
+        text = str(numbers[found.cells[method, variant][0]["label"]])
+        axes.annotate(text, point, ha="center", va="center", fontsize=6, color="white", zorder=5)
+        if variant != "alone" and (method, "alone") in spot and spot[method, "alone"][1] >= floor:
+            arrow = {"arrowstyle": "->", "color": "#7F7F7F", "linewidth": 0.8, "shrinkA": 5, "shrinkB": 5}
+            axes.annotate("", xy=point, xytext=spot[method, "alone"], arrowprops=arrow, zorder=1)
+    axes.margins(y=0.1)
+    if below := [found.title(*key) for key, point in spot.items() if point[1] < floor]:
+        text = textwrap.fill(f"below the frame: {', '.join(below)}", 40)
+        axes.text(0.98, 0.02, text, transform=axes.transAxes, fontsize=6.5, color="#555555", ha="right")
 
 
 def cka_by_layer(cases: Mapping[str, Found]) -> Figure:
@@ -282,11 +291,7 @@ def cka_by_layer(cases: Mapping[str, Found]) -> Figure:
             )
             axes.set_ylim(-0.05, 1.05)
         start += per_case[name]
-    handles = [
-        Line2D([], [], color=COLOURS[v], marker=MARKERS[v], label={"alone": "host alone"}.get(v, f"host{NAMES[v]}"))
-        for v in COLOURS
-        if any(variant == v for found in cases.values() for _, variant in found.cells)
-    ]
+    handles = _handles(cases)
     handles.append(Line2D([], [], **STYLES["retrained"], label="retrained"))
     figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
     figure.supylabel("CKA to original, forget test", fontsize=9)
