@@ -92,7 +92,7 @@ def test_page_says_the_verdict_first_and_holds_every_part(html):
     text = Reader(html).text
     parts = [
         "What the model still knows",
-        "Forgotten at the output but not in the layers (superficial forgetting)",
+        "Forgotten in its answers but not in its scores; not in the layers (superficial forgetting)",
         "someone/vit-digits-unlearned",
         "accuracy, forget test ↓",
         "Figures, and how to read them",
