@@ -16,9 +16,9 @@ __all__ = ["verdict"]
 MARGIN = 0.05
 """Shares and areas under a curve this near count as equal: the 95 % interval of a share of 300 images is as wide."""
 RETAIN_LOSS = 0.02
-"""Retain accuracy that may be lost before the rest counts as hurt: retraining alone moves it by about as much."""
+"""Retain accuracy that may be lost before the rest counts as hurt: a choice, not measured."""
 GAP = 0.1
-"""CKA and probe accuracy this near count as equal: two trainings that differ in the seed differ by about as much."""
+"""CKA and probe accuracy this near count as equal: a choice, not measured; intervals that meet count as equal too."""
 SAME = 0.8
 """CKA at which two models are as alike as two trainings of one network (0.78 to 0.96, small ResNet, MNIST-5k)."""
 SHALLOW = 4
