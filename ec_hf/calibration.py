@@ -19,8 +19,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ec_hf.distributed import gather, gather_with_grad, rank_offset
-from ec_hf.losses import similarity
+from ec_hf.distributed import gather
+from ec_hf.losses import check_temperature, global_rows, similarity
 
 __all__ = ["global_guided", "guided"]
 
@@ -58,8 +58,7 @@ def guided(
     """
     if len(targets) != len(forget):
         raise ValueError(f"targets have {len(targets)} rows for {len(forget)} forget images: give one a forget image")
-    if not temperature > 0:
-        raise ValueError(f"temperature must be a positive number, got {temperature}")
+    check_temperature(temperature)
     rows = slice(None) if anchors is None else anchors
     scores = similarity(forget[rows], torch.cat([retain, forget])) / temperature
     partner = (forget_labels[:, None] == forget_labels).fill_diagonal_(False)[rows]
@@ -79,13 +78,5 @@ def global_guided(
     temperature: float,
 ) -> Tensor:
     """`guided` of this process's anchors with the rows of all processes, as `ec_hf.losses.global_contrast`."""
-    start = rank_offset(len(forget))
-    return guided(
-        gather_with_grad(forget),
-        gather_with_grad(retain),
-        gather(forget_labels),
-        gather(retain_labels),
-        gather(targets),
-        temperature=temperature,
-        anchors=slice(start, start + len(forget)),
-    )
+    rows, anchors = global_rows(forget, retain, forget_labels, retain_labels)
+    return guided(*rows, gather(targets), temperature=temperature, anchors=anchors)

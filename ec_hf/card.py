@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import difflib
 import json
 import math
@@ -18,7 +17,6 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ec_hf.command import public
 from ec_hf.disclosure import (
-    DETAILS,
     FIGURES_WITH_CLASSES,
     disclosed_manifest,
     disclosed_record,
@@ -129,23 +127,6 @@ def card(
     text = re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
     check_card(text)
     return text
-
-
-def main(argv: Sequence[str]) -> None:
-    """``ec-hf card``: writes the card of a folder into it."""
-    parser = argparse.ArgumentParser(prog="ec-hf card", description="Write the README.md of a finished model folder.")
-    parser.add_argument("folder", type=Path, help="What a recipe or ECTrainer.save_model wrote.")
-    parser.add_argument("--repo_id", help="The Hub id that the model will have.")
-    parser.add_argument("--license", help="Licence id of the Hub; default: that of the base model.")
-    parser.add_argument("--manifest_detail", choices=DETAILS, help="What the card tells of the request.")
-    parser.add_argument("--overwrite", action="store_true", help="Replace a README.md that is there.")
-    arguments = vars(parser.parse_args(argv))
-    folder, overwrite = arguments.pop("folder"), arguments.pop("overwrite")
-    text, path = card(folder, **arguments), folder / "README.md"
-    if path.exists() and path.read_text(encoding="utf-8") != text and not overwrite:
-        raise FileExistsError(f"{path} is there already and differs: --overwrite replaces it")
-    path.write_text(text, encoding="utf-8")
-    print(f"Wrote {path}")
 
 
 def read(folder: str | Path, detail: str | None = None) -> Contents:

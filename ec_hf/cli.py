@@ -16,7 +16,7 @@ from typing import Any
 
 COMMANDS = {
     "audit": ("ec_hf.cli:audit_command", "measure what an unlearned model still knows, layer by layer"),
-    "card": ("ec_hf.card:main", "write the model card of a finished model folder"),
+    "card": ("ec_hf.cli:card_command", "write the model card of a finished model folder"),
     "push": ("ec_hf.cli:push_command", "publish a finished model folder on the Hub"),
 }
 """Sub-command -> function of its arguments ("module:function"), and what it does in a few words."""
@@ -195,6 +195,29 @@ def _named(texts: Sequence[str]) -> str | dict[str, str]:
     if len(named) != len(texts):
         raise ValueError(f"--unlearned: give several models as NAME=ID with different names, got {' '.join(texts)}")
     return named
+
+
+def card_command(argv: Sequence[str]) -> None:
+    """``ec-hf card``: writes the card of a finished model folder into it."""
+    from ec_hf.disclosure import DETAILS
+
+    description = "Write the README.md of a finished model folder."
+    parser = ArgumentParser(prog="ec-hf card", description=description, formatter_class=_Formatter)
+    parser.add_argument("folder", type=Path, help="what a recipe or ECTrainer.save_model wrote")
+    parser.add_argument("--repo_id", help="the Hub id that the model will have")
+    parser.add_argument("--license", help="licence id of the Hub; that of the base model if left out")
+    parser.add_argument("--manifest_detail", choices=DETAILS, help="what the card tells of the request")
+    parser.add_argument("--overwrite", action="store_true", help="replace a README.md that is there")
+    options = vars(parser.parse_args(argv))
+    folder, overwrite = options.pop("folder"), options.pop("overwrite")
+
+    from ec_hf.card import card
+
+    text, path = card(folder, **options), folder / "README.md"
+    if path.exists() and path.read_text(encoding="utf-8") != text and not overwrite:
+        raise FileExistsError(f"{path} is there already and differs: --overwrite replaces it")
+    path.write_text(text, encoding="utf-8")
+    print(f"Wrote {path}")
 
 
 def push_command(argv: Sequence[str]) -> None:

@@ -13,13 +13,14 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
-from scipy.special import rel_entr, softmax
+from scipy.special import softmax
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from ec_hf.metrics import BatchedCKA, CKAStream, confidence, entropy, hits, loss, masked_hits
+from ec_hf.metrics.distances import per_image
 from ec_hf.subjects import Subject
 
 __all__ = [
@@ -245,12 +246,7 @@ def distances(logits: np.ndarray, target: np.ndarray) -> dict[str, np.ndarray]:
     """How far each image's output is from the retrained model's, `(n,)` each; see `ec_hf.metrics.distances`."""
     finite = np.isfinite(logits).all(axis=1) & np.isfinite(target).all(axis=1)
     p, q = (softmax(np.where(finite[:, None], each, 0.0).astype(np.float64), axis=1) for each in (logits, target))
-    figures = {
-        "js_divergence": (rel_entr(p, (p + q) / 2) + rel_entr(q, (p + q) / 2)).sum(axis=1) / 2,
-        "activation_distance": np.linalg.norm(p - q, axis=1),
-        "agreement": p.argmax(axis=1) == q.argmax(axis=1),
-    }
-    return {key: np.where(finite, each, np.nan) for key, each in figures.items()}
+    return {key: np.where(finite, each, np.nan) for key, each in per_image(p, q).items()}
 
 
 @torch.inference_mode()

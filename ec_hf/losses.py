@@ -33,14 +33,15 @@ __all__ = [
     "LAYER_WEIGHTS",
     "Contrast",
     "check_contrast",
+    "check_temperature",
     "cross_entropy",
     "csul",
     "delete_kl",
     "distillation",
     "global_contrast",
+    "global_rows",
     "hide_classes",
     "layer_weights",
-    "retain_cross_entropy",
     "similarity",
     "supcon",
     "uuef",
@@ -76,7 +77,8 @@ def similarity(rows: Tensor, columns: Tensor, normalize: bool = True) -> Tensor:
         return rows @ columns.T
 
 
-def _check_temperature(temperature: float) -> None:
+def check_temperature(temperature: float) -> None:
+    """Refuse, by a ValueError, a temperature that is not a positive number."""
     if not 0 < temperature < math.inf:
         raise ValueError(f"temperature must be a positive number, got {temperature}; usual values are 0.1 to 1.0")
 
@@ -118,7 +120,7 @@ def _contrast(
         normalize: compare directions only.
         anchors: the rows of `forget` to compute, None for all.
     """
-    _check_temperature(temperature)
+    check_temperature(temperature)
     rows = slice(None) if anchors is None else anchors
     counted = pull.any(dim=1)
     if not len(counted[rows]):
@@ -299,7 +301,7 @@ def check_contrast(form: str, forget_classes: int | None = None, temperature: fl
             f"{forget_classes} class: use 'supcon' or 'csul', or forget two classes or more"
         )
     if temperature is not None:
-        _check_temperature(temperature)
+        check_temperature(temperature)
 
 
 def global_contrast(
@@ -328,19 +330,21 @@ def global_contrast(
     """
     check_contrast(form, temperature=temperature)
     forget, retain = _features(forget, retain, forget_labels, retain_labels)
+    rows, anchors = global_rows(forget, retain, forget_labels, retain_labels)
+    return CONTRASTS[form](*rows, temperature=temperature, anchors=anchors)
+
+
+def global_rows(
+    forget: Tensor, retain: Tensor, forget_labels: Tensor, retain_labels: Tensor
+) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor], slice]:
+    """The same four of all processes, features with gradient, and which of the forget rows are this process's."""
     start = rank_offset(len(forget))
-    return CONTRASTS[form](
-        gather_with_grad(forget),
-        gather_with_grad(retain),
-        gather(forget_labels),
-        gather(retain_labels),
-        temperature=temperature,
-        anchors=slice(start, start + len(forget)),
-    )
+    rows = gather_with_grad(forget), gather_with_grad(retain), gather(forget_labels), gather(retain_labels)
+    return rows, slice(start, start + len(forget))
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, reduction: str = "mean") -> Tensor:
-    """Cross-entropy −log p_i[y_i].
+    """Cross-entropy −log p_i[y_i], of the model or of an auxiliary head.
 
     Args:
         logits: (n, classes).
@@ -351,19 +355,6 @@ def cross_entropy(logits: Tensor, labels: Tensor, reduction: str = "mean") -> Te
         Scalar, or (n,) for "none", in float32 or in float64.
     """
     return F.cross_entropy(_full(logits), labels, reduction=reduction)
-
-
-def retain_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross-entropy of the retain batch, −mean_i log p_i[y_i], for the model or for an auxiliary head.
-
-    Args:
-        logits: (m, classes).
-        labels: (m,) int64.
-
-    Returns:
-        Scalar, in float32 or in float64.
-    """
-    return cross_entropy(logits, labels)
 
 
 def distillation(logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:

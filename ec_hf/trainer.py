@@ -27,7 +27,7 @@ from ec_hf.config import ECConfig
 from ec_hf.data import find_label_column, read_column, shared_rows
 from ec_hf.heads import FOLDER, ECHeads, fit_heads
 from ec_hf.loading import load_model
-from ec_hf.losses import check_contrast, global_contrast, hide_classes, layer_weights, retain_cross_entropy
+from ec_hf.losses import check_contrast, cross_entropy, global_contrast, hide_classes, layer_weights
 from ec_hf.objectives import Objective, Part, Setting, Step, get_objective
 from ec_hf.points import (
     SupervisionPoint,
@@ -469,6 +469,9 @@ class ECTrainer(PublishingTrainer):
             for rows in (of_forget, of_retain, of_extra)
         )
         step = self._step(forget, retain, extra if len(extra.labels) else None, inputs)
+        if args.calibrated and self.points:
+            hidden = hide_classes(step.teacher_logits("forget"), forget.labels, self._forget_classes)
+            targets = hidden.softmax(dim=1)
         host_weight, weights = self._weights()
         terms = {f"{self.host.name}/{name}": (host_weight, t) for name, t in self.host(step).items()}
         for point, weight, features, logits in zip(
@@ -478,14 +481,13 @@ class ECTrainer(PublishingTrainer):
                 continue
             rows = (features[of_forget], features[of_retain], forget.labels, retain.labels)
             if args.calibrated:
-                hidden = hide_classes(step.teacher_logits("forget"), forget.labels, self._forget_classes)
-                loss = global_guided(*rows, hidden.softmax(dim=1), args.temperature)
+                loss = global_guided(*rows, targets, args.temperature)
             else:
                 loss, fallbacks = global_contrast(args.contrast, *rows, args.temperature)
                 step.log["fallbacks"] = fallbacks / count  # labels decide it, so it is the same at every point
             terms[f"{point.name}/contrast"] = (weight, loss)
-            cross_entropy = retain_cross_entropy(logits[of_retain], retain.labels)
-            terms[f"{point.name}/retain_ce"] = (weight * args.retain_weight, cross_entropy)
+            retain_ce = cross_entropy(logits[of_retain], retain.labels)
+            terms[f"{point.name}/retain_ce"] = (weight * args.retain_weight, retain_ce)
         return terms | {name: (0.0, value.float()) for name, value in step.log.items()}
 
     def _step(self, forget: Part, retain: Part, extra: Part | None, inputs: dict[str, Any]) -> Step:

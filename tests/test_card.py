@@ -11,7 +11,8 @@ from huggingface_hub import ModelCard
 from reports import DIGITS, FORGOTTEN, make_report
 
 from ec_hf import card as module
-from ec_hf.card import AT_A_GLANCE, TEMPLATE, card, check_card, main
+from ec_hf.card import AT_A_GLANCE, TEMPLATE, card, check_card
+from ec_hf.cli import card_command
 from ec_hf.cli import main as ec_hf_command
 from ec_hf.disclosure import disclosed_manifest, disclosed_record, disclosed_report
 from ec_hf.figures import save_figures
@@ -365,9 +366,9 @@ def test_the_command_line_replaces_a_card_only_when_told(folder, capsys):
     first = (folder / "README.md").read_text()
     assert first == card(folder, repo_id="someone/one")
     with pytest.raises(FileExistsError, match="--overwrite"):
-        main([str(folder), "--repo_id", "someone/other"])
+        card_command([str(folder), "--repo_id", "someone/other"])
     assert (folder / "README.md").read_text() == first
-    main([str(folder), "--repo_id", "someone/other", "--overwrite"])
+    card_command([str(folder), "--repo_id", "someone/other", "--overwrite"])
     assert (folder / "README.md").read_text() != first
     (folder / "README.md").unlink()
 

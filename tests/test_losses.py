@@ -12,11 +12,11 @@ from ec_hf.losses import (
     LAYER_WEIGHTS,
     Contrast,
     check_contrast,
+    cross_entropy,
     csul,
     delete_kl,
     global_contrast,
     layer_weights,
-    retain_cross_entropy,
     supcon,
     uuef,
 )
@@ -402,14 +402,14 @@ def test_logit_losses_are_computed_in_float32(dtype):
     student, teacher = (7 * STUDENT).to(dtype), (7 * TEACHER).to(dtype)
     for loss, expected in (
         (delete_kl(student, teacher, labels), delete_kl(student.float(), teacher.float(), labels)),
-        (retain_cross_entropy(student, labels), retain_cross_entropy(student.float(), labels)),
+        (cross_entropy(student, labels), cross_entropy(student.float(), labels)),
     ):
         assert loss.dtype == torch.float32 and loss == expected
 
 
-def test_retain_cross_entropy_is_the_mean_negative_log_probability():
+def test_cross_entropy_is_the_mean_negative_log_probability():
     expected = (math.log(4) + math.log(sum(math.exp(k) for k in range(4))) - 2) / 2
-    assert retain_cross_entropy(STUDENT, torch.tensor([0, 2])).item() == pytest.approx(expected, abs=1e-9)
+    assert cross_entropy(STUDENT, torch.tensor([0, 2])).item() == pytest.approx(expected, abs=1e-9)
 
 
 @pytest.mark.parametrize(

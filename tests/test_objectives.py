@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ec_hf import objectives
-from ec_hf.losses import csul, delete_kl, retain_cross_entropy, supcon
+from ec_hf.losses import cross_entropy, csul, delete_kl, supcon
 from ec_hf.objectives import _OBJECTIVES, Objective, Part, Step, available, get_objective, register
 from ec_hf.objectives.contrastive import Contrastive
 from ec_hf.objectives.delete import Delete
@@ -123,7 +123,7 @@ def test_contrastive_is_the_contrast_and_the_weighted_cross_entropy(form, loss):
     expected = loss(forget.features, retain.features, forget.labels, retain.labels, temperature=0.3)
     assert losses == {
         "contrast": expected.loss,
-        "retain_ce": 2 * retain_cross_entropy(retain.logits, retain.labels),
+        "retain_ce": 2 * cross_entropy(retain.logits, retain.labels),
     }
     assert now.log == {"fallbacks": expected.fallbacks / len(now.forget.labels)} and expected.fallbacks > 0
 
@@ -166,7 +166,7 @@ def test_delete_adds_retain_only_with_a_weight():
     now = step(teacher=Teacher())
     losses = Delete(retain_weight=0.5)(now)
     assert list(losses) == ["delete", "retain_ce"]
-    assert losses["retain_ce"] == 0.5 * retain_cross_entropy(now.retain.logits, now.retain.labels)
+    assert losses["retain_ce"] == 0.5 * cross_entropy(now.retain.logits, now.retain.labels)
     assert reached(losses, now) == {"forget.logits", "retain.logits"}
     assert reached(Delete()(now), now) == {"forget.logits"}
 
@@ -180,7 +180,7 @@ def test_delete_refuses_settings_that_cannot_work():
 
 def test_finetune_is_the_cross_entropy_on_retain():
     now = step()
-    assert Finetune()(now) == {"retain_ce": retain_cross_entropy(now.retain.logits, now.retain.labels)}
+    assert Finetune()(now) == {"retain_ce": cross_entropy(now.retain.logits, now.retain.labels)}
 
 
 def test_the_teacher_runs_once_a_step_and_half_and_without_gradient():

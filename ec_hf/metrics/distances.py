@@ -6,7 +6,7 @@ import numpy as np
 
 from ec_hf.metrics.arrays import Array, probabilities
 
-__all__ = ["activation_distance", "agreement", "js_divergence"]
+__all__ = ["activation_distance", "agreement", "js_divergence", "per_image"]
 
 
 def js_divergence(p: Array, q: Array) -> float:
@@ -22,10 +22,7 @@ def js_divergence(p: Array, q: Array) -> float:
     Raises:
         ValueError: Other shapes, or rows that are no probabilities.
     """
-    p, q = _pair(p, q)
-    mean = (p + q) / 2
-    terms = [x * np.log(np.where(x > 0, x / np.where(mean > 0, mean, 1), 1)) for x in (p, q)]
-    return float(np.clip(sum(terms).sum(1).mean() / 2, 0, np.log(2)))
+    return _mean("js_divergence", p, q)
 
 
 def activation_distance(p: Array, q: Array) -> float:
@@ -33,18 +30,27 @@ def activation_distance(p: Array, q: Array) -> float:
 
     Golatkar et al. 2021 (arXiv 2012.13431); see `js_divergence` for arguments and errors.
     """
-    p, q = _pair(p, q)
-    return float(np.linalg.norm(p - q, axis=1).mean())
+    return _mean("activation_distance", p, q)
 
 
 def agreement(p: Array, q: Array) -> float:
     """Share of images on which both predict the same class; see `js_divergence` for arguments and errors."""
-    p, q = _pair(p, q)
-    return float((p.argmax(1) == q.argmax(1)).mean())
+    return _mean("agreement", p, q)
 
 
-def _pair(p: Array, q: Array) -> tuple[np.ndarray, np.ndarray]:
+def per_image(p: np.ndarray, q: np.ndarray) -> dict[str, np.ndarray]:
+    """All three by name, `(n,)` each, of probabilities `(n, c)` in float64 that are not checked."""
+    mean = (p + q) / 2
+    terms = [x * np.log(np.where(x > 0, x / np.where(mean > 0, mean, 1), 1)) for x in (p, q)]
+    return {
+        "js_divergence": np.clip((terms[0] + terms[1]).sum(1) / 2, 0, np.log(2)),
+        "activation_distance": np.linalg.norm(p - q, axis=1),
+        "agreement": p.argmax(1) == q.argmax(1),
+    }
+
+
+def _mean(name: str, p: Array, q: Array) -> float:
     p, q = probabilities(p, "p"), probabilities(q, "q")
     if p.shape != q.shape:
         raise ValueError(f"p has shape {p.shape} and q {q.shape}: expected the same images and classes.")
-    return p, q
+    return float(per_image(p, q)[name].mean())

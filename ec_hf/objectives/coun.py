@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ec_hf.distributed import gather_with_grad, rank_generator, rank_offset
-from ec_hf.losses import cross_entropy, retain_cross_entropy, similarity
+from ec_hf.losses import cross_entropy, similarity
 from ec_hf.objectives import Objective, Step
 from ec_hf.objectives.checks import not_negative, positive
 
@@ -57,7 +57,7 @@ class CoUn(Objective):
         assert step.extra is not None  # the trainer gives it, by `extra_pixels`
         contrast = nt_xent(step.retain.features, step.extra.features, self.temperature)
         return {
-            "retain_ce": retain_cross_entropy(step.retain.logits, step.retain.labels),
+            "retain_ce": cross_entropy(step.retain.logits, step.retain.labels),
             "nt_xent": self.contrast_weight * contrast,
         }
 

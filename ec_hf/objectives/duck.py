@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ec_hf.losses import retain_cross_entropy, similarity
+from ec_hf.losses import cross_entropy, similarity
 from ec_hf.objectives import Objective, Setting, Step
 from ec_hf.objectives.checks import not_negative, positive, prepared
 
@@ -69,8 +69,7 @@ class Duck(Objective):
         distance = distance_to_nearest_wrong(step.forget.features, step.forget.labels, centroids)
         return {
             "centroid": self.forget_weight * distance,
-            "retain_ce": self.retain_weight
-            * retain_cross_entropy(step.retain.logits / self.temperature, step.retain.labels),
+            "retain_ce": self.retain_weight * cross_entropy(step.retain.logits / self.temperature, step.retain.labels),
         }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ec_hf.losses import retain_cross_entropy
+from ec_hf.losses import cross_entropy
 from ec_hf.objectives import Objective, Step
 
 __all__ = ["Finetune"]
@@ -22,4 +22,4 @@ class Finetune(Objective):
 
     def __call__(self, step: Step) -> dict[str, Tensor]:
         """Component "retain_ce"."""
-        return {"retain_ce": retain_cross_entropy(step.retain.logits, step.retain.labels)}
+        return {"retain_ce": cross_entropy(step.retain.logits, step.retain.labels)}

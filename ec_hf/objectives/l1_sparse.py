@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ec_hf.heads import FOLDER
-from ec_hf.losses import retain_cross_entropy
+from ec_hf.losses import cross_entropy
 from ec_hf.objectives import Objective, Step
 from ec_hf.objectives.checks import not_negative, share
 
@@ -57,6 +57,6 @@ class L1Sparse(Objective):
         ]
         step.log["alpha"] = step.retain.logits.new_tensor(alpha)
         return {
-            "retain_ce": retain_cross_entropy(step.retain.logits, step.retain.labels),
+            "retain_ce": cross_entropy(step.retain.logits, step.retain.labels),
             "l1": alpha * torch.stack(norms).sum(),
         }

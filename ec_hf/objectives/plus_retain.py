@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from ec_hf.losses import retain_cross_entropy
+from ec_hf.losses import cross_entropy
 from ec_hf.objectives import Objective, Step
 from ec_hf.objectives.checks import not_negative
 
@@ -42,5 +42,5 @@ class PlusRetain(Objective):
         """The components of `forget_losses`, and "retain_ce" where it has a weight."""
         losses = self.forget_losses(step)
         if self.retain_weight:
-            losses["retain_ce"] = self.retain_weight * retain_cross_entropy(step.retain.logits, step.retain.labels)
+            losses["retain_ce"] = self.retain_weight * cross_entropy(step.retain.logits, step.retain.labels)
         return losses

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ec_hf.losses import distillation, retain_cross_entropy
+from ec_hf.losses import cross_entropy, distillation
 from ec_hf.objectives import Objective, Step
 from ec_hf.objectives.checks import not_negative, positive
 
@@ -60,7 +60,7 @@ class Scrub(Objective):
             return {"forget_kl": -distillation(step.forget.logits, step.teacher_logits("forget"), self.temperature)}
         kept = distillation(step.retain.logits, step.teacher_logits("retain"), self.temperature)
         return {
-            "retain_ce": self.gamma * retain_cross_entropy(step.retain.logits, step.retain.labels),
+            "retain_ce": self.gamma * cross_entropy(step.retain.logits, step.retain.labels),
             "retain_kl": self.alpha * kept,
         }
 
