@@ -9,10 +9,9 @@ import sys
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from scipy.spatial.distance import jensenshannon
-from scipy.stats import bootstrap
+from scipy.stats import bootstrap, entropy
 
 from ec_hf.metrics import (
     METRICS,
@@ -72,10 +71,11 @@ def test_golden_divergence_whichever_comes_first():
 
 
 @given(seed=st.integers(0, 99), rows=st.integers(1, 6), classes=st.integers(2, 6), sure=st.floats(0, 100))
+@example(seed=0, rows=2, classes=2, sure=2.9e-12)  # SciPy's jensenshannon gives NaN here
 @settings(max_examples=60, deadline=None)
 def test_distances_agree_with_scipy_and_numpy_and_keep_their_range(seed, rows, classes, sure):
     p, q = torch.from_numpy(sure * np.random.default_rng(seed).normal(size=(2, rows, classes))).softmax(2).numpy()
-    expected = np.mean([jensenshannon(a, b) ** 2 for a, b in zip(p, q, strict=True)])
+    expected = np.mean(entropy((p + q) / 2, axis=1) - (entropy(p, axis=1) + entropy(q, axis=1)) / 2)
     assert js_divergence(p, q) == pytest.approx(expected, abs=1e-9)
     assert 0 <= js_divergence(p, q) <= math.log(2)
     assert activation_distance(p, q) == pytest.approx(np.sqrt(((p - q) ** 2).sum(1)).mean())
