@@ -60,13 +60,24 @@ class ECConfig(TrainingArguments):
         "towards the retain classes that the original, blind to the forgotten ones, takes them for, and not towards "
         "all. In place of `contrast`; for objectives that leave the features alone, such as delete.",
     )
+    detach_retain: bool | None = HfArg(
+        default=None,
+        help="Whether the contrast moves forget images alone, with no gradient into the retain features that they are "
+        "pulled towards. The published form, false, moves both. Default: true, and false with `calibrated`.",
+    )
     retain_weight: float = HfArg(
         default=1.0, help="Weight (lambda) of the retain cross-entropy against the contrast, at each point."
+    )
+    ec_weight: float | None = HfArg(
+        default=None,
+        help="Weight of EC's terms at the supervision points against the host objective's. More erases more and costs "
+        "more retain accuracy. Default: 0.1, and 1 with `calibrated`.",
     )
     layer_weights: list[str] | str = HfArg(
         default_factory=lambda: "uniform",
         help="Weight of each supervision point, shallow to deep: one number a point, or a schedule, one of "
-        f"{', '.join(sorted(LAYER_WEIGHTS))}. The last weight is that of a contrastive host objective too.",
+        f"{', '.join(sorted(LAYER_WEIGHTS))}. Times ec_weight, but for the last one where "
+        "a contrastive host objective takes the place of EC there.",
     )
     per_device_forget_batch_size: int = HfArg(
         default=0,
@@ -121,6 +132,10 @@ class ECConfig(TrainingArguments):
         if self.points == "none":
             self.points = []
         self.layer_weights = _one_or_list(self.layer_weights)
+        if self.detach_retain is None:
+            self.detach_retain = not self.calibrated
+        if self.ec_weight is None:
+            self.ec_weight = 1.0 if self.calibrated else 0.1
         if self.per_device_forget_batch_size == 0:
             self.per_device_forget_batch_size = self.per_device_train_batch_size
         self._check()
@@ -139,7 +154,7 @@ class ECConfig(TrainingArguments):
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}={getattr(self, name)!r}: expected one of {', '.join(allowed)}.")
-        positive = ("temperature", "heads_learning_rate", "heads_epochs", "per_device_forget_batch_size")
+        positive = ("temperature", "ec_weight", "heads_learning_rate", "heads_epochs", "per_device_forget_batch_size")
         for name in positive:
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)}: expected a number above 0.")

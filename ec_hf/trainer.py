@@ -50,7 +50,7 @@ class ECTrainer(PublishingTrainer):
     Stage 1 fits one auxiliary head a supervision point on the frozen original model, unless fitted heads are given.
     Stage 2 trains on paired batches ``[forget ; retain]``, one forward a step:
 
-        loss = objective(last layer) + Σ_k w_k · (contrast_k(forget, retain) + λ · CE_k(retain))
+        loss = objective(last layer) + ω · Σ_k w_k · (contrast_k(forget, retain) + λ · CE_k(retain))
 
     Under several processes the contrast sees the batches of all of them, with gradient. Contrastive terms belong to a
     micro-batch: gradient accumulation is not the same as a larger batch.
@@ -201,7 +201,12 @@ class ECTrainer(PublishingTrainer):
     def _choose_objective(self, forget: Dataset, retain: Dataset) -> None:
         args = self.args
         settings: dict[str, Any] = dict(args.objective_kwargs or {})  # type: ignore[arg-type]
-        same = {"form": args.contrast, "temperature": args.temperature, "retain_weight": args.retain_weight}
+        same = {
+            "form": args.contrast,
+            "temperature": args.temperature,
+            "detach_retain": args.detach_retain,
+            "retain_weight": args.retain_weight,
+        }
         if args.objective == "contrastive":
             settings = same | settings
         self.objective = self.host = get_objective(args.objective, **settings)
@@ -231,6 +236,11 @@ class ECTrainer(PublishingTrainer):
             )
         if self.host.needs_teacher or (args.calibrated and self.points):
             self._teacher = copy.deepcopy(self.model).eval().requires_grad_(False)
+        assert args.ec_weight is not None  # the configuration has filled it in
+        scales = [args.ec_weight] * len(self.points)
+        if self._host_covers_last_point():
+            scales[-1] = 1.0
+        self.layer_weights = [scale * weight for scale, weight in zip(scales, self.layer_weights, strict=True)]
         self.saliency = args.saliency if args.saliency is not None else self.objective.saliency
         self._mask: SaliencyMask | None = None
         self._prepared = False
@@ -479,7 +489,8 @@ class ECTrainer(PublishingTrainer):
         ):
             if not weight:
                 continue
-            rows = (features[of_forget], features[of_retain], forget.labels, retain.labels)
+            pulled_to = features[of_retain].detach() if args.detach_retain else features[of_retain]
+            rows = (features[of_forget], pulled_to, forget.labels, retain.labels)
             if args.calibrated:
                 loss = global_guided(*rows, targets, args.temperature)
             else:
@@ -516,10 +527,12 @@ class ECTrainer(PublishingTrainer):
 
     def _weights(self) -> tuple[float, list[float]]:
         """Weight of the host objective and of the EC loss at each point."""
-        weights = list(self.layer_weights)
-        if self.host.covers_last_point and self.points and self.points[-1] == self.last:
-            return weights[-1], [*weights[:-1], 0.0]  # the host is the loss of the last point
-        return 1.0, weights
+        if self._host_covers_last_point():
+            return self.layer_weights[-1], [*self.layer_weights[:-1], 0.0]  # the host is the loss of the last point
+        return 1.0, list(self.layer_weights)
+
+    def _host_covers_last_point(self) -> bool:
+        return self.host.covers_last_point and self.points[-1:] == (self.last,)
 
     def _teach(self, pixel_values: Tensor) -> Tensor:
         assert self._teacher is not None

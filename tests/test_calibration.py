@@ -102,3 +102,13 @@ def test_the_trainer_runs_it_in_place_of_the_contrast(tmp_path, objective):
 def test_an_objective_that_pulls_the_last_features_itself_is_refused(tmp_path):
     with pytest.raises(ValueError, match='set objective="delete"'):
         trainer(tmp_path, objective="contrastive", calibrated=True)
+
+
+def test_its_weight_and_what_it_moves_are_its_own_unless_they_are_said(tmp_path):
+    def chosen(**given):
+        config = ECConfig(output_dir=str(tmp_path), use_cpu=True, report_to=[], **given)
+        return config.ec_weight, config.detach_retain
+
+    assert chosen() == (0.1, True)
+    assert chosen(calibrated=True) == (1.0, False)
+    assert chosen(calibrated=True, ec_weight=0.5, detach_retain=True) == (0.5, True)

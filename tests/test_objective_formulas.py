@@ -391,10 +391,10 @@ def test_scrub_leaves_the_teacher_on_forget_in_a_max_step_and_joins_it_on_retain
     ("total_steps", "epoch_steps", "forget_steps", "msteps", "expected"),
     [
         (15, 3, 2, 2, "MMmmmMMmmmmmmmm"),  # rounds of 2 + 3, the first two with a max pass
-        (10, 3, 2, 9, "MMmmmMMmmm"),
-        (6, 3, 2, 2, "MMmmmm"),  # one step is left of the second round: none of it is a max step
-        (8, 3, 2, 2, "MMmmmMmm"),
-        (4, 9, 5, 2, "MMmm"),  # a run shorter than a round
+        (10, 3, 2, 9, "MMmmmMmmmm"),
+        (6, 3, 2, 2, "Mmmmmm"),  # one step is left of the second round: none of it is a max step
+        (8, 3, 2, 2, "MMmmmmmm"),
+        (4, 9, 5, 2, "Mmmm"),  # a run shorter than a round
         (4, 3, 2, 0, "mmmm"),
         (1, 1, 1, 2, "m"),
     ],

@@ -43,10 +43,18 @@ def settings(folder, **kwargs):
 
 
 def make_trainer(
-    folder, family="ViT", forget=("bee",), model=None, eval_dataset=None, callbacks=(), heads=None, **kwargs
+    folder,
+    family="ViT",
+    forget=("bee",),
+    model=None,
+    eval_dataset=None,
+    callbacks=(),
+    heads=None,
+    trainer=ECTrainer,
+    **kwargs,
 ):
     parts = split(make_images(), ForgetRequest(classes=list(forget)))
-    return ECTrainer(
+    return trainer(
         model=make_model(family) if model is None else model,
         args=settings(folder, **kwargs),
         forget_dataset=parts["forget"],
@@ -131,15 +139,37 @@ def test_a_model_can_be_given_by_folder_and_brings_its_processor(tmp_path):
 
 
 def test_the_loss_is_the_host_plus_the_weighted_points(tmp_path):
-    trainer = make_trainer(tmp_path, layer_weights=[0.5, 0, 1, 2], retain_weight=3.0, max_steps=1)
+    trainer = make_trainer(tmp_path, layer_weights=[0.5, 0, 1, 2], ec_weight=0.1, retain_weight=3.0, max_steps=1)
     trainer.train()
     line = trainer.state.log_history[0]
     assert "hidden_states.2/contrast" not in line, "a weight of 0 leaves a point out"
     assert "hidden_states.4/contrast" not in line, "the contrastive host is the loss of the last point"
     expected = 2 * (line["contrastive/contrast"] + line["contrastive/retain_ce"])  # the host has lambda in its term
-    for name, weight in (("hidden_states.1", 0.5), ("hidden_states.3", 1)):
+    for name, weight in (("hidden_states.1", 0.05), ("hidden_states.3", 0.1)):
         expected += weight * (line[f"{name}/contrast"] + 3 * line[f"{name}/retain_ce"])
     assert line["loss"] == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize(("objective", "calibrated"), [("contrastive", False), ("delete", False), ("delete", True)])
+def test_the_contrast_leaves_retain_features_alone_unless_told_otherwise(tmp_path, objective, calibrated):
+    class Look(ECTrainer):
+        def _loss_terms(self, outputs, pixel_values, labels, inputs):
+            terms = super()._loss_terms(outputs, pixel_values, labels, inputs)
+            contrasts = [term for name, (_, term) in terms.items() if name.endswith("/contrast")]
+            features = [*outputs.features, outputs.last_features]
+            gradients = torch.autograd.grad(sum(contrasts), features, retain_graph=True, allow_unused=True)
+            moved = [gradient for gradient in gradients if gradient is not None]
+            count = inputs["num_forget"]
+            self.seen = [bool(half.any()) for g in moved for half in (g[:count], g[count:])]
+            return terms
+
+    for detached in (True, False):
+        trainer = make_trainer(
+            tmp_path, objective=objective, calibrated=calibrated, detach_retain=detached, max_steps=1, trainer=Look
+        )
+        trainer.train()
+        assert len(trainer.seen) == 2 * 4
+        assert all(trainer.seen[::2]) and set(trainer.seen[1::2]) == {not detached}
 
 
 def test_a_host_that_works_on_logits_leaves_the_last_point_to_ec(tmp_path):

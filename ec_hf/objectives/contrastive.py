@@ -24,6 +24,7 @@ class Contrastive(PlusRetain):
     Args:
         form: a name of `ec_hf.losses.CONTRASTS`.
         temperature: τ > 0.
+        detach_retain: whether the contrast moves forget features alone, as `ECConfig.detach_retain`.
         retain_weight: λ ≥ 0.
 
     Raises:
@@ -32,6 +33,7 @@ class Contrastive(PlusRetain):
 
     form: str = "supcon"
     temperature: float = 0.1
+    detach_retain: bool = False
     retain_weight: float = field(default=1.0, kw_only=True)
 
     name = "contrastive"
@@ -50,8 +52,9 @@ class Contrastive(PlusRetain):
     def forget_losses(self, step: Step) -> dict[str, Tensor]:
         """Component "contrast"; logs "fallbacks", the share of anchors without a partner."""
         forget, retain = step.forget, step.retain
+        pulled_to = retain.features.detach() if self.detach_retain else retain.features
         contrast = global_contrast(
-            self.form, forget.features, retain.features, forget.labels, retain.labels, self.temperature
+            self.form, forget.features, pulled_to, forget.labels, retain.labels, self.temperature
         )
         step.log["fallbacks"] = contrast.fallbacks / len(forget.labels)
         return {"contrast": contrast.loss}

@@ -21,8 +21,8 @@ class Scrub(Objective):
         min step:  loss = γ · CE + α · T² · mean_j KL(p₀(x_j) ‖ p(x_j))     over retain
 
     Both distributions are at temperature T. A round is a pass of max steps over the forget set and a pass of min steps
-    over retain; after `msteps` rounds there are min steps only. A max pass has at most half of the steps that are left
-    of the run, which thus ends on min steps.
+    over retain; after `msteps` rounds there are min steps only. A max pass has at most a quarter of the steps that are
+    left of the run: published runs have about three min steps for each max step, and networks break down with fewer.
 
     Published settings: for large-scale CIFAR-10 γ 0.99, α 0.001, T 4, msteps 2, SGD 0.9/5e-4, learning rate 5e-4, 3
     epochs, batches of 128 retain and 32 forget images; small-scale γ 1, α 0.5, T 2, msteps 3. Paper and notebooks
@@ -70,4 +70,4 @@ def maximises(step: Step, msteps: int) -> bool:
     round_steps = step.forget_steps + step.epoch_steps
     turn, position = divmod(step.index, round_steps)
     left = step.total - turn * round_steps
-    return turn < msteps and position < min(step.forget_steps, left // 2)
+    return turn < msteps and position < min(step.forget_steps, left // 4)
