@@ -52,6 +52,9 @@ class ECTrainer(PublishingTrainer):
 
         loss = objective(last layer) + ω · Σ_k w_k · (contrast_k(forget, retain) + λ · CE_k(retain))
 
+    with ω the configuration's `ec_weight`, w_k its `layer_weights` and λ its `retain_weight`. Unless told otherwise the
+    contrast moves forget features alone (`detach_retain`).
+
     Under several processes the contrast sees the batches of all of them, with gradient. Contrastive terms belong to a
     micro-batch: gradient accumulation is not the same as a larger batch.
 

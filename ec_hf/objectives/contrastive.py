@@ -24,7 +24,7 @@ class Contrastive(PlusRetain):
     Args:
         form: a name of `ec_hf.losses.CONTRASTS`.
         temperature: τ > 0.
-        detach_retain: whether the contrast moves forget features alone, as `ECConfig.detach_retain`.
+        detach_retain: whether the contrast moves forget features alone; published: both.
         retain_weight: λ ≥ 0.
 
     Raises:
