@@ -52,8 +52,8 @@ class ECTrainer(PublishingTrainer):
 
         loss = objective(last layer) + ω · Σ_k w_k · (contrast_k(forget, retain) + λ · CE_k(retain))
 
-    with ω the configuration's `ec_weight`, w_k its `layer_weights` and λ its `retain_weight`. Unless told otherwise the
-    contrast moves forget features alone (`detach_retain`).
+    with ω = `ec_weight`, w_k = `layer_weights` and λ = `retain_weight` of the settings. Unless `detach_retain` says
+    otherwise, the contrast moves forget features alone.
 
     Under several processes the contrast sees the batches of all of them, with gradient. Contrastive terms belong to a
     micro-batch: gradient accumulation is not the same as a larger batch.
@@ -228,7 +228,7 @@ class ECTrainer(PublishingTrainer):
         self._forget_classes = None
         if of_forget is not None and of_retain is not None:
             self._forget_classes = None if of_forget & of_retain else tuple(sorted(of_forget))
-            self.objective.check(len(of_forget))
+            self.objective.check(len(of_forget), whole_classes=self._forget_classes is not None)
             check_contrast(args.contrast, len(of_forget) if self.points else None)
         self._teacher: nn.Module | None = None
         self._teacher_cache: Tensor | None = None

@@ -144,10 +144,10 @@ def test_contrastive_refuses_settings_that_cannot_work_when_it_is_made():
 
 def test_contrastive_refuses_uuef_for_one_class_before_training():
     with pytest.raises(ValueError, match="two classes or more"):
-        get_objective("contrastive", form="uuef").check(1)
-    get_objective("contrastive", form="uuef").check(2)
+        get_objective("contrastive", form="uuef").check(1, whole_classes=True)
+    get_objective("contrastive", form="uuef").check(2, whole_classes=True)
     for name in ("contrastive", "delete", "finetune"):
-        get_objective(name).check(1)
+        get_objective(name).check(1, whole_classes=True)
 
 
 def test_delete_masks_whole_classes_where_they_go_and_the_own_label_otherwise():
@@ -268,7 +268,7 @@ def test_a_path_that_leads_to_no_objective_is_refused(name, error, message):
 
 
 def test_an_unknown_setting_is_refused_with_the_accepted_ones():
-    with pytest.raises(TypeError, match=r"'tau'.*form='supcon', temperature=0.1, retain_weight=1.0"):
+    with pytest.raises(TypeError, match=r"'tau'.*form='supcon', temperature=0.1, detach_retain=False, retain"):
         get_objective("contrastive", tau=0.1)
     with pytest.raises(TypeError, match="its settings are: none"):
         get_objective("finetune", temperature=0.1)

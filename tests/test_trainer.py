@@ -706,6 +706,14 @@ def test_the_uuef_contrast_is_refused_for_one_class(tmp_path):
         make_trainer(tmp_path, contrast="uuef")
 
 
+def test_an_objective_of_whole_classes_is_refused_for_single_rows(tmp_path):
+    parts = split(make_images(), ForgetRequest(rows=[0, 1, 2]))
+    args = settings(tmp_path, objective="damp")
+    sets = {"forget_dataset": parts["forget"], "retain_dataset": parts["retain"]}
+    with pytest.raises(ValueError, match="no retain image may have a forgotten class"):
+        ECTrainer(make_model("ViT"), args, processing_class=make_processor(), **sets)
+
+
 def test_heads_for_other_points_are_refused(tmp_path):
     trainer = make_trainer(tmp_path, points=[2, 4])
     trainer.fit_heads()
@@ -736,6 +744,7 @@ def test_resuming_where_there_is_no_checkpoint_is_refused(tmp_path):
     [
         ({"contrast": "simclr"}, "expected one of"),
         ({"temperature": 0.0}, "above 0"),
+        ({"ec_weight": 0.0}, "above 0"),
         ({"retain_weight": -1.0}, "0 or more"),
         ({"remove_unused_columns": True}, "image column"),
         ({"layer_weights": [1, 2]}, "one number for each of the 4 supervision points"),

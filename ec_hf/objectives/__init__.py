@@ -143,8 +143,13 @@ class Objective(ABC):
         if "name" not in cls.__dict__:
             cls.name = cls.__name__.lower()
 
-    def check(self, forget_classes: int) -> None:
-        """Refuse, before anything is trained, a forget set of this many classes that the objective cannot forget."""
+    def check(self, forget_classes: int, whole_classes: bool) -> None:
+        """Refuse, before anything is trained, a forget set that the objective cannot forget.
+
+        Args:
+            forget_classes: number of classes that have an image in it.
+            whole_classes: whether no retain image has one of these classes.
+        """
         return None
 
     def prepare(self, setting: Setting) -> None:

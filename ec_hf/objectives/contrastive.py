@@ -45,7 +45,7 @@ class Contrastive(PlusRetain):
         check_contrast(self.form, temperature=self.temperature)
         super().__post_init__()
 
-    def check(self, forget_classes: int) -> None:
+    def check(self, forget_classes: int, whole_classes: bool) -> None:
         """Refuse `uuef` for one class."""
         check_contrast(self.form, forget_classes)
 

@@ -49,14 +49,22 @@ class Damp(Objective):
     def __post_init__(self) -> None:
         share(self, "strength")
 
+    def check(self, forget_classes: int, whole_classes: bool) -> None:
+        """Refuse single rows of a class."""
+        if not whole_classes:
+            raise ValueError(
+                "objective 'damp' forgets whole classes: no retain image may have a forgotten class, and both sets "
+                "must be `datasets` whose labels can be read without the images. Ask for classes, or choose another "
+                "objective."
+            )
+
     def prepare(self, setting: Setting) -> None:
         """Edit the layers.
 
         Raises:
             ValueError: the forget set is not whole classes, or no layer has a direction of theirs alone.
         """
-        if setting.forget_classes is None:
-            raise ValueError("objective 'damp' forgets whole classes, but retain has images of a forgotten class too")
+        self.check(len(setting.forget_classes or ()), whole_classes=setting.forget_classes is not None)
         model = setting.model
         pair = next(iter(setting.retain()))["pixel_values"][:1].repeat(2, 1, 1, 1)
         layers = list(layer_inputs(model, linear_layers(model), pair))
