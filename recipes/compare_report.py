@@ -222,7 +222,7 @@ def tradeoff(cases: Mapping[str, Found]) -> Figure:
         for v in ("original", "retrained")
     ]
     figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), frameon=False)
-    key = "   ".join(f"{i} {label}" for label, i in numbers.items())
+    key = "   ".join(f"{i}\N{NO-BREAK SPACE}{label}" for label, i in numbers.items())
     figure.supxlabel(textwrap.fill(key, 60 * len(cases)), fontsize=8)
     return figure
 
@@ -236,10 +236,13 @@ def _handles(cases: Mapping[str, Found], **style: Any) -> list[Line2D]:
     shown = {variant for found in cases.values() for _, variant in found.cells}
     names = {"alone": "host alone"}
     return [
-        Line2D([], [], color=COLOURS[v], marker=MARKERS[v], label=names.get(v, f"host{NAMES[v]}"), **style)
-        for v in COLOURS
-        if v in shown
+        Line2D([], [], **_look(v), label=names.get(v, f"host{NAMES.get(v, f' + {v}')}"), **style)
+        for v in [*(v for v in COLOURS if v in shown), *sorted(shown - set(COLOURS))]
     ]
+
+
+def _look(variant: str) -> dict[str, str]:
+    return {"color": COLOURS.get(variant, "#7F7F7F"), "marker": MARKERS.get(variant, "v")}
 
 
 def _scatter(axes: Axes, found: Found, x: Reader, y: Reader, numbers: Mapping[str, int]) -> None:
@@ -254,8 +257,7 @@ def _scatter(axes: Axes, found: Found, x: Reader, y: Reader, numbers: Mapping[st
     for (method, variant), point in spot.items():
         if point[1] < floor:
             continue
-        colour, marker = COLOURS.get(variant, "#7F7F7F"), MARKERS.get(variant, "v")
-        axes.plot(*point, marker=marker, color=colour, markersize=11, linestyle="", zorder=3, alpha=0.85)
+        axes.plot(*point, **_look(variant), markersize=11, linestyle="", zorder=3, alpha=0.85)
         text = str(numbers[found.cells[method, variant][0]["label"]])
         axes.annotate(text, point, ha="center", va="center", fontsize=6, color="white", zorder=5)
         if variant != "alone" and (method, "alone") in spot and spot[method, "alone"][1] >= floor:
@@ -307,11 +309,11 @@ def _curves(axes: Axes, found: Found, host: str) -> None:
 
     if "retrained" in found.references:
         axes.plot(places, curve([found.references["retrained"]])[0], **(STYLES["retrained"] | {"marker": None}))
-    for variant, colour in COLOURS.items():
-        if (host, variant) in found.cells:
-            values = curve(found.cells[host, variant])
-            axes.plot(places, values.mean(0), color=colour, marker=MARKERS[variant], markersize=3)
-            axes.fill_between(places, values.min(0), values.max(0), color=colour, alpha=0.2, linewidth=0)
+    for (method, variant), runs in found.cells.items():
+        if method == host:
+            values, look = curve(runs), _look(variant)
+            axes.plot(places, values.mean(0), **look, markersize=3)
+            axes.fill_between(places, values.min(0), values.max(0), color=look["color"], alpha=0.2, linewidth=0)
     axes.set_xticks([0, len(found.layers) - 1])
 
 
