@@ -274,10 +274,10 @@ def cka_by_layer(cases: Mapping[str, Found]) -> Figure:
     panels = [
         (name, host) for name, found in cases.items() for host in dict.fromkeys(method for method, _ in found.cells)
     ]
-    across = 6
+    across = min(6, max(sum(case == name for case, _ in panels) for name in cases))
     per_case = {name: -(-sum(case == name for case, _ in panels) // across) for name in cases}
     rows = sum(per_case.values())
-    figure = Figure(figsize=(11.0, 1.75 * rows + 0.6), layout="constrained")
+    figure = Figure(figsize=(max(6.5, 1.83 * across), 1.75 * rows + 0.6), layout="constrained")
     grid = figure.subplots(rows, across, squeeze=False, sharey=True)
     start = 0
     for name, found in cases.items():
