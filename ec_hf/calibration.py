@@ -1,4 +1,4 @@
-"""Calibrated erasure: forget as far as a model that never saw the forget set, and no further.
+"""Calibrated erasure: the aim is a model that never saw the forget set, and no more forgetting than that.
 
 A contrast that pulls forget images towards *all* other classes, as EC's does, also wipes out what a retrained model
 would still see in them: it never learnt to tell a shirt from a coat, but it knows that a shirt is no boot. The

@@ -56,7 +56,7 @@ class ECConfig(TrainingArguments):
     temperature: float = HfArg(default=0.1, help="Temperature of the contrast.")
     calibrated: bool = HfArg(
         default=False,
-        help="Erase as far as retraining would, without a retrained model: at each point, forget images are pulled "
+        help="Aim at what retraining would leave, without a retrained model: at each point, forget images are pulled "
         "towards the retain classes that the original, blind to the forgotten ones, takes them for, and not towards "
         "all. In place of `contrast`; for objectives that leave the features alone, such as delete.",
     )

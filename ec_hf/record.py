@@ -51,7 +51,7 @@ def announcement(trainer: ECTrainer) -> str:
         else "  no supervision points",
     ]
     for point, weight in zip(points, trainer.layer_weights, strict=True):
-        covered = trainer.host.covers_last_point and point == trainer.last
+        covered = trainer.host_covers_last_point and point == points[-1]
         lines.append(f"    {point}, weight {weight:g}{' (the objective itself)' if covered else ''}")
     if points and objective.conflict and not (objective.covers_last_point and trainer.last not in points):
         lines.append(f"  where objective and EC meet: {objective.conflict}")

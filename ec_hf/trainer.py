@@ -241,7 +241,7 @@ class ECTrainer(PublishingTrainer):
             self._teacher = copy.deepcopy(self.model).eval().requires_grad_(False)
         assert args.ec_weight is not None  # the configuration has filled it in
         scales = [args.ec_weight] * len(self.points)
-        if self._host_covers_last_point():
+        if self.host_covers_last_point:
             scales[-1] = 1.0
         self.layer_weights = [scale * weight for scale, weight in zip(scales, self.layer_weights, strict=True)]
         self.saliency = args.saliency if args.saliency is not None else self.objective.saliency
@@ -530,11 +530,13 @@ class ECTrainer(PublishingTrainer):
 
     def _weights(self) -> tuple[float, list[float]]:
         """Weight of the host objective and of the EC loss at each point."""
-        if self._host_covers_last_point():
+        if self.host_covers_last_point:
             return self.layer_weights[-1], [*self.layer_weights[:-1], 0.0]  # the host is the loss of the last point
-        return 1.0, list(self.layer_weights)
+        return 1.0, self.layer_weights
 
-    def _host_covers_last_point(self) -> bool:
+    @property
+    def host_covers_last_point(self) -> bool:
+        """Whether the host objective takes the place of EC at the last supervision point."""
         return self.host.covers_last_point and self.points[-1:] == (self.last,)
 
     def _teach(self, pixel_values: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ class Scrub(Objective):
 
     Both distributions are at temperature T. A round is a pass of max steps over the forget set and a pass of min steps
     over retain; after `msteps` rounds there are min steps only. A max pass has at most a quarter of the steps that are
-    left of the run: published runs have about three min steps for each max step, and networks break down with fewer.
+    left of the run, so that it has about the three min steps for each max step that published runs have.
 
     Published settings: for large-scale CIFAR-10 γ 0.99, α 0.001, T 4, msteps 2, SGD 0.9/5e-4, learning rate 5e-4, 3
     epochs, batches of 128 retain and 32 forget images; small-scale γ 1, α 0.5, T 2, msteps 3. Paper and notebooks
