@@ -108,16 +108,15 @@ def push_later(folder: str | Path, repo_id: str, **options: Any) -> Future[str]:
         export(folder, staged.name, repo_id=_full_id(repo_id, upload["token"]), token=upload["token"], **options)
 
     def job() -> str:
-        with explained(repo_id, folder, upload | options), staged:
-            return _upload(Path(staged.name), repo_id, commit_message=message, **upload)
-
-    def warn(done: Future[str]) -> None:
-        if not done.cancelled() and (error := done.exception()):
+        # Logged in here and not by a callback, which the future runs only after those who wait for it are woken.
+        try:
+            with explained(repo_id, folder, upload | options), staged:
+                return _upload(Path(staged.name), repo_id, commit_message=message, **upload)
+        except PushError as error:
             logger.warning("%s", error)
+            raise
 
-    future = HfApi().run_as_future(job)
-    future.add_done_callback(warn)
-    return future
+    return HfApi().run_as_future(job)
 
 
 def export(
