@@ -60,6 +60,11 @@ class ECConfig(TrainingArguments):
         "towards the retain classes that the original, blind to the forgotten ones, takes them for, and not towards "
         "all. In place of `contrast`; for objectives that leave the features alone, such as delete.",
     )
+    probe_weight: float = HfArg(
+        default=0.02,
+        help="With `calibrated`: weight, against the contrast, of taking out of each point what a linear probe that "
+        "trains along with the true labels still reads. 0 leaves it out.",
+    )
     detach_retain: bool | None = HfArg(
         default=None,
         help="Whether the contrast moves forget images alone, with no gradient into the retain features that they are "
@@ -158,7 +163,7 @@ class ECConfig(TrainingArguments):
         for name in positive:
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)}: expected a number above 0.")
-        for name in ("retain_weight", "retain_floor"):
+        for name in ("retain_weight", "retain_floor", "probe_weight"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)}: expected 0 or more.")
         for name in ("retain_floor", "forget_target"):

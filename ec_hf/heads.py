@@ -41,12 +41,14 @@ class ECImageClassifierOutput(ModelOutput):
         last_features: pooled features of the model's deepest hidden state, ``(batch, width)``.
         features: pooled features of each head, a tuple of ``(batch, head width)``.
         head_logits: logits of each head, a tuple of ``(batch, labels)``.
+        pooled: the pooled hidden state at each point, before its head, a tuple of ``(batch, channels)``.
     """
 
     logits: Tensor | None = None
     last_features: Tensor | None = None
     features: tuple[Tensor, ...] | None = None
     head_logits: tuple[Tensor, ...] | None = None
+    pooled: tuple[Tensor, ...] | None = None
 
 
 class ECHeads(
@@ -125,8 +127,11 @@ class ECHeads(
         if not (model.training and kwargs.get("output_hidden_states")):
             return output
         features, head_logits = self(output.hidden_states)
-        last = pool(take(output.hidden_states, self.last), self.last, self.last_pooling)
-        return ECImageClassifierOutput(output.logits, last, features, head_logits)
+        *pooled, last = (
+            pool(take(output.hidden_states, each), each, self.last_pooling if each == self.last else self.pooling)
+            for each in (*self.points, self.last)
+        )
+        return ECImageClassifierOutput(output.logits, last, features, head_logits, tuple(pooled))
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> ECHeads:

@@ -27,7 +27,7 @@ from ec_hf.config import ECConfig
 from ec_hf.data import find_label_column, read_column, shared_rows
 from ec_hf.heads import FOLDER, ECHeads, fit_heads
 from ec_hf.loading import load_model
-from ec_hf.losses import check_contrast, cross_entropy, global_contrast, hide_classes, layer_weights
+from ec_hf.losses import check_contrast, cross_entropy, distillation, global_contrast, hide_classes, layer_weights
 from ec_hf.objectives import Objective, Part, Setting, Step, get_objective
 from ec_hf.points import (
     SupervisionPoint,
@@ -38,10 +38,14 @@ from ec_hf.points import (
     select_points,
     take,
 )
+from ec_hf.probes import LinearProbe
 from ec_hf.publishing import PublishingTrainer
 from ec_hf.record import announcement, cost, run_record
 from ec_hf.saliency import SaliencyMask, saliency_mask
 from ec_hf.stopping import StoppingRule
+
+PROBES = "probes.pt"
+"""The file of a checkpoint that the linear probes of calibrated erasure go on from."""
 
 
 class ECTrainer(PublishingTrainer):
@@ -239,6 +243,12 @@ class ECTrainer(PublishingTrainer):
             )
         if self.host.needs_teacher or (args.calibrated and self.points):
             self._teacher = copy.deepcopy(self.model).eval().requires_grad_(False)
+        self._probes: dict[str, LinearProbe] = {}
+        if args.calibrated and args.probe_weight:
+            precision = torch.promote_types(self.model.dtype, torch.float32)
+            for point in self.points:
+                probe = LinearProbe(point.channels, self.model.config.num_labels)
+                self._probes[point.name] = probe.to(self.model.device, precision)
         assert args.ec_weight is not None  # the configuration has filled it in
         scales = [args.ec_weight] * len(self.points)
         if self.host_covers_last_point:
@@ -353,8 +363,10 @@ class ECTrainer(PublishingTrainer):
         self.model.train(was_training)
         self._prepared = True
 
-    def _batches_of(self, name: str, rows: range) -> Iterator[dict[str, Tensor]]:
-        loader = self._loader(Subset(self.train_dataset, rows), batch_size=self.args.per_device_train_batch_size)
+    def _batches_of(self, name: str, rows: range, every: int = 1) -> Iterator[dict[str, Tensor]]:
+        loader = self._loader(
+            Subset(self.train_dataset, rows[::every]), batch_size=self.args.per_device_train_batch_size
+        )
         for batch in loader:
             self.looked_at[name] += len(batch["labels"])
             yield {key: batch[key].to(self.args.device) for key in ("pixel_values", "labels")}
@@ -484,24 +496,27 @@ class ECTrainer(PublishingTrainer):
         step = self._step(forget, retain, extra if len(extra.labels) else None, inputs)
         if args.calibrated and self.points:
             hidden = hide_classes(step.teacher_logits("forget"), forget.labels, self._forget_classes)
-            targets = hidden.softmax(dim=1)
         host_weight, weights = self._weights()
         terms = {f"{self.host.name}/{name}": (host_weight, t) for name, t in self.host(step).items()}
-        for point, weight, features, logits in zip(
-            self.points, weights, outputs.features, outputs.head_logits, strict=True
+        for point, weight, features, logits, pooled in zip(
+            self.points, weights, outputs.features, outputs.head_logits, outputs.pooled, strict=True
         ):
             if not weight:
                 continue
             pulled_to = features[of_retain].detach() if args.detach_retain else features[of_retain]
             rows = (features[of_forget], pulled_to, forget.labels, retain.labels)
             if args.calibrated:
-                loss = global_guided(*rows, targets, args.temperature)
+                loss = global_guided(*rows, hidden.softmax(dim=1), args.temperature)
             else:
                 loss, fallbacks = global_contrast(args.contrast, *rows, args.temperature)
                 step.log["fallbacks"] = fallbacks / count  # labels decide it, so it is the same at every point
             terms[f"{point.name}/contrast"] = (weight, loss)
             retain_ce = cross_entropy(logits[of_retain], retain.labels)
             terms[f"{point.name}/retain_ce"] = (weight * args.retain_weight, retain_ce)
+            if probe := self._probes.get(point.name):
+                probe.fit(pooled[:total], labels[:total])
+                read = distillation(probe(pooled[of_forget]), hidden)
+                terms[f"{point.name}/probe"] = (weight * args.probe_weight, read)
         return terms | {name: (0.0, value.float()) for name, value in step.log.items()}
 
     def _step(self, forget: Part, retain: Part, extra: Part | None, inputs: dict[str, Any]) -> Step:
@@ -583,6 +598,18 @@ class ECTrainer(PublishingTrainer):
             (folder / "ec_config.json").write_text(json.dumps(run_record(self), indent=2) + "\n")
             if self.points:
                 self.heads.save_pretrained(folder / FOLDER)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self._probes and self.args.should_save:
+            torch.save({name: probe.state() for name, probe in self._probes.items()}, Path(output_dir) / PROBES)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if self._probes and checkpoint:
+            states = torch.load(Path(checkpoint) / PROBES, map_location="cpu", weights_only=True)
+            for name, probe in self._probes.items():
+                probe.load_state(states[name])
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         self._restore(resume_from_checkpoint)

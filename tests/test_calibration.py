@@ -99,6 +99,17 @@ def test_the_trainer_runs_it_in_place_of_the_contrast(tmp_path, objective):
     assert other["hidden_states.1/contrast"] != line["hidden_states.1/contrast"] and "fallbacks" in other
 
 
+def test_a_probe_trains_along_unless_its_weight_is_zero(tmp_path):
+    logged = {}
+    for weight in (0.02, 0.0):
+        run = trainer(tmp_path / str(weight), objective="delete", calibrated=True, probe_weight=weight)
+        run.train()
+        logged[weight] = next(entry for entry in run.state.log_history if "hidden_states.1/contrast" in entry)
+    assert logged[0.02]["hidden_states.1/probe"] > 0 and "hidden_states.1/probe" not in logged[0.0]
+    with pytest.raises(ValueError, match="probe_weight=-1: expected 0 or more"):
+        trainer(tmp_path, objective="delete", calibrated=True, probe_weight=-1)
+
+
 def test_an_objective_that_pulls_the_last_features_itself_is_refused(tmp_path):
     with pytest.raises(ValueError, match='set objective="delete"'):
         trainer(tmp_path, objective="contrastive", calibrated=True)

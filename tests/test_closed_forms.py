@@ -47,7 +47,8 @@ def setting(model, shape, forget=6, retain=10, size=4, dtype=torch.float32):
     for name, labels in (("forget", torch.full((forget,), 2)), ("retain", torch.arange(retain) % 2)):
         images = torch.randn(len(labels), *shape, generator=generator, dtype=dtype)
         parts[name] = batches(images + labels.view(-1, 1, 1, 1), labels, size)
-    return Setting(model, lambda: parts["forget"], lambda: parts["retain"], lambda images: images, (2,), 0)
+    calls = (lambda every=1, part=part: part[::every] for part in parts.values())  # images a batch of their own
+    return Setting(model, *calls, lambda images: images, (2,), 0)
 
 
 def tiny_setting(**kwargs):
@@ -134,6 +135,23 @@ def test_ssd_does_not_depend_on_the_batches():
     for name, value in models[0].items():
         for other in models[1:]:
             torch.testing.assert_close(value, other[name], rtol=1e-9, atol=0)
+
+
+def test_ssd_can_do_with_each_kth_image():
+    thinned, third = tiny_setting(size=1), tiny_setting(size=1)
+    for name in ("forget", "retain"):
+        part = getattr(third, name)(3)
+        setattr(third, name, lambda every, part=part: part)
+    whole, before = tiny_setting(size=1), copy.deepcopy(thinned.model)
+    get_objective("ssd", alpha=1.5, every=3).prepare(thinned)
+    get_objective("ssd", alpha=1.5).prepare(third)
+    get_objective("ssd", alpha=1.5).prepare(whole)
+    expected, other, start = (each.state_dict() for each in (third.model, whole.model, before))
+    assert all(torch.equal(value, expected[name]) for name, value in thinned.model.state_dict().items())
+    assert any(not torch.equal(expected[name], other[name]) for name in start)
+    assert any(not torch.equal(expected[name], start[name]) for name in start)
+    with pytest.raises(ValueError, match=r"every must be a whole number from 1, got 2\.5"):
+        get_objective("ssd", every=2.5)
 
 
 # ESC

@@ -342,6 +342,9 @@ def test_what_an_objective_looks_at_counts_as_images_seen(tmp_path):
     trainer = make_trainer(tmp_path, objective=PROBE, points=[], max_steps=1)
     trainer.train()
     assert (trainer.cost["forget_images_seen"], trainer.cost["retain_images_seen"]) == (20 + 8, 2 * 80 + 16)
+    trainer = make_trainer(tmp_path, objective="ssd", objective_kwargs={"alpha": 1.0, "every": 5}, points=[])
+    trainer.train()
+    assert (trainer.cost["forget_images_seen"], trainer.cost["retain_images_seen"]) == (2 * 4, 16)
 
 
 def test_a_step_tells_where_in_the_run_it_is(tmp_path):
@@ -569,6 +572,7 @@ def test_resuming_continues_to_the_bit(tmp_path, family, stop):
         (HALVE, {}),
         ("boundary_expand", {"points": []}),
         ("duck", {}),
+        ("delete", {"calibrated": True}),
         ("saliency", {"weight_decay": 0.1}),
         ("retrain", {"points": []}),
     ],

@@ -1,6 +1,6 @@
 """Trains a tiny model for a few steps, alone or as one of several processes; run by test_processes.py.
 
-usage: train_paired.py OUT FAMILY RETAIN_IMAGES_A_PROCESS [RESUME_FROM]
+usage: train_paired.py OUT FAMILY OBJECTIVE RETAIN_IMAGES_A_PROCESS [RESUME_FROM]
 """
 
 import json
@@ -12,7 +12,7 @@ from conftest import make_images, make_model, make_processor
 from ec_hf import ECConfig, ECHeads, ECTrainer, ForgetRequest, split
 from ec_hf.points import describe_hidden_states, select_points
 
-out, family, batch, *resume = sys.argv[1:]
+out, family, objective, batch, *resume = sys.argv[1:]
 parts = split(make_images(), ForgetRequest(classes=["bee", "dog"]))
 model = make_model(family).double()  # so that what is left of a difference is no rounding
 states = describe_hidden_states(model, (3, 32, 32))
@@ -21,6 +21,8 @@ trainer = ECTrainer(
     model,
     ECConfig(
         output_dir=out,
+        objective=objective,
+        calibrated=objective == "delete",
         use_cpu=True,
         disable_tqdm=True,
         per_device_train_batch_size=int(batch),
