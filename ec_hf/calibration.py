@@ -11,7 +11,8 @@ of those classes, in proportion to it. No retrained model is needed.
 
 s_ia are cosine similarities over τ, q_i is the original's softmax on the forget image i without the forgotten classes,
 and P(i) are the other rows of i's class in the forget batch. Every term is a log-probability: the pull ends where the
-forget image lies among the retain images of its likeliest classes.
+forget image lies among the retain images of its likeliest classes. What a linear probe could still tell it by is the
+part of `ec_hf.probes`.
 """
 
 from __future__ import annotations

@@ -43,6 +43,7 @@ from ec_hf.publishing import PublishingTrainer
 from ec_hf.record import announcement, cost, run_record
 from ec_hf.saliency import SaliencyMask, saliency_mask
 from ec_hf.stopping import StoppingRule
+from ec_hf.teacher import Teacher
 
 PROBES = "probes.pt"
 """The file of a checkpoint that the linear probes of calibrated erasure go on from."""
@@ -57,7 +58,8 @@ class ECTrainer(PublishingTrainer):
         loss = objective(last layer) + ω · Σ_k w_k · (contrast_k(forget, retain) + λ · CE_k(retain))
 
     with ω = `ec_weight`, w_k = `layer_weights` and λ = `retain_weight` of the settings. Unless `detach_retain` says
-    otherwise, the contrast moves forget features alone.
+    otherwise, the contrast moves forget features alone. With `calibrated` the contrast is that of `ec_hf.calibration`,
+    and ρ · probe_k(forget) of `ec_hf.probes` joins the bracket, with ρ = `probe_weight`.
 
     Under several processes the contrast sees the batches of all of them, with gradient. Contrastive terms belong to a
     micro-batch: gradient accumulation is not the same as a larger batch.
@@ -234,15 +236,14 @@ class ECTrainer(PublishingTrainer):
             self._forget_classes = None if of_forget & of_retain else tuple(sorted(of_forget))
             self.objective.check(len(of_forget), whole_classes=self._forget_classes is not None)
             check_contrast(args.contrast, len(of_forget) if self.points else None)
-        self._teacher: nn.Module | None = None
-        self._teacher_cache: Tensor | None = None
+        self._teacher: Teacher | None = None
         if args.calibrated and self.host.covers_last_point:
             raise ValueError(
                 f"calibrated=True does not go with objective {self.host.name!r}, which pulls the last features "
                 'towards all other classes: set objective="delete", objective_kwargs={"retain_weight": 1.0}.'
             )
         if self.host.needs_teacher or (args.calibrated and self.points):
-            self._teacher = copy.deepcopy(self.model).eval().requires_grad_(False)
+            self._teacher = Teacher(self.model)
         self._probes: dict[str, LinearProbe] = {}
         if args.calibrated and args.probe_weight:
             precision = torch.promote_types(self.model.dtype, torch.float32)
@@ -355,7 +356,10 @@ class ECTrainer(PublishingTrainer):
                 self._mask = SaliencyMask(saliency_mask(self.model, forget(), self.saliency))
                 self.add_callback(self._mask)
             if args.cache_teacher and self._teacher is not None:
-                self._teacher_cache = self._teach_once(forget)
+                with self.compute_loss_context_manager():
+                    self._teacher.remember(
+                        forget(), lambda rows: self.data_collator(data.__getitems__(rows)), rows=min(8, boundary)
+                    )
             if looks:
                 self.objective.prepare(
                     Setting(self.model, forget, retain, self._features, self._forget_classes, args.seed)
@@ -374,26 +378,6 @@ class ECTrainer(PublishingTrainer):
     def _features(self, pixel_values: Tensor) -> Tensor:
         states = self.model(pixel_values=pixel_values, **self._point_kwargs).hidden_states
         return pool(take(states, self.last), self.last, self.heads.last_pooling)
-
-    def _teach_once(self, forget: Callable[[], Iterator[dict[str, Tensor]]]) -> Tensor:
-        """The original model's logits on the whole forget set, by row."""
-        data = self.train_dataset
-        rows = range(min(8, len(data.forget)))
-        together, alone = (
-            torch.cat([self.data_collator(data.__getitems__(part))["pixel_values"] for part in parts])
-            for parts in ([list(rows)], [[row] for row in rows])
-        )
-        if not torch.allclose(together, alone, atol=1e-3):
-            raise ValueError(
-                "cache_teacher=True: the forget images differ from one look to the next, so the original model's "
-                "outputs on them cannot be computed once. Take random augmentation off the forget set, or leave "
-                "cache_teacher out."
-            )
-        with torch.no_grad(), self.compute_loss_context_manager():
-            logits = torch.cat([self._teach(batch["pixel_values"]) for batch in forget()])
-        assert self._teacher is not None
-        self._teacher.cpu()  # comes back should the objective ask it for something else
-        return logits
 
     def _evaluate_now(self) -> list[dict[str, float]]:
         """Evaluate outside the training loop; the new lines of the log."""
@@ -524,7 +508,7 @@ class ECTrainer(PublishingTrainer):
         step = Step(
             forget,
             retain,
-            teacher=self._teach if self._teacher is not None else None,
+            teacher=self._teacher,
             forget_classes=self._forget_classes,
             model=self.model,
             index=self.state.global_step,
@@ -535,12 +519,9 @@ class ECTrainer(PublishingTrainer):
             ),
             extra=extra,
         )
-        if self._teacher_cache is not None:
-            if "rows" not in inputs:
-                raise ValueError(
-                    "cache_teacher=True: the data_collator gives no `rows`, the `paired_row` of each example."
-                )
-            step._teacher_logits["forget"] = self._teacher_cache[inputs["rows"][: len(forget.labels)]]
+        known = self._teacher.remembered(inputs) if self._teacher is not None else None
+        if known is not None:
+            step._teacher_logits["forget"] = known
         return step
 
     def _weights(self) -> tuple[float, list[float]]:
@@ -553,10 +534,6 @@ class ECTrainer(PublishingTrainer):
     def host_covers_last_point(self) -> bool:
         """Whether the host objective takes the place of EC at the last supervision point."""
         return self.host.covers_last_point and self.points[-1:] == (self.last,)
-
-    def _teach(self, pixel_values: Tensor) -> Tensor:
-        assert self._teacher is not None
-        return self._teacher.to(pixel_values.device)(pixel_values=pixel_values).logits
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the mean of every loss component since the last line, over all processes; leave out evaluation times."""

@@ -189,10 +189,10 @@ def test_without_points_only_the_host_is_left(tmp_path):
 
 def test_delete_hides_the_whole_forgotten_classes_from_the_frozen_original(tmp_path):
     trainer = make_trainer(tmp_path, objective="delete", points=[], forget=("bee", "dog"), max_steps=2)
-    teacher = copy.deepcopy(trainer._teacher.state_dict())
+    teacher = copy.deepcopy(trainer._teacher.model.state_dict())
     assert trainer._forget_classes == (1, 3)
     trainer.train()
-    assert all(torch.equal(value, teacher[name]) for name, value in trainer._teacher.state_dict().items())
+    assert all(torch.equal(value, teacher[name]) for name, value in trainer._teacher.model.state_dict().items())
 
 
 def test_frozen_heads_do_not_move_and_training_heads_do(tmp_path):
@@ -361,7 +361,7 @@ def test_the_teacher_lets_a_gradient_through_to_the_pixels_and_keeps_none(tmp_pa
     trainer.train()
     ((step, slope),) = trainer.objective.steps
     assert slope.shape == step.forget.pixel_values.shape and slope.any()
-    assert all(parameter.grad is None for parameter in trainer._teacher.parameters())
+    assert all(parameter.grad is None for parameter in trainer._teacher.model.parameters())
 
 
 def test_added_rows_are_seen_in_the_same_forward_and_change_nothing_for_the_others(tmp_path):
@@ -394,7 +394,7 @@ def test_cached_teacher_outputs_train_the_same_model_with_one_pass_over_forget(t
     for cache in (False, True):
         trainer = make_trainer(tmp_path, objective=DISTIL, points=[], cache_teacher=cache, max_steps=6)
         calls = []
-        trainer._teacher.register_forward_hook(lambda module, args, output, calls=calls: calls.append(1))
+        trainer._teacher.model.register_forward_hook(lambda module, args, output, calls=calls: calls.append(1))
         trainer.train()
         results.append((weights(trainer.model), len(calls), trainer.cost["forget_images_seen"]))
     (live, live_calls, live_seen), (cached, cached_calls, cached_seen) = results

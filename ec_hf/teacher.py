@@ -1,0 +1,69 @@
+"""The original model, frozen: distilling objectives and calibrated erasure ask it for its logits."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Teacher"]
+
+
+class Teacher:
+    """Logits of a model as it is now, whatever becomes of it.
+
+    Args:
+        original: a classifier; it is copied.
+
+    Attributes:
+        model: the copy, in eval mode. Its parameters take no gradient, its input may.
+    """
+
+    def __init__(self, original: nn.Module) -> None:
+        self.model = copy.deepcopy(original).eval().requires_grad_(False)
+        self._forget_logits: Tensor | None = None
+
+    def __call__(self, pixel_values: Tensor) -> Tensor:
+        """Logits (rows, classes), computed where the pixels are."""
+        return self.model.to(pixel_values.device)(pixel_values=pixel_values).logits
+
+    def remember(
+        self, batches: Iterable[Mapping[str, Tensor]], take: Callable[[list[int]], Mapping[str, Tensor]], rows: int
+    ) -> None:
+        """Compute the logits of the whole forget set once; the model then waits in the memory of the CPU.
+
+        Args:
+            batches: the forget set in the order of its rows.
+            take: makes a batch of the rows of these numbers.
+            rows: how many of the first rows to look at twice, in one batch and each alone.
+
+        Raises:
+            ValueError: images that differ from one look to the next.
+        """
+        together, *alone = (take(each)["pixel_values"] for each in ([*range(rows)], *([row] for row in range(rows))))
+        if not torch.allclose(together, torch.cat(alone), atol=1e-3):
+            raise ValueError(
+                "cache_teacher=True: the forget images differ from one look to the next, so the original model's "
+                "outputs on them cannot be computed once. Take random augmentation off the forget set, or leave "
+                "cache_teacher out."
+            )
+        with torch.no_grad():
+            self._forget_logits = torch.cat([self(batch["pixel_values"]) for batch in batches])
+        self.model.cpu()  # comes back should it be asked for something else
+
+    def remembered(self, batch: Mapping[str, Any]) -> Tensor | None:
+        """Logits of the forget half of a paired batch, None where nothing was remembered.
+
+        Raises:
+            ValueError: the batch does not say which rows are in it.
+        """
+        if self._forget_logits is None:
+            return None
+        if "rows" not in batch:
+            raise ValueError(
+                "cache_teacher=True: the data_collator gives no `rows`, the `paired_row` of each example."
+            )
+        return self._forget_logits[batch["rows"][: batch["num_forget"]]]
