@@ -6,13 +6,13 @@ original can say which that is. With the forgotten classes hidden from its outpu
 estimate of how a retrained model would take the image, and here each forget image is pulled towards the retain images
 of those classes, in proportion to it. No retrained model is needed.
 
-    loss_i = −Σ_{a ∈ retain} w_ia · log [ exp(s_ia) / Σ_{b ∈ retain ∪ P(i)} exp(s_ib) ]
+    loss_i = −Σ_{a ∈ retain} w_ia · log [ exp(s_ia) / (Σ_{b ∈ retain} exp(s_ib) + β · Σ_{p ∈ P(i)} exp(s_ip)) ]
     w_ia ∝ q_i(y_a),  Σ_a w_ia = 1
 
 s_ia are cosine similarities over τ, q_i is the original's softmax on the forget image i without the forgotten classes,
-and P(i) are the other rows of i's class in the forget batch. Every term is a log-probability: the pull ends where the
-forget image lies among the retain images of its likeliest classes. What a linear probe could still tell it by is the
-part of `ec_hf.probes`.
+and P(i) are the other rows of i's class in the forget batch, which it is pushed away from as far as β says. The pull
+ends where the forget image lies among the retain images of its likeliest classes. What a linear probe could still
+tell it by is the part of `ec_hf.probes`.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ def guided(
     targets: Tensor,
     *,
     temperature: float,
+    repulsion: float,
     anchors: slice | None = None,
 ) -> Tensor:
     """The contrast at the top of this file.
@@ -48,6 +49,7 @@ def guided(
         retain_labels: (m,) integer labels.
         targets: (n, classes) probabilities without the forgotten classes, no gradient.
         temperature: τ > 0.
+        repulsion: β ≥ 0; at 1 the forget rows of i's class count like any other row.
         anchors: the rows of `forget` to compute the loss of, all by default; the mean over slices of equal size that
             tile the batch is the loss of the batch.
 
@@ -63,8 +65,8 @@ def guided(
     rows = slice(None) if anchors is None else anchors
     scores = similarity(forget[rows], torch.cat([retain, forget])) / temperature
     partner = (forget_labels[:, None] == forget_labels).fill_diagonal_(False)[rows]
-    counted = torch.cat([torch.ones(len(scores), len(retain), dtype=torch.bool, device=scores.device), partner], dim=1)
-    log_shares = scores - scores.masked_fill(~counted, -torch.inf).logsumexp(dim=1, keepdim=True)
+    counted = torch.cat([scores.new_ones(len(scores), len(retain)), repulsion * partner.to(scores.dtype)], dim=1)
+    log_shares = scores - (scores + counted.log()).logsumexp(dim=1, keepdim=True)
     pull = targets[rows].to(scores.dtype)[:, retain_labels]
     pull = pull / pull.sum(dim=1, keepdim=True).clamp(min=torch.finfo(pull.dtype).tiny)
     return -(pull * log_shares[:, : len(retain)]).sum(dim=1).mean()
@@ -76,8 +78,10 @@ def global_guided(
     forget_labels: Tensor,
     retain_labels: Tensor,
     targets: Tensor,
+    *,
     temperature: float,
+    repulsion: float,
 ) -> Tensor:
     """`guided` of this process's anchors with the rows of all processes, as `ec_hf.losses.global_contrast`."""
     rows, anchors = global_rows(forget, retain, forget_labels, retain_labels)
-    return guided(*rows, gather(targets), temperature=temperature, anchors=anchors)
+    return guided(*rows, gather(targets), temperature=temperature, repulsion=repulsion, anchors=anchors)

@@ -60,6 +60,11 @@ class ECConfig(TrainingArguments):
         "towards the retain classes that the original, blind to the forgotten ones, takes them for, and not towards "
         "all. In place of `contrast`; for objectives that leave the features alone, such as delete.",
     )
+    repulsion: float = HfArg(
+        default=0.5,
+        help="With `calibrated`: how strongly forget images of one class are pushed apart. 0 leaves more of the "
+        "original's features, 1 less; what a retrained model has lies between, where depends on the data.",
+    )
     probe_weight: float = HfArg(
         default=0.02,
         help="With `calibrated`: weight, against the contrast, of taking out of each point what a linear probe that "
@@ -163,7 +168,7 @@ class ECConfig(TrainingArguments):
         for name in positive:
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)}: expected a number above 0.")
-        for name in ("retain_weight", "retain_floor", "probe_weight"):
+        for name in ("retain_weight", "retain_floor", "repulsion", "probe_weight"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)}: expected 0 or more.")
         for name in ("retain_floor", "forget_target"):

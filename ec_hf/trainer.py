@@ -480,6 +480,7 @@ class ECTrainer(PublishingTrainer):
         step = self._step(forget, retain, extra if len(extra.labels) else None, inputs)
         if args.calibrated and self.points:
             hidden = hide_classes(step.teacher_logits("forget"), forget.labels, self._forget_classes)
+            targets = hidden.softmax(dim=1)
         host_weight, weights = self._weights()
         terms = {f"{self.host.name}/{name}": (host_weight, t) for name, t in self.host(step).items()}
         for point, weight, features, logits, pooled in zip(
@@ -490,7 +491,7 @@ class ECTrainer(PublishingTrainer):
             pulled_to = features[of_retain].detach() if args.detach_retain else features[of_retain]
             rows = (features[of_forget], pulled_to, forget.labels, retain.labels)
             if args.calibrated:
-                loss = global_guided(*rows, hidden.softmax(dim=1), args.temperature)
+                loss = global_guided(*rows, targets, temperature=args.temperature, repulsion=args.repulsion)
             else:
                 loss, fallbacks = global_contrast(args.contrast, *rows, args.temperature)
                 step.log["fallbacks"] = fallbacks / count  # labels decide it, so it is the same at every point

@@ -38,8 +38,8 @@ class Ssd(Objective):
     Args:
         alpha: α > 0, how much more important to forget than to all data a weight must be.
         dampening: λ > 0.
-        every: both means are over each k-th image of its set, in the order of the rows. Published: all of them. Each
-            image takes a backward pass of its own, and a tenth of them give nearly the same means.
+        every: k, the means are over each k-th image of a set, in the order of its rows, since each image takes a
+            backward pass of its own. Published: all of them.
 
     Raises:
         ValueError: a setting out of range.
