@@ -57,11 +57,13 @@ def guided(
         Scalar mean over the anchors, 0 or more, in float32 or in float64.
 
     Raises:
-        ValueError: targets of another number of rows, or a temperature that is not positive.
+        ValueError: targets of another number of rows, a temperature that is not positive, or a negative repulsion.
     """
     if len(targets) != len(forget):
         raise ValueError(f"targets have {len(targets)} rows for {len(forget)} forget images: give one a forget image")
     check_temperature(temperature)
+    if not repulsion >= 0:
+        raise ValueError(f"repulsion must be 0 or more, got {repulsion}; usual values are 0 to 1")
     rows = slice(None) if anchors is None else anchors
     scores = similarity(forget[rows], torch.cat([retain, forget])) / temperature
     partner = (forget_labels[:, None] == forget_labels).fill_diagonal_(False)[rows]

@@ -108,7 +108,7 @@ def push_later(folder: str | Path, repo_id: str, **options: Any) -> Future[str]:
         export(folder, staged.name, repo_id=_full_id(repo_id, upload["token"]), token=upload["token"], **options)
 
     def job() -> str:
-        # Logged in here and not by a callback, which the future runs only after those who wait for it are woken.
+        # Logged here and not in a callback, which the future runs only after those who wait for it are woken.
         try:
             with explained(repo_id, folder, upload | options), staged:
                 return _upload(Path(staged.name), repo_id, commit_message=message, **upload)

@@ -23,7 +23,7 @@ from ec_hf.losses import cross_entropy
 
 __all__ = ["LinearProbe"]
 
-STEPS, LEARNING_RATE = 5, 1e-2  # of the probe at each step of the erasure; the backbone moves more slowly than that
+STEPS, LEARNING_RATE = 5, 1e-2  # of the probe at each batch; the backbone moves more slowly than that
 
 
 class LinearProbe(nn.Module):
@@ -50,10 +50,11 @@ class LinearProbe(nn.Module):
             labels: (n,) int64, the true ones.
         """
         features, labels = gather(features.detach()), gather(labels)
-        for _ in range(STEPS):
-            self.optimizer.zero_grad()
-            cross_entropy(_linear(features, self.weight, self.bias), labels).backward()
-            self.optimizer.step()
+        with torch.autocast(features.device.type, enabled=False):  # the gradients too are in the probe's precision
+            for _ in range(STEPS):
+                self.optimizer.zero_grad()
+                cross_entropy(_linear(features, self.weight, self.bias), labels).backward()
+                self.optimizer.step()
 
     def forward(self, features: Tensor) -> Tensor:
         """Logits (n, labels), in the probe's precision, that move the features (n, channels) and never the probe."""

@@ -43,8 +43,9 @@ class Teacher:
         Raises:
             ValueError: images that differ from one look to the next.
         """
-        together, *alone = (take(each)["pixel_values"] for each in ([*range(rows)], *([row] for row in range(rows))))
-        if not torch.allclose(together, torch.cat(alone), atol=1e-3):
+        together = take(list(range(rows)))["pixel_values"]
+        alone = torch.cat([take([row])["pixel_values"] for row in range(rows)])
+        if not torch.allclose(together, alone, atol=1e-3):
             raise ValueError(
                 "cache_teacher=True: the forget images differ from one look to the next, so the original model's "
                 "outputs on them cannot be computed once. Take random augmentation off the forget set, or leave "

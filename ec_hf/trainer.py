@@ -244,12 +244,12 @@ class ECTrainer(PublishingTrainer):
             )
         if self.host.needs_teacher or (args.calibrated and self.points):
             self._teacher = Teacher(self.model)
-        self._probes: dict[str, LinearProbe] = {}
+        self._probes: dict[str, LinearProbe] = {}  # a second `train` goes on with them, as with the heads
         if args.calibrated and args.probe_weight:
             precision = torch.promote_types(self.model.dtype, torch.float32)
             for point in self.points:
                 probe = LinearProbe(point.channels, self.model.config.num_labels)
-                self._probes[point.name] = probe.to(self.model.device, precision)
+                self._probes[point.name] = probe.to(self.args.device, precision)
         assert args.ec_weight is not None  # the configuration has filled it in
         scales = [args.ec_weight] * len(self.points)
         if self.host_covers_last_point:
@@ -584,8 +584,9 @@ class ECTrainer(PublishingTrainer):
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
-        if self._probes and checkpoint:
-            states = torch.load(Path(checkpoint) / PROBES, map_location="cpu", weights_only=True)
+        file = Path(checkpoint or "") / PROBES
+        if self._probes and file.is_file():  # else they start anew, as the optimizer does where it was not saved
+            states = torch.load(file, map_location="cpu", weights_only=True)
             for name, probe in self._probes.items():
                 probe.load_state(states[name])
 

@@ -47,7 +47,9 @@ def setting(model, shape, forget=6, retain=10, size=4, dtype=torch.float32):
     for name, labels in (("forget", torch.full((forget,), 2)), ("retain", torch.arange(retain) % 2)):
         images = torch.randn(len(labels), *shape, generator=generator, dtype=dtype)
         parts[name] = batches(images + labels.view(-1, 1, 1, 1), labels, size)
-    calls = (lambda every=1, part=part: part[::every] for part in parts.values())  # images a batch of their own
+    calls = (
+        lambda every=1, part=part: part[::every] for part in parts.values()
+    )  # each k-th batch, so each k-th image where size is 1
     return Setting(model, *calls, lambda images: images, (2,), 0)
 
 
@@ -150,8 +152,9 @@ def test_ssd_can_do_with_each_kth_image():
     assert all(torch.equal(value, expected[name]) for name, value in thinned.model.state_dict().items())
     assert any(not torch.equal(expected[name], other[name]) for name in start)
     assert any(not torch.equal(expected[name], start[name]) for name in start)
-    with pytest.raises(ValueError, match=r"every must be a whole number from 1, got 2\.5"):
-        get_objective("ssd", every=2.5)
+    for every in (2.0, 0):
+        with pytest.raises(ValueError, match=f"every must be a whole number from 1, got {every}"):
+            get_objective("ssd", every=every)
 
 
 # ESC

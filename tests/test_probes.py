@@ -83,3 +83,6 @@ def test_features_of_any_precision_are_read_in_its_own(dtype):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         probe.fit(features.to(dtype), labels)
         assert probe(features.to(dtype)).dtype == torch.float32
+    outside = LinearProbe(12, 3)
+    outside.fit(features.to(dtype).float(), labels)
+    assert torch.equal(probe.weight, outside.weight)

@@ -95,8 +95,7 @@ class Setting:
         model: the original model in eval mode, which `prepare` may edit in place: the values of its parameters and
             buffers, not which tensors these are.
         forget: call it for batches of the forget set: dicts of ``pixel_values`` and ``labels`` on the model's device,
-            in a fixed order; every process sees all of them. A number k as its argument leaves all but each k-th
-            image out.
+            in a fixed order; every process sees all of them. With a number k, it gives each k-th image only.
         retain: the same of the retain set.
         features: call it with pixel values for what `Part.features` holds of them: (rows, width), with gradient.
         forget_classes: label ids, where the forget set is whole classes.

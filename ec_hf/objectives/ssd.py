@@ -55,7 +55,7 @@ class Ssd(Objective):
 
     def __post_init__(self) -> None:
         positive(self, "alpha", "dampening")
-        if self.every < 1 or self.every != int(self.every):
+        if not isinstance(self.every, int) or self.every < 1:
             raise ValueError(f"every must be a whole number from 1, got {self.every}")
 
     def prepare(self, setting: Setting) -> None:
