@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,16 @@ from ec_hf.figures import RC, STYLES, render
 from ec_hf.objectives import get_objective
 
 Lines = Sequence[Mapping[str, Any]]
-COLOURS = {"alone": "#0072B2", "ec": "#D55E00", "calibrated": "#CC79A7"}  # Okabe and Ito
-MARKERS = {"alone": "o", "ec": "^", "calibrated": "D"}
+LOOKS = {  # colours of Okabe and Ito
+    "alone": {"color": "#0072B2", "marker": "o"},
+    "ec": {"color": "#D55E00", "marker": "^"},
+    "calibrated": {"color": "#CC79A7", "marker": "D"},
+}
+FURTHER = (
+    {"color": "#E69F00", "marker": "v"},
+    {"color": "#56B4E9", "marker": "s"},
+    {"color": "#7F7F7F", "marker": "P"},
+)
 NAMES = {"alone": "", "ec": " + EC", "calibrated": " + calibrated EC"}
 ALLOWED_FALL = 0.01
 WORST_SHOWN = 12.0  # points of retain accuracy below the original's, where the trade-off figure ends
@@ -204,11 +213,11 @@ def tradeoff(cases: Mapping[str, Found]) -> Figure:
     """Forgetting against retention, of outputs above and middle layers below; arrows from each host to host + EC."""
     figure = Figure(figsize=(5.2 * len(cases), 8.6), layout="constrained")
     grid = figure.subplots(2, len(cases), squeeze=False)
-    numbers = {label: i for i, label in enumerate(_hosts(cases), 1)}
+    numbers, looks = {label: i for i, label in enumerate(_hosts(cases), 1)}, _looks(cases)
     for k, (name, found) in enumerate(cases.items()):
         heads = columns(found)
         for axes, x in zip(grid[:, k], ("test FA", "CKA orig. middle"), strict=True):
-            _scatter(axes, found, heads[x], heads["test RA"], numbers)
+            _scatter(axes, found, heads[x], heads["test RA"], numbers, looks)
             axes.set_ylabel("retain accuracy, test (%)  → better" if not k else "")
         grid[0][k].set_title(name)
         grid[0][k].set_xscale("symlog", linthresh=1, linscale=0.5)
@@ -216,7 +225,7 @@ def tradeoff(cases: Mapping[str, Found]) -> Figure:
         grid[0][k].set_xlim(-0.3, 110)
         grid[0][k].set_xlabel("forget accuracy, test (%)  ← better")
         grid[1][k].set_xlabel("CKA to original, middle points, forget test")
-    handles = _handles(cases, linestyle="")
+    handles = _handles(looks, linestyle="")
     handles += [
         Line2D([], [], color=STYLES[v]["color"], marker="*", markersize=11, linestyle="", label=v)
         for v in ("original", "retrained")
@@ -232,20 +241,29 @@ def _hosts(cases: Mapping[str, Found]) -> list[str]:
     return list(dict.fromkeys(runs[0]["label"] for found in cases.values() for runs in found.cells.values()))
 
 
-def _handles(cases: Mapping[str, Found], **style: Any) -> list[Line2D]:
-    shown = {variant for found in cases.values() for _, variant in found.cells}
+def _looks(cases: Mapping[str, Found]) -> dict[str, dict[str, str]]:
+    """Colour and marker of each variant that was run."""
+    shown = list(dict.fromkeys(variant for found in cases.values() for _, variant in found.cells))
+    further = zip((v for v in shown if v not in LOOKS), cycle(FURTHER), strict=False)
+    return {v: look for v, look in LOOKS.items() if v in shown} | dict(further)
+
+
+def _handles(looks: Mapping[str, dict[str, str]], **style: Any) -> list[Line2D]:
     names = {"alone": "host alone"}
     return [
-        Line2D([], [], **_look(v), label=names.get(v, f"host{NAMES.get(v, f' + {v}')}"), **style)
-        for v in [*(v for v in COLOURS if v in shown), *sorted(shown - set(COLOURS))]
+        Line2D([], [], **look, label=names.get(v, f"host{NAMES.get(v, f' + {v}')}"), **style)
+        for v, look in looks.items()
     ]
 
 
-def _look(variant: str) -> dict[str, str]:
-    return {"color": COLOURS.get(variant, "#7F7F7F"), "marker": MARKERS.get(variant, "v")}
-
-
-def _scatter(axes: Axes, found: Found, x: Reader, y: Reader, numbers: Mapping[str, int]) -> None:
+def _scatter(
+    axes: Axes,
+    found: Found,
+    x: Reader,
+    y: Reader,
+    numbers: Mapping[str, int],
+    looks: Mapping[str, dict[str, str]],
+) -> None:
     spot = {
         key: (float(np.mean([x(run) for run in runs])), float(np.mean([y(run) for run in runs])))  # type: ignore[arg-type]
         for key, runs in found.cells.items()
@@ -257,7 +275,7 @@ def _scatter(axes: Axes, found: Found, x: Reader, y: Reader, numbers: Mapping[st
     for (method, variant), point in spot.items():
         if point[1] < floor:
             continue
-        axes.plot(*point, **_look(variant), markersize=11, linestyle="", zorder=3, alpha=0.85)
+        axes.plot(*point, **looks[variant], markersize=11, linestyle="", zorder=3, alpha=0.85)
         text = str(numbers[found.cells[method, variant][0]["label"]])
         axes.annotate(text, point, ha="center", va="center", fontsize=6, color="white", zorder=5)
         if variant != "alone" and (method, "alone") in spot and spot[method, "alone"][1] >= floor:
@@ -277,7 +295,8 @@ def cka_by_layer(cases: Mapping[str, Found]) -> Figure:
     across = min(6, max(sum(case == name for case, _ in panels) for name in cases))
     per_case = {name: -(-sum(case == name for case, _ in panels) // across) for name in cases}
     rows = sum(per_case.values())
-    figure = Figure(figsize=(max(6.5, 1.83 * across), 1.75 * rows + 0.6), layout="constrained")
+    width, looks = max(6.5, 1.83 * across), _looks(cases)
+    figure = Figure(figsize=(width, 1.75 * rows + 0.6), layout="constrained")
     grid = figure.subplots(rows, across, squeeze=False, sharey=True)
     start = 0
     for name, found in cases.items():
@@ -287,20 +306,20 @@ def cka_by_layer(cases: Mapping[str, Found]) -> Figure:
             if i >= len(hosts):
                 axes.set_axis_off()
                 continue
-            _curves(axes, found, hosts[i])
+            _curves(axes, found, hosts[i], looks)
             axes.set_title(
                 f"{name}: {found.cells[next(k for k in found.cells if k[0] == hosts[i])][0]['label']}", fontsize=8
             )
             axes.set_ylim(-0.05, 1.05)
         start += per_case[name]
-    handles = _handles(cases)
+    handles = _handles(looks)
     handles.append(Line2D([], [], **STYLES["retrained"], label="retrained"))
-    figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
+    figure.legend(handles=handles, loc="outside lower center", ncols=int(width // 2.5), frameon=False)
     figure.supylabel("CKA to original, forget test", fontsize=9)
     return figure
 
 
-def _curves(axes: Axes, found: Found, host: str) -> None:
+def _curves(axes: Axes, found: Found, host: str, looks: Mapping[str, dict[str, str]]) -> None:
     places = range(len(found.layers))
 
     def curve(runs: Sequence[Mapping[str, Any]]) -> np.ndarray:
@@ -311,7 +330,7 @@ def _curves(axes: Axes, found: Found, host: str) -> None:
         axes.plot(places, curve([found.references["retrained"]])[0], **(STYLES["retrained"] | {"marker": None}))
     for (method, variant), runs in found.cells.items():
         if method == host:
-            values, look = curve(runs), _look(variant)
+            values, look = curve(runs), looks[variant]
             axes.plot(places, values.mean(0), **look, markersize=3)
             axes.fill_between(places, values.min(0), values.max(0), color=look["color"], alpha=0.2, linewidth=0)
     axes.set_xticks([0, len(found.layers) - 1])
