@@ -128,6 +128,17 @@ def test_ssd_shrinks_by_the_formula_what_matters_more_to_forget():
     assert 0 < shrunk < sum(value.numel() for value in before.parameters())
 
 
+def test_ssd_that_would_change_nothing_is_refused():
+    now = tiny_setting()
+    before = copy.deepcopy(now.model.state_dict())
+    of_forget, of_all = importance(now.model, now.forget()), importance(now.model, [*now.forget(), *now.retain()])
+    largest = max((of_forget[name] / each).nan_to_num(0.0).max().item() for name, each in of_all.items())
+    with pytest.raises(ValueError, match=rf"matters 10 times as much .* the largest ratio is {largest:.3g}: set"):
+        get_objective("ssd").prepare(now)
+    assert largest <= 16 / 6
+    assert all(torch.equal(value, before[name]) for name, value in now.model.state_dict().items())
+
+
 def test_ssd_does_not_depend_on_the_batches():
     models = []
     for size in (1, 3, 16):

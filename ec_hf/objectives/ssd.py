@@ -32,8 +32,9 @@ class Ssd(Objective):
     that the result depends neither on the order nor on the size of batches, as it does in the published code, which
     squares the mean gradients of batches (arXiv 2510.26714 on that).
 
-    Published settings: α 10, λ 1 for classes; α 5 for ViT; α 50, λ 0.1 for faces. The published defaults belong to
-    batch means, where α cuts elsewhere: search it.
+    Published settings: α 10, λ 1 for classes; α 5 for ViT; α 50, λ 0.1 for faces. They belong to batch means. With
+    those of images I_F / I_D is at most all images over forget images, 10 for one class of ten: α must lie well below
+    that. Search it.
 
     Args:
         alpha: α > 0, how much more important to forget than to all data a weight must be.
@@ -59,10 +60,20 @@ class Ssd(Objective):
             raise ValueError(f"every must be a whole number from 1, got {self.every}")
 
     def prepare(self, setting: Setting) -> None:
-        """Shrink the weights."""
+        """Shrink the weights.
+
+        Raises:
+            ValueError: no weight matters that much more to the forget set.
+        """
         parameters = dict(setting.model.named_parameters())
         of_forget = importance(setting.model, setting.forget(self.every))
         of_all = importance(setting.model, chain(setting.forget(self.every), setting.retain(self.every)))
+        ratios = [(forget / of_all[name]).nan_to_num(0.0).max().item() for name, forget in of_forget.items()]
+        if max(ratios) <= self.alpha:
+            raise ValueError(
+                f"objective 'ssd': no weight matters {self.alpha:g} times as much to the forget set as to all data, "
+                f"the largest ratio is {max(ratios):.3g}: set objective_kwargs={{'alpha': ...}} well below that"
+            )
         with torch.no_grad():
             for name, forget in of_forget.items():
                 factor = (self.dampening * of_all[name] / forget).clamp(max=1)
