@@ -63,7 +63,7 @@ class ECConfig(TrainingArguments):
     repulsion: float = HfArg(
         default=0.5,
         help="With `calibrated`: how strongly forget images of one class are pushed apart. 0 leaves more of the "
-        "original's features, 1 less; what a retrained model has lies between, where depends on the data.",
+        "original's features, 1 less; which is nearer to retraining depends on the data.",
     )
     probe_weight: float = HfArg(
         default=0.02,
