@@ -6,16 +6,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from ec_hf._version import __version__
-from ec_hf.audit import audit  # light; later, the import system would put the module of that name in its place
+from ec_hf.auditing.audit import audit
 
 if TYPE_CHECKING:
-    from ec_hf.config import ECConfig
-    from ec_hf.data import split
-    from ec_hf.heads import ECHeads
-    from ec_hf.hub import load_report, push
-    from ec_hf.report import AuditReport
-    from ec_hf.requests import ForgetRequest
-    from ec_hf.trainer import ECTrainer
+    from ec_hf.auditing.audit import audit
+    from ec_hf.auditing.report import AuditReport
+    from ec_hf.data.requests import ForgetRequest
+    from ec_hf.data.splitting import split
+    from ec_hf.models.heads import ECHeads
+    from ec_hf.publishing.hub import load_report, push
+    from ec_hf.training.config import ECConfig
+    from ec_hf.training.trainer import ECTrainer
 
 __all__ = [
     "AuditReport",
@@ -31,14 +32,15 @@ __all__ = [
 ]
 
 _HOMES = {
-    "AuditReport": "report",
-    "ECConfig": "config",
-    "ECHeads": "heads",
-    "ECTrainer": "trainer",
-    "ForgetRequest": "requests",
-    "load_report": "hub",
-    "push": "hub",
-    "split": "data",
+    "AuditReport": "auditing.report",
+    "ECConfig": "training.config",
+    "ECHeads": "models.heads",
+    "ECTrainer": "training.trainer",
+    "ForgetRequest": "data.requests",
+    "audit": "auditing.audit",
+    "load_report": "publishing.hub",
+    "push": "publishing.hub",
+    "split": "data.splitting",
 }
 
 

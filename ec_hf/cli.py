@@ -109,7 +109,7 @@ class AuditArguments:
 
 def audit_command(argv: Sequence[str]) -> None:
     """``ec-hf audit``: runs the audit, prints it, and writes audit.json, report.html and figures."""
-    from ec_hf.audit import AuditSettings
+    from ec_hf.auditing.settings import AuditSettings
 
     what, settings = parse(AuditArguments, AuditSettings, argv=argv, description=_AUDIT, prog="ec-hf audit")
     if missing := [f"--{name}" for name in ("original", "unlearned", "dataset_name") if not getattr(what, name)]:
@@ -124,11 +124,11 @@ def audit_command(argv: Sequence[str]) -> None:
 
     from accelerate import PartialState
 
-    from ec_hf.audit import audit
+    from ec_hf.auditing.audit import audit
     from ec_hf.command import public
-    from ec_hf.data import four_splits
-    from ec_hf.loading import load_images, train_and_test
-    from ec_hf.requests import ForgetRequest
+    from ec_hf.data.requests import ForgetRequest
+    from ec_hf.data.sources import load_images, train_and_test
+    from ec_hf.data.splitting import four_splits
 
     request = ForgetRequest.load(what.forget_request) if what.forget_request else ForgetRequest(what.forget_classes)
     state = PartialState(cpu=what.use_cpu)
@@ -150,7 +150,7 @@ def audit_command(argv: Sequence[str]) -> None:
     if state.is_main_process:
         from rich.console import Console
 
-        from ec_hf.verdict import verdict
+        from ec_hf.reporting.verdict import verdict
 
         write_audit(report, folder, splits=splits if what.show_images else None, image_column=what.image_column)
         console = Console()
@@ -168,13 +168,13 @@ def write_audit(report: Any, folder: str | Path, *, splits: Any = None, image_co
         report: the `AuditReport`.
         folder: made where it is missing.
         splits: the splits that were audited, where report.html (and nothing else) may show images of them.
-        image_column: as for `ec_hf.data.find_image_column`.
+        image_column: as for `ec_hf.data.columns.find_image_column`.
     """
     from datasets import concatenate_datasets
 
-    from ec_hf.data import find_image_column
-    from ec_hf.figures import save_figures
-    from ec_hf.page import write_page
+    from ec_hf.data.columns import find_image_column
+    from ec_hf.reporting.figures import save_figures
+    from ec_hf.reporting.page import write_page
 
     folder, images = Path(folder), None
     folder.mkdir(parents=True, exist_ok=True)
@@ -199,7 +199,7 @@ def _named(texts: Sequence[str]) -> str | dict[str, str]:
 
 def card_command(argv: Sequence[str]) -> None:
     """``ec-hf card``: writes the card of a finished model folder into it."""
-    from ec_hf.disclosure import DETAILS
+    from ec_hf.publishing.disclosure import DETAILS
 
     description = "Write the README.md of a finished model folder."
     parser = ArgumentParser(prog="ec-hf card", description=description, formatter_class=_Formatter)
@@ -211,7 +211,7 @@ def card_command(argv: Sequence[str]) -> None:
     options = vars(parser.parse_args(argv))
     folder, overwrite = options.pop("folder"), options.pop("overwrite")
 
-    from ec_hf.card import card
+    from ec_hf.publishing.card import card
 
     text, path = card(folder, **options), folder / "README.md"
     if path.exists() and path.read_text(encoding="utf-8") != text and not overwrite:
@@ -222,7 +222,7 @@ def card_command(argv: Sequence[str]) -> None:
 
 def push_command(argv: Sequence[str]) -> None:
     """``ec-hf push``: publishes a finished model folder, or writes what would be published into another folder."""
-    from ec_hf.disclosure import DETAILS
+    from ec_hf.publishing.disclosure import DETAILS
 
     parser = ArgumentParser(prog="ec-hf push", description=_PUSH, formatter_class=_Formatter)
     parser.add_argument("folder", help="what a recipe or ECTrainer.save_model wrote; it is not changed")
@@ -248,7 +248,7 @@ def push_command(argv: Sequence[str]) -> None:
     options = vars(parser.parse_args(argv))
     folder, repo_id, destination = (options.pop(name) for name in ("folder", "repo_id", "export_to"))
 
-    from ec_hf.hub import export, push
+    from ec_hf.publishing.hub import export, push
 
     if destination:
         chosen = {name: options[name] for name in ("manifest_detail", "finish", "with_heads", "license", "readme")}
@@ -266,7 +266,6 @@ _PUSH = """Publish a finished model folder on the Hub, with its card.
     ec-hf push FOLDER --export_to NEW_FOLDER
 
 The token is that of `hf auth login` or of the environment variable HF_TOKEN."""
-
 
 _AUDIT = """What does an unlearned image classifier still know of what it was to forget?
 

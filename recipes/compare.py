@@ -36,15 +36,17 @@ from torch.utils.data import ConcatDataset
 from transformers import PreTrainedModel
 
 from ec_hf import ECConfig, ECTrainer, ForgetRequest, split
-from ec_hf.audit import audit
-from ec_hf.batches import ImageCollator, collator_for
-from ec_hf.data import find_label_column, four_splits
-from ec_hf.loading import load_images, load_model, train_and_test
+from ec_hf.auditing.audit import audit
+from ec_hf.auditing.relearning import relearn
+from ec_hf.auditing.report import AuditReport
+from ec_hf.data.columns import find_label_column
+from ec_hf.data.sources import load_images, train_and_test
+from ec_hf.data.splitting import four_splits
 from ec_hf.metrics import linear_cka, relearning_area
+from ec_hf.models.inputs import ImageCollator, collator_for
+from ec_hf.models.loading import load_model
+from ec_hf.models.points import describe_hidden_states, hidden_state_kwargs, pool, select_points, take
 from ec_hf.objectives import get_objective
-from ec_hf.points import describe_hidden_states, hidden_state_kwargs, pool, select_points, take
-from ec_hf.recovery import relearn
-from ec_hf.report import AuditReport
 
 QUIET = {"eval_strategy": "no", "eval_on_start": False, "save_strategy": "no", "report_to": [], "disable_tqdm": True}
 METRICS = ("accuracy", "linear_cka", "linear_probe", "knn", "mia_loss", "mia_confidence")

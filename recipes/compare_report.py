@@ -14,8 +14,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from ec_hf.figures import RC, STYLES, render
 from ec_hf.objectives import get_objective
+from ec_hf.reporting.figures import RC, STYLES, render
 
 Lines = Sequence[Mapping[str, Any]]
 LOOKS = {  # colours of Okabe and Ito

@@ -32,16 +32,19 @@ from transformers.hf_argparser import HfArg
 from transformers.utils import logging
 
 from ec_hf import ECConfig, ECTrainer, ForgetRequest, audit, split
-from ec_hf.card import card
+from ec_hf.auditing.earlier import checked_again
+from ec_hf.auditing.subjects import info
 from ec_hf.cli import parse, write_audit
 from ec_hf.command import public
-from ec_hf.data import find_label_column, four_splits, manifest
-from ec_hf.heads import FOLDER
-from ec_hf.history import checked_again, earlier_manifests, earlier_requests
-from ec_hf.hub import PushError
-from ec_hf.loading import load_images, load_model, train_and_test
-from ec_hf.subjects import info
-from ec_hf.verdict import verdict
+from ec_hf.data.columns import find_label_column
+from ec_hf.data.manifests import earlier_manifests, earlier_requests, manifest
+from ec_hf.data.sources import load_images, train_and_test
+from ec_hf.data.splitting import four_splits
+from ec_hf.models.heads import FOLDER
+from ec_hf.models.loading import load_model
+from ec_hf.publishing.card import card
+from ec_hf.publishing.hub import PushError
+from ec_hf.reporting.verdict import verdict
 from train_original import train_original
 
 UNNAMED = "trainer_output"  # what TrainingArguments calls the folder where none was named

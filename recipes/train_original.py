@@ -39,10 +39,11 @@ from transformers import (
 from transformers.hf_argparser import HfArg
 
 from ec_hf import ForgetRequest, split
-from ec_hf.batches import ImageCollator
 from ec_hf.cli import parse
-from ec_hf.data import find_image_column, find_label_column
-from ec_hf.loading import load_images, new_like, train_and_test
+from ec_hf.data.columns import find_image_column, find_label_column
+from ec_hf.data.sources import load_images, train_and_test
+from ec_hf.models.inputs import ImageCollator
+from ec_hf.models.loading import new_like
 
 
 @dataclass

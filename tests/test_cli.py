@@ -7,11 +7,11 @@ import subprocess
 import sys
 
 import pytest
-from conftest import make_images, make_model, make_processor
 from datasets import DatasetDict
+from helpers.models import make_images, make_model, make_processor
 
 from ec_hf import cli
-from ec_hf.report import AuditReport
+from ec_hf.auditing.report import AuditReport
 
 
 @pytest.fixture(scope="module")

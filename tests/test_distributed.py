@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ec_hf.distributed import gather, gather_with_grad, rank_offset
-from ec_hf.losses import CONTRASTS, Contrast, global_contrast
+from ec_hf.losses.contrast import CONTRASTS, Contrast, global_contrast
 
 WORLD = 2
 LABELS = {

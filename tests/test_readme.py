@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from conftest import make_images, make_model, make_processor
+from helpers.models import make_images, make_model, make_processor
 from transformers import AutoModelForImageClassification
 
 from ec_hf import objectives

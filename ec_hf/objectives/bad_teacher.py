@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ec_hf.loading import new_like
-from ec_hf.losses import distillation
-from ec_hf.objectives import Objective, Setting, Step
+from ec_hf.losses.distillation import distillation
+from ec_hf.models.loading import new_like
+from ec_hf.objectives.base import Objective, Setting, Step
 from ec_hf.objectives.checks import not_negative, positive, prepared
 
 __all__ = ["BadTeacher"]

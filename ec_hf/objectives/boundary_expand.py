@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ec_hf.losses import cross_entropy
-from ec_hf.objectives import Setting, Step
+from ec_hf.losses.distillation import cross_entropy
+from ec_hf.objectives.base import Setting, Step
 from ec_hf.objectives.checks import prepared
 from ec_hf.objectives.plus_retain import PlusRetain
 

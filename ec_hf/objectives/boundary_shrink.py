@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ec_hf.losses import cross_entropy, hide_classes
-from ec_hf.objectives import Step
+from ec_hf.losses.distillation import cross_entropy, hide_classes
+from ec_hf.objectives.base import Step
 from ec_hf.objectives.checks import not_negative
 from ec_hf.objectives.plus_retain import PlusRetain
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any, TypeVar
 
-from ec_hf.objectives import Objective
+from ec_hf.objectives.base import Objective
 
 __all__ = ["not_negative", "positive", "prepared", "share"]
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from ec_hf.losses import check_contrast, global_contrast
-from ec_hf.objectives import Step
+from ec_hf.losses.contrast import check_contrast, global_contrast
+from ec_hf.objectives.base import Step
 from ec_hf.objectives.plus_retain import PlusRetain
 
 __all__ = ["Contrastive"]
@@ -22,7 +22,7 @@ class Contrastive(PlusRetain):
     here are this project's choice by measurement.
 
     Args:
-        form: a name of `ec_hf.losses.CONTRASTS`.
+        form: a name of `ec_hf.losses.contrast.CONTRASTS`.
         temperature: τ > 0.
         detach_retain: whether the contrast moves forget features alone; published: both.
         retain_weight: λ ≥ 0.

@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ec_hf.distributed import gather_with_grad, rank_generator, rank_offset
-from ec_hf.losses import cross_entropy, similarity
-from ec_hf.objectives import Objective, Step
+from ec_hf.losses.contrast import similarity
+from ec_hf.losses.distillation import cross_entropy
+from ec_hf.objectives.base import Objective, Step
 from ec_hf.objectives.checks import not_negative, positive
 
 __all__ = ["CoUn", "augment", "nt_xent"]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ec_hf.objectives import Objective, Setting, Step
+from ec_hf.objectives.base import Objective, Setting, Step
 from ec_hf.objectives.checks import share
 from ec_hf.objectives.projection import Layer, layer_inputs, linear_layers, remove_directions
 

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ec_hf.losses import cross_entropy, similarity
-from ec_hf.objectives import Objective, Setting, Step
+from ec_hf.losses.contrast import similarity
+from ec_hf.losses.distillation import cross_entropy
+from ec_hf.objectives.base import Objective, Setting, Step
 from ec_hf.objectives.checks import not_negative, positive, prepared
 
 __all__ = ["Duck", "class_centroids", "distance_to_nearest_wrong"]

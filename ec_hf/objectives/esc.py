@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ec_hf.finish import logit_layers
-from ec_hf.objectives import Objective, Setting, Step
+from ec_hf.models.finish import logit_layers
+from ec_hf.objectives.base import Objective, Setting, Step
 from ec_hf.objectives.projection import layer_inputs, remove_directions
 
 __all__ = ["Esc"]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ec_hf.losses import cross_entropy
-from ec_hf.objectives import Objective, Step
+from ec_hf.losses.distillation import cross_entropy
+from ec_hf.objectives.base import Objective, Step
 
 __all__ = ["Finetune"]
 

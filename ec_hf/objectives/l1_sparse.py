@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ec_hf.heads import FOLDER
-from ec_hf.losses import cross_entropy
-from ec_hf.objectives import Objective, Step
+from ec_hf.losses.distillation import cross_entropy
+from ec_hf.models.heads import FOLDER
+from ec_hf.objectives.base import Objective, Step
 from ec_hf.objectives.checks import not_negative, share
 
 __all__ = ["L1Sparse"]

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from ec_hf.losses import cross_entropy
-from ec_hf.objectives import Objective, Step
+from ec_hf.losses.distillation import cross_entropy
+from ec_hf.objectives.base import Objective, Step
 from ec_hf.objectives.checks import not_negative
 
 __all__ = ["PlusRetain"]

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ec_hf.losses import cross_entropy, hide_classes
-from ec_hf.objectives import Step
+from ec_hf.losses.distillation import cross_entropy, hide_classes
+from ec_hf.objectives.base import Step
 from ec_hf.objectives.plus_retain import PlusRetain
 
 __all__ = ["PseudoLabel"]

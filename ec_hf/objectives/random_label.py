@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from ec_hf.distributed import rank_generator
-from ec_hf.losses import cross_entropy
-from ec_hf.objectives import Step
+from ec_hf.losses.distillation import cross_entropy
+from ec_hf.objectives.base import Step
 from ec_hf.objectives.plus_retain import PlusRetain
 
 __all__ = ["RandomLabel", "random_labels"]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ec_hf.loading import new_like
-from ec_hf.objectives import Setting
+from ec_hf.models.loading import new_like
+from ec_hf.objectives.base import Setting
 from ec_hf.objectives.finetune import Finetune
 
 __all__ = ["Retrain"]

@@ -13,7 +13,7 @@ __all__ = ["Saliency"]
 class Saliency(RandomLabel):
     """Random labels, with only the half of the weights that matter most to the forget set free to move.
 
-    The loss is that of `RandomLabel`, with its settings; the mask is `ec_hf.saliency`, whose share
+    The loss is that of `RandomLabel`, with its settings; the mask is `ec_hf.training.saliency`, whose share
     `ECConfig(saliency=...)` changes, and which any other objective can have by that setting too.
 
     Published settings: half of the weights, and those of random labels.

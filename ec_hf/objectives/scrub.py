@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ec_hf.losses import cross_entropy, distillation
-from ec_hf.objectives import Objective, Step
+from ec_hf.losses.distillation import cross_entropy, distillation
+from ec_hf.objectives.base import Objective, Step
 from ec_hf.objectives.checks import not_negative, positive
 
 __all__ = ["Scrub", "maximises"]

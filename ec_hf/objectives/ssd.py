@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
 
-from ec_hf.objectives import Objective, Setting, Step
+from ec_hf.objectives.base import Objective, Setting, Step
 from ec_hf.objectives.checks import positive
 
 __all__ = ["Ssd", "importance"]

@@ -22,11 +22,11 @@ from PIL import Image as Pil
 from torch.utils.data import DataLoader
 
 from ec_hf import ForgetRequest, metrics
-from ec_hf.audit import audit
-from ec_hf.batches import ImageCollator
-from ec_hf.data import four_splits
-from ec_hf.points import SupervisionPoint, describe_hidden_states
-from ec_hf.subjects import Subject
+from ec_hf.auditing.audit import audit
+from ec_hf.auditing.subjects import Subject
+from ec_hf.data.splitting import four_splits
+from ec_hf.models.inputs import ImageCollator
+from ec_hf.models.points import SupervisionPoint, describe_hidden_states
 
 SHAPES = {
     "small": {"image_size": 224, "patch_size": 16, "hidden_size": 384, "num_hidden_layers": 12},

@@ -41,10 +41,10 @@ def set_weights(model: torch.nn.Module) -> None:
 
 def trajectory(family: str, method: str, folder: str | Path) -> dict[str, Any]:
     """Run one erasure and return its numbers."""
-    from conftest import make_images, make_model, make_processor
+    from helpers.models import make_images, make_model, make_processor
 
     from ec_hf import ECConfig, ECHeads, ECTrainer, ForgetRequest, split
-    from ec_hf.points import classifier_pooling, describe_hidden_states, select_points
+    from ec_hf.models.points import classifier_pooling, describe_hidden_states, select_points
 
     parts = split(make_images(), ForgetRequest(classes=["bee", "dog"]))
     model = make_model(family).double()

@@ -1,0 +1,1 @@
+"""What models still know of a forget set: asked once, measured, kept as data."""

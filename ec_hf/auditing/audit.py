@@ -1,0 +1,91 @@
+"""`audit`: what models still know of a forget set, layer by layer, in one pass over the images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ec_hf.auditing.settings import AuditSettings
+
+if TYPE_CHECKING:  # what computes is imported when an audit starts, so that a command line answers at once
+    from datasets import Dataset
+    from transformers import PreTrainedModel
+
+    from ec_hf.auditing.report import AuditReport
+    from ec_hf.data.requests import ForgetRequest
+
+__all__ = ["audit"]
+
+
+def audit(
+    original: PreTrainedModel | str | Path,
+    unlearned: PreTrainedModel | str | Path | Mapping[str, PreTrainedModel | str | Path],
+    *,
+    retrained: PreTrainedModel | str | Path | None = None,
+    train: Dataset | None = None,
+    test: Dataset | None = None,
+    request: ForgetRequest | None = None,
+    splits: Mapping[str, Dataset] | None = None,
+    downstream: Dataset | Mapping[str, Dataset] | None = None,
+    processor: Any = None,
+    dataset_name: str | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    id_column: str | None = None,
+    **settings: Any,
+) -> AuditReport:
+    """Measures what is left of a forget set in any unlearned image classifier, in its output and layer by layer.
+
+    All models see an image together and once; accuracy, CKA, probes, k-NN, membership inference and the rest are fed
+    from that one pass. Started on several processes, they share the images and all return the same report.
+
+    Args:
+        original: the model before unlearning: a model, or a Hub id, local folder or timm name.
+        unlearned: the model after it, or several by name: ``{"ec": ..., "delete": ...}``.
+        retrained: a model trained without the forget set, the best reference there is. Without it a model of random
+            weights joins as a floor.
+        train: the data that the original was trained on.
+        test: held-out data of the same form.
+        request: what was to be forgotten of them.
+        splits: in place of train and test, the four parts themselves: forget_train, retain_train, forget_test,
+            retain_test; any may be missing or empty but not all forgotten ones.
+        downstream: other labelled images, for k-NN on frozen features: a dataset, which is divided at random 80 to 20
+            with seed 2 as UUEF does, or ``{"train": ..., "test": ...}``.
+        processor: image processor of all models, or of some by name; comes along with a model that is given by name.
+        dataset_name: for the report.
+        image_column: as for `ec_hf.models.inputs.collator_for`.
+        label_column: as for `ec_hf.models.inputs.collator_for`.
+        id_column: as for `ec_hf.split`.
+        **settings: fields of `AuditSettings`.
+
+    Returns:
+        The report: every number with direction, chance level, image count and, where a sample matters, a 95 %
+        interval. What could not be measured stands in its notes.
+
+    Raises:
+        TypeError: for unknown settings, and for inputs of the wrong type.
+        ValueError: for inputs that do not fit each other: label sets, image sizes, requests, splits. All of it before
+            the pass begins.
+
+    Example:
+        >>> report = audit("me/vit", "me/vit-forgot-cats", train=train, test=test, request=request)  # doctest: +SKIP
+        >>> report.save("audit.json")  # doctest: +SKIP
+    """
+    chosen = AuditSettings(**settings)
+    from ec_hf.auditing.run import parts_of, report_of
+
+    parts = parts_of(train, test, request, splits, label_column, id_column)
+    return report_of(
+        chosen,
+        original,
+        unlearned,
+        retrained,
+        parts,
+        request,
+        downstream,
+        processor=processor,
+        dataset_name=dataset_name,
+        image_column=image_column,
+        label_column=label_column,
+    )

@@ -1,0 +1,50 @@
+"""Earlier requests asked again: does the model still not know what it was made to forget before?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from accelerate import PartialState
+from datasets import Dataset
+from transformers import PreTrainedModel
+
+from ec_hf.auditing.report import Measurement
+from ec_hf.models.inputs import ImageCollator
+
+__all__ = ["checked_again"]
+
+
+def checked_again(
+    sets: Mapping[str, Dataset],
+    models: Mapping[str, PreTrainedModel],
+    collator: ImageCollator,
+    *,
+    label_column: str | None = None,
+    batch_size: int = 64,
+    seed: int = 0,
+) -> list[Measurement]:
+    """Accuracy of models on the forget sets of earlier requests, for the measurements of an `AuditReport`.
+
+    Started on several processes, they share the images and all return the same.
+
+    Args:
+        sets: by name, as `split` makes them of `earlier_requests`; the measurements have the name as their `split`.
+        models: by their names in the report.
+        collator: makes ``pixel_values`` and ``labels`` for all of them.
+        label_column: as for `split`.
+        batch_size: images a batch and process.
+        seed: of the bootstrap.
+    """
+    from ec_hf.auditing.forward import collect, evaluating
+    from ec_hf.auditing.measure import mean
+    from ec_hf.auditing.subjects import Subject, labels_of
+
+    subjects = {name: Subject(model, collator) for name, model in models.items()}
+    rows, no_features = [], np.empty(0, dtype=int)
+    with evaluating(models.values(), PartialState().device):
+        for name, part in sets.items():
+            labels = labels_of(part, collator, label_column)
+            found = collect(subjects, part, labels, no_features, batch_size=batch_size, name=name)
+            rows += [mean("accuracy", each, found.outputs[each]["hit"], seed, split=name) for each in models]
+    return rows

@@ -1,0 +1,215 @@
+"""`AuditReport`: what an audit found, as plain values that go to JSON and back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+__all__ = ["SCHEMA_VERSION", "AuditReport", "Measurement", "ModelInfo", "RelearningCurve", "Retrieval"]
+
+SCHEMA_VERSION = 1
+FORGET_SPLITS = ("forget_train", "forget_test")
+SPLITS = ("forget_train", "retain_train", "forget_test", "retain_test")
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One number, with everything that is needed to read it.
+
+    Attributes:
+        metric: key of `ec_hf.metrics.METRICS`, which holds direction, range, formula and source.
+        model: name of the model in `AuditReport.models`.
+        value: the number; None where it is not defined, and then `note` says why.
+        split: "forget_train", "retain_train", "forget_test", "retain_test" or "downstream"; None for summary scores.
+        layer: hidden state ("hidden_states.3") or "logits"; None for figures of the model's output.
+        reference: name of the model that it is compared with, where the metric compares.
+        low: lower end of the 95 % interval over images, where there is one.
+        high: upper end of it.
+        chance: what a model without any knowledge would get, where that is known.
+        count: number of images it was measured on.
+        note: a stated degradation, such as a sample that was too small.
+    """
+
+    metric: str
+    model: str
+    value: float | None
+    split: str | None = None
+    layer: str | None = None
+    reference: str | None = None
+    low: float | None = None
+    high: float | None = None
+    chance: float | None = None
+    count: int | None = None
+    note: str | None = None
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """Which model a name in the report stands for.
+
+    Attributes:
+        id: Hub id, or None for a local folder or a model in memory.
+        revision: commit on the Hub.
+        architecture: class name of the model.
+        parameters: number of parameters.
+        role: what it is in the report: "original", "unlearned", "retrained" or "floor" (random weights).
+    """
+
+    architecture: str
+    parameters: int
+    role: str
+    id: str | None = None
+    revision: str | None = None
+
+
+@dataclass(frozen=True)
+class RelearningCurve:
+    """Accuracy on held-out forget images while a model is fine-tuned on a small forget sample.
+
+    Attributes:
+        model: name of the model.
+        mode: "head" (classifier only) or "full".
+        steps: optimiser steps, ascending from 0.
+        accuracy: accuracy (a share) after each of them.
+        settings: learning rate, batch size, images of the sample, seed.
+    """
+
+    model: str
+    mode: str
+    steps: list[int]
+    accuracy: list[float]
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Retrieval:
+    """The images that a model's deepest features find nearest to one forget image; rows, not images.
+
+    Attributes:
+        model: name of the model.
+        query: row of the query in the split "forget_test".
+        query_label: its label id.
+        neighbours: rows in the test set "forget_test" followed by "retain_test", nearest first, the query left out.
+        labels: label ids of the neighbours.
+    """
+
+    model: str
+    query: int
+    query_label: int
+    neighbours: list[int]
+    labels: list[int]
+
+
+@dataclass
+class AuditReport:
+    """What an audit found.
+
+    Attributes:
+        models: the models by name, in the order of the report's columns.
+        layers: names of all hidden states, shallow to deep.
+        measurements: every number, in long form; `find` and `value` select.
+        dataset: name, number of images by split, class names in the order of the label ids.
+        request: hash and summary of the forget request, and "classes": label ids where whole classes go, else [].
+        references: in words, what the models are compared with and what that can and cannot show.
+        notes: in words, what could not be measured, and why.
+        confusion: model -> true forgotten class -> predicted class -> number of forget test images (class names).
+        relearning: curves, where they were asked for.
+        retrievals: nearest images of a few forget images.
+        embedding: t-SNE of pooled deepest features: {"labels": [...], "points": {model: [[x, y], ...]}}; label ids.
+        settings: of the audit: sample sizes, seed, pooling, modes.
+        seconds: wall time by part.
+        versions: of the packages.
+        schema_version: of this layout.
+    """
+
+    models: dict[str, ModelInfo] = field(default_factory=dict)
+    layers: list[str] = field(default_factory=list)
+    measurements: list[Measurement] = field(default_factory=list)
+    dataset: dict[str, Any] = field(default_factory=dict)
+    request: dict[str, Any] = field(default_factory=dict)
+    references: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    confusion: dict[str, dict[str, dict[str, int]]] = field(default_factory=dict)
+    relearning: list[RelearningCurve] = field(default_factory=list)
+    retrievals: list[Retrieval] = field(default_factory=list)
+    embedding: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    schema_version: int = SCHEMA_VERSION
+
+    def find(self, metric: str | None = None, **wanted: Any) -> Iterator[Measurement]:
+        """The measurements whose fields equal those given; a field that is not given may be anything."""
+        wanted |= {"metric": metric} if metric else {}
+        return (each for each in self.measurements if all(getattr(each, k) == v for k, v in wanted.items()))
+
+    def value(self, metric: str, **wanted: Any) -> float | None:
+        """The value of the first measurement that `find` gives; None where there is none."""
+        return next((each.value for each in self.find(metric, **wanted)), None)
+
+    def profile(self, metric: str, **wanted: Any) -> dict[str, float | None]:
+        """Layer -> value of a layer-wise metric, shallow to deep, for the layers where it was measured."""
+        found = {each.layer: each.value for each in self.find(metric, **wanted)}
+        return {layer: found[layer] for layer in [*self.layers, "logits"] if layer in found}
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain JSON values; empty fields of a measurement are left out."""
+        data = asdict(self)
+        data["measurements"] = [
+            {k: v for k, v in row.items() if v is not None or k == "value"} for row in data["measurements"]
+        ]
+        return data
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> AuditReport:
+        """Builds a report from `to_dict()`; keys that this version does not know are refused.
+
+        Raises:
+            ValueError: another schema version, or unknown keys.
+        """
+        version = data.get("schema_version")
+        if version != SCHEMA_VERSION:
+            raise ValueError(
+                f"audit report of schema version {version!r}: this version of ec_hf reads {SCHEMA_VERSION}"
+            )
+        if unknown := set(data) - {each.name for each in fields(cls)}:
+            raise ValueError(f"unknown keys in the audit report: {sorted(unknown)}")
+        lists = {"measurements": Measurement, "relearning": RelearningCurve, "retrievals": Retrieval}
+        try:
+            parts = {name: [kind(**row) for row in data.get(name, [])] for name, kind in lists.items()}
+            models = {name: ModelInfo(**info) for name, info in data.get("models", {}).items()}
+        except TypeError as error:
+            raise ValueError(f"this is no audit report: {error}") from error
+        return cls(**{**data, **parts, "models": models})
+
+    def to_markdown(self) -> str:
+        """Its tables as Markdown; see `ec_hf.reporting.tables`."""
+        from ec_hf.reporting.tables import to_markdown
+
+        return to_markdown(self)
+
+    def __rich__(self) -> Any:
+        """Its main tables, as `rich` prints them in a terminal; see `ec_hf.reporting.tables`."""
+        from ec_hf.reporting.tables import to_rich
+
+        return to_rich(self)
+
+    def save(self, path: str | Path) -> None:
+        """Writes the report as JSON; NaN and infinity are refused, for they are not JSON."""
+        text = json.dumps(self.to_dict(), indent=1, allow_nan=False)
+        Path(path).write_text(text + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path) -> AuditReport:
+        """Reads a report; the message of an error names the file.
+
+        Raises:
+            ValueError: the file is no JSON or no report of this schema version.
+        """
+        try:
+            return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error

@@ -1,0 +1,1 @@
+"""Requests, and the forget and retain parts that they make of a dataset."""

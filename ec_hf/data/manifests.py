@@ -1,0 +1,200 @@
+"""Forget manifests: the record of a request that can be checked later, and those of earlier requests."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets import Dataset
+from huggingface_hub.errors import LocalEntryNotFoundError
+
+from ec_hf.data.columns import class_names_of, find_label_column, read_column
+from ec_hf.data.requests import ForgetRequest
+from ec_hf.data.splitting import forget_mask, id_values, split
+from ec_hf.files import find_file
+
+__all__ = ["MANIFEST", "earlier_manifests", "earlier_requests", "manifest", "whole_classes", "wholly_forgotten"]
+
+MANIFEST = "forget_manifest.json"
+
+
+def manifest(
+    dataset: Dataset,
+    request: ForgetRequest,
+    parts: Mapping[str, Dataset],
+    *,
+    label_column: str | None = None,
+    id_column: str | None = None,
+    name: str | None = None,
+    history: Sequence[Mapping[str, Any]] = (),
+) -> dict[str, Any]:
+    r"""Record of a split that can be checked later without the images, as JSON types.
+
+    `forget_rows_sha256` hashes the ids of all forgotten rows: their values of `id_column`, or without one their row
+    indices in `dataset`. The ids are sorted (numbers by value, text by code point, nulls last), a repeated id stays
+    repeated, and each is written as one JSON value and a newline, in UTF-8: rows 3 and 7 hash `b"3\n7\n"`, ids
+    "a" and "b" hash `b'"a"\n"b"\n'`.
+
+    Args:
+        dataset: the dataset that was split.
+        request: the request it was split by.
+        parts: what `split` returned.
+        label_column: where labels stand; found by `find_label_column` when not given.
+        id_column: as given to `split`.
+        name: the dataset's name, such as its Hub id; taken from its info when not given.
+        history: manifests of the requests that the model met before (`ec_hf.data.manifests.earlier_manifests`).
+
+    Raises:
+        ValueError: when `parts` is not what the request makes of `dataset`.
+    """
+    mask = forget_mask(dataset, request, label_column, id_column, allow_empty=True)
+    sizes = {part: len(parts[part]) for part in ("forget", "retain")}
+    expected = {"forget": int(mask.sum()), "retain": int((~mask).sum())}
+    if sizes != expected:
+        raise ValueError(f"the parts hold {sizes} rows but this request makes {expected} of this dataset: split anew")
+    ids = pa.array(np.flatnonzero(mask)) if id_column is None else id_values(dataset, id_column).filter(pa.array(mask))
+    return {
+        "schema_version": 1,
+        "dataset": {
+            "name": name or dataset.info.dataset_name or dataset.info.builder_name,
+            "fingerprint": dataset._fingerprint,
+            "rows": len(dataset),
+        },
+        "request": {"hash": request.content_hash, "summary": request.summary(), "content": request.to_dict()},
+        "parts": {
+            part: {"rows": size, "per_class": _per_class(parts[part], find_label_column(dataset, label_column))}
+            for part, size in sizes.items()
+        },
+        "forget_rows_sha256": _sorted_ids_sha256(ids),
+        **({"history": [dict(earlier) for earlier in history]} if history else {}),
+    }
+
+
+def earlier_manifests(
+    name_or_path: str | Path, *, revision: str | None = None, token: str | bool | None = None
+) -> list[dict[str, Any]]:
+    """The manifests of all requests that a model has met, oldest first: the `history` of its next one.
+
+    Args:
+        name_or_path: local folder or Hub id of the model that a new request is applied to.
+        revision: branch, tag or commit on the Hub.
+        token: Hub token, or True for the stored one.
+
+    Returns:
+        Flat manifests, each without a history of its own and, where the run is on record, with its `date`; none for a
+        model that never unlearned.
+
+    Raises:
+        FileNotFoundError: when there is no such model.
+        ValueError: when its manifest cannot be read.
+    """
+    try:
+        path = find_file(name_or_path, MANIFEST, revision=revision, token=token)
+    except FileNotFoundError as error:
+        if not isinstance(error.__cause__, LocalEntryNotFoundError):
+            raise
+        path = None
+        warnings.warn(
+            f"without a connection to the Hub it is not known what {str(name_or_path)!r} was made to forget before: "
+            "the history starts with this request",
+            stacklevel=2,
+        )
+    if path is None:
+        return []
+    try:
+        last = json.loads(path.read_text(encoding="utf-8"))
+        earlier = last.pop("history", [])
+        record = find_file(name_or_path, "ec_config.json", revision=revision, token=token)
+        date = json.loads(record.read_text(encoding="utf-8")).get("date") if record else None
+        return [*earlier, last | ({"date": date} if date else {})]
+    except (AttributeError, ValueError) as error:
+        raise ValueError(f"{path} is no forget manifest: {error}") from error
+
+
+def whole_classes(manifest: Mapping[str, Any]) -> int | None:
+    """Of how many classes a request left no row to retain; None where the manifest does not tell."""
+    forget, retain = manifest["parts"]["forget"], manifest["parts"]["retain"]
+    if "per_class" in forget and "per_class" in retain:
+        return len(set(forget["per_class"]) - set(retain["per_class"]))
+    return forget.get("whole_classes")
+
+
+def wholly_forgotten(document: Mapping[str, Any]) -> list[str]:
+    """Names of the classes of which a manifest's request left no row; none where it does not name classes."""
+    forget, retain = (document["parts"][part].get("per_class") or {} for part in ("forget", "retain"))
+    return [name for name in forget if name not in retain]
+
+
+def earlier_requests(
+    history: Sequence[Mapping[str, Any]],
+    dataset: Dataset,
+    *,
+    label_column: str | None = None,
+    id_column: str | None = None,
+) -> tuple[dict[str, ForgetRequest], list[str]]:
+    """The earlier requests themselves: what they name belongs into no retain set, and an audit looks at it again.
+
+    A request is given only where the rows that it names are proved to be those of the time, by `forget_rows_sha256` of
+    its manifest.
+
+    Args:
+        history: manifests, as from `earlier_manifests`.
+        dataset: the training set, the same one for all requests.
+        label_column: as for `split`.
+        id_column: as for `split`; the hash is over its values, so it must be the one of that time.
+
+    Returns:
+        Requests by name ("request 1", counted from the oldest), and a sentence on each that cannot be had.
+    """
+    requests, notes = {}, []
+    columns: dict[str, Any] = {"label_column": label_column, "id_column": id_column}
+    for number, document in enumerate(history, start=1):
+        name = f"request {number}"
+        why = "what its manifest tells does not name the same rows in this data set"
+        try:
+            request = _request(document)
+            if request is None:
+                why = f"its published manifest (detail {document.get('detail')!r}) does not say what it named"
+            else:
+                parts = split(dataset, request, **columns)
+                found = manifest(dataset, request, parts, **columns)
+                if found["forget_rows_sha256"] == document["forget_rows_sha256"]:
+                    requests[name] = request
+                    continue
+        except (TypeError, ValueError):  # classes or rows that are not there
+            pass
+        notes.append(
+            f"The earlier {name} ({document['request']['hash'][:12]}) cannot be checked again: {why}. Rows that it "
+            "named count as retained and may be learnt again, unless the new request names them too."
+        )
+    return requests, notes
+
+
+def _request(document: Mapping[str, Any]) -> ForgetRequest | None:
+    """The request of a manifest: as it was written, else by the names of the classes that it took away."""
+    if "content" in document["request"]:
+        return ForgetRequest.from_dict(document["request"]["content"])
+    classes = wholly_forgotten(document)
+    return ForgetRequest(classes=classes) if classes else None
+
+
+def _per_class(part: Dataset, label_column: str) -> dict[str, int]:
+    names = class_names_of(part, label_column)
+    counts = {entry["values"]: entry["counts"] for entry in read_column(part, label_column).value_counts().to_pylist()}
+    in_order = sorted(counts, key=lambda value: (value is None, value))
+    return {names.get(value, str(value)): counts[value] for value in in_order}
+
+
+def _sorted_ids_sha256(ids: pa.ChunkedArray | pa.Array, block: int = 65536) -> str:
+    ids, digest = ids.take(pc.sort_indices(ids)), hashlib.sha256()
+    for start in range(0, len(ids), block):
+        lines = (json.dumps(value, ensure_ascii=False) + "\n" for value in ids.slice(start, block).to_pylist())
+        digest.update("".join(lines).encode())
+    return digest.hexdigest()

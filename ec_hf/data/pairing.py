@@ -1,0 +1,146 @@
+"""Paired batches: forget images first, then retain images, in an order that a resume finds again."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+
+__all__ = ["PairedBatchSampler", "PairedDataset"]
+
+
+class PairedDataset(torch.utils.data.Dataset):
+    """Map-style dataset over [forget ; retain]; each example gets `"is_forget": bool` and its `"paired_row": int`.
+
+    Examples are fetched a batch at a time under random states (torch CPU, NumPy, `random`) set from the seed and the
+    indices, and the states are put back afterwards. Random transforms that draw from these therefore give the same
+    images after a resume, whatever was prefetched, and fetching leaves no trace on training.
+
+    Args:
+        forget: map-style dataset of dicts.
+        retain: map-style dataset of dicts.
+        seed: of the transforms.
+    """
+
+    def __init__(self, forget: Any, retain: Any, *, seed: int = 0) -> None:
+        self.forget, self.retain, self.seed = forget, retain, seed
+
+    def __len__(self) -> int:
+        return len(self.forget) + len(self.retain)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        indices, boundary = [int(index) for index in indices], len(self.forget)
+        if outside := [index for index in indices if not 0 <= index < len(self)]:
+            raise IndexError(f"index {outside[0]} is outside the {len(self)} rows of forget and retain")
+        with _random_states_from(self.seed, indices):
+            forget = iter(_fetch(self.forget, [index for index in indices if index < boundary]))
+            retain = iter(_fetch(self.retain, [index - boundary for index in indices if index >= boundary]))
+        return [
+            {**next(forget if i < boundary else retain), "is_forget": i < boundary, "paired_row": i} for i in indices
+        ]
+
+
+class PairedBatchSampler(torch.utils.data.Sampler[list[int]]):
+    """Batches of `forget_batch_size` forget and then `retain_batch_size` retain indices into a `PairedDataset`.
+
+    An epoch is one pass over retain; the forget rows are gone through again and again, in a fresh order each time.
+    `num_processes` consecutive batches, one for each process as Accelerate deals them, are together the batch that
+    one process with `num_processes` times the batch sizes would get. No batch, nor these together, repeats a forget
+    row while there are enough of them; otherwise each takes all rows and cycles. Retain rows are cycled only when
+    they do not fill the first such round; rows that would not fill the last round are left out of the epoch.
+
+    The order depends on `(seed, epoch)` alone: call `set_epoch` at the start of each epoch, also after a resume.
+
+    Raises:
+        ValueError: when a size is below 1.
+    """
+
+    drop_last = True
+
+    def __init__(
+        self,
+        num_forget_rows: int,
+        num_retain_rows: int,
+        *,
+        forget_batch_size: int,
+        retain_batch_size: int,
+        seed: int = 0,
+        num_processes: int = 1,
+    ) -> None:
+        sizes = {
+            "num_forget_rows": num_forget_rows,
+            "num_retain_rows": num_retain_rows,
+            "forget_batch_size": forget_batch_size,
+            "retain_batch_size": retain_batch_size,
+            "num_processes": num_processes,
+        }
+        if bad := [name for name, size in sizes.items() if size < 1]:
+            raise ValueError(f"{bad[0]} must be at least 1, got {sizes[bad[0]]}")
+        self.num_forget_rows, self.num_retain_rows = num_forget_rows, num_retain_rows
+        self.forget_batch_size, self.retain_batch_size = forget_batch_size, retain_batch_size
+        self.batch_size = forget_batch_size + retain_batch_size
+        self.seed, self.epoch, self.num_processes = seed, 0, num_processes
+
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses the order of the next pass."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        rounds = self.num_retain_rows // (self.num_processes * self.retain_batch_size)
+        return max(rounds, 1) * self.num_processes
+
+    def __iter__(self) -> Iterator[list[int]]:
+        retain_order = np.random.default_rng([self.seed, self.epoch, 1]).permutation(self.num_retain_rows)
+        retain = np.resize(retain_order, (len(self), self.retain_batch_size)) + self.num_forget_rows
+        forget_rounds = self._forget_rounds()
+        for first in range(0, len(self), self.num_processes):
+            forget = next(forget_rounds).reshape(self.num_processes, self.forget_batch_size)
+            for process in range(self.num_processes):
+                yield [*forget[process].tolist(), *retain[first + process].tolist()]
+
+    def _forget_rounds(self) -> Iterator[np.ndarray]:
+        generator = np.random.default_rng([self.seed, self.epoch, 0])
+        size = self.num_processes * self.forget_batch_size
+        queue = generator.permutation(self.num_forget_rows)
+        while True:
+            if size > self.num_forget_rows:
+                yield np.resize(generator.permutation(self.num_forget_rows), size)
+                continue
+            if len(queue) < size:
+                order = generator.permutation(self.num_forget_rows)
+                waiting = np.isin(order, queue)  # rows of the old pass go last in the new one: none twice in a round
+                queue = np.concatenate([queue, order[~waiting], order[waiting]])
+            yield queue[:size]
+            queue = queue[size:]
+
+
+@contextmanager
+def _random_states_from(*key: Any) -> Iterator[None]:
+    states = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    seed = int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:8], "big")
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed would also set every GPU's state
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(states[0])
+        np.random.set_state(states[1])
+        random.setstate(states[2])
+
+
+def _fetch(part: Any, indices: list[int]) -> list[Mapping[str, Any]]:
+    if not indices:
+        return []
+    examples = part.__getitems__(indices) if hasattr(part, "__getitems__") else [part[index] for index in indices]
+    if not isinstance(examples[0], Mapping):
+        raise TypeError(f"datasets to unlearn from must give dicts (image, label), got {type(examples[0]).__name__}")
+    return examples

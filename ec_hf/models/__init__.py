@@ -1,0 +1,1 @@
+"""Vision classifiers: how they are loaded, where they are looked into, and what rides on them."""

@@ -1,0 +1,111 @@
+"""Class-logit finishing: what becomes of the logits of forgotten classes in a model that is handed out.
+
+It works on a copy, after erasure and apart from it: no feature changes, only the last layer. What is published is a
+plain checkpoint all the same, so whoever holds it can add the class again; nothing hidden undoes or keeps it.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Collection, Sequence
+from itertools import combinations
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ec_hf.models.points import image_shape
+
+__all__ = ["FINISHES", "finished", "logit_layers"]
+
+FINISHES = ("keep", "mask", "drop")
+UNREACHABLE = -1e4
+"""The logit of a masked class: far below any other, and within the range of float16."""
+
+
+def finished(model: PreTrainedModel, classes: Collection[int], how: str) -> PreTrainedModel:
+    """A copy of `model` in which the logits of some classes are kept, masked or dropped.
+
+    ``mask`` sets their rows of the last layer to zero and their biases to -10,000, so that no image can reach them.
+    ``drop`` takes the rows out; the other classes move up, in `id2label` and `label2id` too.
+
+    Args:
+        model: an image classifier.
+        classes: label ids of the forgotten classes.
+        how: "keep", "mask" or "drop".
+
+    Raises:
+        ValueError: for no or unknown classes, for fewer than two classes that would be left, and for a model whose
+            logits no single layer gives, or whose last layer has no bias to mask with.
+    """
+    if how not in FINISHES:
+        raise ValueError(f"finish={how!r}: expected one of {', '.join(FINISHES)}")
+    model = copy.deepcopy(model)
+    if how == "keep":
+        return model
+    names = {int(label): name for label, name in (model.config.id2label or {}).items()}
+    if not classes or (unknown := sorted(set(classes) - set(names))):
+        what = f"the model has no label {unknown}" if classes else "no class is known to be forgotten as a whole"
+        raise ValueError(f"finish={how!r}: {what}; finish='keep' leaves the logits as they are")
+    kept = [label for label in names if label not in classes]
+    if len(kept) < 2:
+        raise ValueError(f"finish={how!r} would leave {len(kept)} of {len(names)} classes; a classifier needs two")
+    for layer in logit_layers(model):
+        _mask(layer, sorted(classes)) if how == "mask" else _keep_rows(layer, kept)
+    if how == "drop":
+        model.config.id2label = {new: names[old] for new, old in enumerate(kept)}
+        model.config.label2id = {names[old]: new for new, old in enumerate(kept)}
+        model.num_labels = len(kept)  # type: ignore[assignment]
+    return model
+
+
+def logit_layers(model: PreTrainedModel) -> list[nn.Linear | nn.Conv2d]:
+    """The layers that give the logits, found by running the model: one, or two whose outputs are averaged.
+
+    Raises:
+        ValueError: when the logits are no layer's output.
+    """
+    outputs: dict[nn.Module, Tensor] = {}
+    labels = model.config.num_labels
+    layers = [each for each in model.modules() if isinstance(each, (nn.Linear, nn.Conv2d)) and _rows(each) == labels]
+    hooks = [each.register_forward_hook(lambda layer, _, output: outputs.update({layer: output})) for each in layers]
+    images = torch.rand(2, *image_shape(model), generator=torch.Generator().manual_seed(0))
+    was_training = model.training
+    try:
+        with torch.no_grad():
+            logits = model.eval()(pixel_values=images.to(model.device, model.dtype)).logits
+    finally:
+        model.train(was_training)
+        for hook in hooks:
+            hook.remove()
+    ran = [layer for layer, output in outputs.items() if output.numel() == logits.numel()]
+    singles: list[Sequence[nn.Module]] = [(layer,) for layer in reversed(ran)]
+    for chosen in [*singles, *combinations(ran, 2)]:
+        mean = torch.stack([outputs[layer].flatten(1) for layer in chosen]).mean(0)
+        if torch.allclose(mean, logits, atol=1e-6):
+            return list(chosen)  # type: ignore[arg-type]
+    raise ValueError(
+        f"the logits of {type(model).__name__} are not the output of its last linear layer, so a class cannot be "
+        "masked or dropped there; finish='keep' leaves the model as it is"
+    )
+
+
+def _rows(layer: nn.Linear | nn.Conv2d) -> int:
+    return layer.weight.shape[0]
+
+
+@torch.no_grad()
+def _mask(layer: nn.Linear | nn.Conv2d, classes: list[int]) -> None:
+    if layer.bias is None:
+        raise ValueError(
+            "finish='mask': the last layer has no bias that could make a class unreachable, and a checkpoint with one "
+            "would not load; finish='drop' takes the class out"
+        )
+    layer.weight[classes] = 0.0
+    layer.bias[classes] = UNREACHABLE
+
+
+def _keep_rows(layer: nn.Linear | nn.Conv2d, kept: list[int]) -> None:
+    for name, parameter in list(layer.named_parameters(recurse=False)):
+        setattr(layer, name, nn.Parameter(parameter.detach()[kept].clone(), parameter.requires_grad))
+    setattr(layer, "out_features" if isinstance(layer, nn.Linear) else "out_channels", len(kept))

@@ -1,0 +1,201 @@
+"""EC heads: the auxiliary branches through which a supervision point is contrasted and classified.
+
+The head of point k of L is a chain of (L - k) blocks that brings its features to the width and resolution of the last
+point, then pooling and a linear classifier, so that all points are compared in features of the same depth and width.
+Blocks are separable convolutions for maps, as in Contrastive Deep Supervision (ECCV 2022), and transformer layers for
+the tokens of isotropic models. They hold no batch statistics, so none of them can remember a forget image.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import PyTorchModelHubMixin
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+from transformers.utils import ModelOutput
+
+from ec_hf.files import find_file
+from ec_hf.models.points import SupervisionPoint, pool, take
+
+FOLDER = "ec_heads"
+"""Name of the submodule on the model while the heads ride on it, and of the folder beside a saved model."""
+HUB_ARGUMENTS = ("revision", "token", "cache_dir", "force_download", "local_files_only")
+
+
+@dataclass
+class ECImageClassifierOutput(ModelOutput):
+    """What a model with attached heads returns in training.
+
+    Attributes:
+        logits: the model's own logits, ``(batch, labels)``.
+        last_features: pooled features of the model's deepest hidden state, ``(batch, width)``.
+        features: pooled features of each head, a tuple of ``(batch, head width)``.
+        head_logits: logits of each head, a tuple of ``(batch, labels)``.
+        pooled: the pooled hidden state at each point, before its head, a tuple of ``(batch, channels)``.
+    """
+
+    logits: Tensor | None = None
+    last_features: Tensor | None = None
+    features: tuple[Tensor, ...] | None = None
+    head_logits: tuple[Tensor, ...] | None = None
+    pooled: tuple[Tensor, ...] | None = None
+
+
+class ECHeads(
+    nn.Module, PyTorchModelHubMixin, library_name="ec_hf", tags=["machine-unlearning", "erase-at-the-core", "ec-heads"]
+):
+    """One auxiliary head for each supervision point.
+
+    Args:
+        points: the supervision points, as `SupervisionPoint.to_dict` gives them, shallow to deep.
+        last: the model's deepest hidden state, in the same form; host objectives see its pooled features.
+        num_labels: number of classes of the model.
+        pooling: how tokens become one vector at the end of a head, see `ec_hf.models.points.pool`.
+        last_pooling: the same where the model's deepest hidden state is pooled as it is: what its classifier reads.
+
+    ``save_pretrained``, ``from_pretrained`` and ``push_to_hub`` store the heads on their own, for the next request on
+    the same original model.
+    """
+
+    def __init__(
+        self,
+        points: Sequence[dict[str, Any]],
+        last: dict[str, Any],
+        num_labels: int,
+        pooling: str = "mean",
+        last_pooling: str = "mean",
+    ) -> None:
+        super().__init__()
+        self.points = tuple(SupervisionPoint(**point) for point in points)
+        self.last = SupervisionPoint(**last)
+        self.num_labels = num_labels
+        self.pooling = pooling
+        self.last_pooling = last_pooling
+        self.heads = nn.ModuleList(
+            ECHead(self.points[depth:], num_labels, last_pooling if point == self.last else pooling)
+            for depth, point in enumerate(self.points)
+        )
+        self._attached_to: tuple[PreTrainedModel, Any, Any] | None = None
+
+    def forward(self, hidden_states: Sequence[Any]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Pooled features and logits of every head, from the model's hidden states."""
+        pairs = [head(take(hidden_states, point)) for head, point in zip(self.heads, self.points, strict=True)]
+        return tuple(features for features, _ in pairs), tuple(logits for _, logits in pairs)
+
+    def attach(self, model: PreTrainedModel) -> None:
+        """Make the heads a submodule of `model` that runs inside its forward in training mode.
+
+        The optimiser, DDP and gradient clipping then see one model, while what `save_pretrained` writes stays the
+        plain checkpoint. Calls in eval mode, or without hidden states, return the model's own output.
+
+        Raises:
+            ValueError: if the heads were built for another number of classes or heads are attached already.
+        """
+        if self.num_labels != model.config.num_labels:
+            raise ValueError(
+                f"The EC heads classify {self.num_labels} classes, the model {model.config.num_labels}: fit heads for "
+                "this model (leave out `heads`) or load the ones that belong to it."
+            )
+        if hasattr(model, FOLDER):
+            raise ValueError("The model has EC heads attached already; detach those first.")
+        ignored = getattr(model, "_keys_to_ignore_on_save", None)
+        model.add_module(FOLDER, self.to(model.device))
+        model._keys_to_ignore_on_save = {*(ignored or ()), *(f"{FOLDER}.{key}" for key in self.state_dict())}
+        self._attached_to = (model, model.register_forward_hook(self._run, with_kwargs=True), ignored)
+
+    def detach(self) -> None:
+        """Take the heads off the model again; it is then as it was, but for what was trained."""
+        if self._attached_to is None:
+            return
+        model, handle, ignored = self._attached_to
+        handle.remove()
+        delattr(model, FOLDER)
+        model._keys_to_ignore_on_save = ignored
+        self._attached_to = None
+
+    def _run(self, model: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
+        if not (model.training and kwargs.get("output_hidden_states")):
+            return output
+        features, head_logits = self(output.hidden_states)
+        *pooled, last = (
+            pool(take(output.hidden_states, each), each, self.last_pooling if each == self.last else self.pooling)
+            for each in (*self.points, self.last)
+        )
+        return ECImageClassifierOutput(output.logits, last, features, head_logits, tuple(pooled))
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> ECHeads:
+        """Load heads from a folder or Hub repository of their own, or from `ec_heads` inside that of a model.
+
+        Args:
+            pretrained_model_name_or_path: local folder or Hub id.
+            **kwargs: `revision`, `token` and others of `huggingface_hub.hf_hub_download`.
+
+        Raises:
+            FileNotFoundError: where no heads are.
+        """
+        hub = {name: value for name, value in kwargs.items() if name in HUB_ARGUMENTS}
+        for inside in ("", f"{FOLDER}/"):
+            config = find_file(pretrained_model_name_or_path, f"{inside}config.json", **hub)
+            if config is None or "last_pooling" not in json.loads(config.read_text()):
+                continue
+            if find_file(pretrained_model_name_or_path, f"{inside}model.safetensors", **hub):
+                return super().from_pretrained(config.parent, **{k: v for k, v in kwargs.items() if k not in hub})
+        raise FileNotFoundError(
+            f"no EC heads in {str(pretrained_model_name_or_path)!r}, nor in {FOLDER}/ there: they are published with "
+            "a model only where that is asked for (with_heads). Leave out `heads` to fit new ones."
+        )
+
+
+class ECHead(nn.Module):
+    """Head of the first of `points`: a block for each deeper point, normalisation, pooling, linear classifier."""
+
+    def __init__(self, points: Sequence[SupervisionPoint], num_labels: int, pooling: str) -> None:
+        super().__init__()
+        make_block = TokenBlock if points[0].kind == "tokens" else SeparableBlock
+        self.blocks = nn.Sequential(*(make_block(a, b) for a, b in pairwise(points)))
+        self.out, self.pooling = points[-1], pooling
+        self.norm = nn.LayerNorm(self.out.channels)
+        self.classifier = nn.Linear(self.out.channels, num_labels)
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Pooled features ``(batch, width)`` and logits ``(batch, labels)``."""
+        pooled = self.norm(pool(self.blocks(features), self.out, self.pooling))
+        return pooled, self.classifier(pooled)
+
+
+class TokenBlock(nn.TransformerEncoderLayer):
+    """Pre-norm transformer layer as wide as the model, with a lean MLP."""
+
+    def __init__(self, start: SupervisionPoint, end: SupervisionPoint) -> None:
+        width = start.channels
+        heads = next(count for count in range(max(1, width // 64), 0, -1) if width % count == 0)
+        super().__init__(width, heads, 2 * width, dropout=0.0, activation=F.gelu, batch_first=True, norm_first=True)
+
+
+class SeparableBlock(nn.Sequential):
+    """Two depthwise-separable convolutions from one supervision point's shape to the next one's."""
+
+    def __init__(self, start: SupervisionPoint, end: SupervisionPoint) -> None:
+        a, b = start.channels, end.channels
+        super().__init__(
+            nn.Conv2d(a, a, 3, stride=max(1, round(start.height / end.height)), padding=1, groups=a, bias=False),
+            nn.Conv2d(a, a, 1, bias=False),
+            _group_norm(a),
+            nn.ReLU(),
+            nn.Conv2d(a, a, 3, padding=1, groups=a, bias=False),
+            nn.Conv2d(a, b, 1, bias=False),
+            _group_norm(b),
+            nn.ReLU(),
+        )
+
+
+def _group_norm(channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(next(groups for groups in (8, 4, 2, 1) if channels % groups == 0), channels)

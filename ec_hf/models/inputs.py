@@ -1,0 +1,148 @@
+"""From examples to the tensors that a model takes: the collator of images and labels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
+from typing import Any
+
+import torch
+from datasets import Dataset
+from PIL.Image import Image as PILImage
+from transformers import PreTrainedModel
+
+from ec_hf.data.columns import IMAGE_COLUMNS, LABEL_COLUMNS, find_image_column, find_label_column, label_ids, shown
+from ec_hf.models.points import image_shape
+
+__all__ = ["ImageCollator", "collator_for"]
+
+PIL_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+
+
+@dataclass
+class ImageCollator:
+    """Turns example dicts into a batch: pixel_values (B, C, H, W) float32, labels (B,) int64.
+
+    Examples of a `PairedDataset` also give `num_forget` (int): how many rows at the start of the batch are forget,
+    and `rows` (B,) int64: their indices in that dataset.
+
+    Args:
+        processor: image processor, called once a batch; not needed when examples hold `pixel_values`, which are used
+            as they are.
+        image_column: the images' key; image or img when not given.
+        label_column: the labels' key; labels or label when not given.
+        label_ids: label value -> the model's label id, as from `label_ids()`; None takes them as they are.
+        num_channels: channels the model expects, to which PIL images are converted; None leaves their mode alone.
+    """
+
+    processor: Any = None
+    _: KW_ONLY
+    image_column: str | None = None
+    label_column: str | None = None
+    label_ids: Mapping[Any, int] | None = None
+    num_channels: int | None = None
+
+    def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Collates.
+
+        Raises:
+            TypeError: for integer pixel values, or labels that are no integers.
+            ValueError: for missing images, labels or processor, labels unknown to `label_ids`, `pixel_values` of
+                different shapes, and retain examples ahead of forget ones.
+        """
+        batch: dict[str, Any] = {"pixel_values": self._pixel_values(examples)}
+        key = _key(examples[0], self.label_column, LABEL_COLUMNS, "label_column")
+        batch["labels"] = torch.tensor([self._label(example[key]) for example in examples], dtype=torch.int64)
+        if "is_forget" in examples[0]:
+            flags = [bool(example["is_forget"]) for example in examples]
+            batch["num_forget"] = sum(flags)
+            batch["rows"] = torch.tensor([example.get("paired_row", -1) for example in examples])
+            if not all(flags[: sum(flags)]):
+                raise ValueError("forget examples must come first in a batch: sample with PairedBatchSampler")
+        return batch
+
+    def _pixel_values(self, examples: Sequence[Mapping[str, Any]]) -> torch.Tensor:
+        if "pixel_values" in examples[0]:
+            tensors = [torch.as_tensor(example["pixel_values"]) for example in examples]
+            if not all(tensor.is_floating_point() for tensor in tensors):
+                raise TypeError(
+                    "pixel_values are integers: scale and normalise them to floats as the model expects, or rename "
+                    "the column to 'image' and pass an image processor"
+                )
+            if len(shapes := {tuple(tensor.shape) for tensor in tensors}) != 1 or tensors[0].ndim != 3:
+                raise ValueError(f"pixel_values must all have one shape (C, H, W), got {sorted(shapes)}")
+            return torch.stack(tensors).float()
+        if self.processor is None:
+            raise ValueError(
+                f"no image processor, and no 'pixel_values' among {sorted(examples[0])}: pass "
+                "processor=AutoImageProcessor.from_pretrained(...) or add 'pixel_values' by with_transform"
+            )
+        key = _key(examples[0], self.image_column, IMAGE_COLUMNS, "image_column")
+        mode = PIL_MODES.get(self.num_channels or 0)
+        images = [example[key] for example in examples]
+        images = [image.convert(mode) if mode and isinstance(image, PILImage) else image for image in images]
+        return torch.as_tensor(self.processor(images, return_tensors="pt")["pixel_values"]).float()
+
+    def _label(self, value: Any) -> int:
+        value = value.item() if hasattr(value, "item") else value
+        if self.label_ids is not None:
+            if value not in self.label_ids:
+                raise ValueError(f"label {value!r} is not in label_ids, which knows {shown(self.label_ids)}")
+            value = self.label_ids[value]
+        if not isinstance(value, int):
+            raise TypeError(f"label {value!r} is no integer: pass label_ids=label_ids(dataset, column, id2label)")
+        return value
+
+
+def collator_for(
+    model: PreTrainedModel,
+    processor: Any,
+    parts: Mapping[str, Any],
+    *,
+    image_column: str | None = None,
+    label_column: str | None = None,
+) -> ImageCollator:
+    """The collator that brings datasets' images and labels into the form that a model expects.
+
+    Columns are found, class names matched with the model's, and images converted to its number of channels.
+
+    Args:
+        model: the classifier.
+        processor: its image processor, or None for data that holds ``pixel_values``.
+        parts: the datasets by name, all with the same columns; the first one is looked at for these.
+        image_column: as for `find_image_column`.
+        label_column: as for `find_label_column`.
+
+    Raises:
+        ValueError: as `find_image_column`, `find_label_column` and `label_ids`, and for label columns that differ.
+    """
+    channels = image_shape(model)[0]
+    first = next(iter(parts.values()))
+    parts = {name: part for name, part in parts.items() if isinstance(part, Dataset)}
+    if not isinstance(first, Dataset):
+        return ImageCollator(processor, image_column=image_column, label_column=label_column, num_channels=channels)
+    label_column = find_label_column(first, label_column)
+    kinds = {name: part.features.get(label_column) for name, part in parts.items()}
+    if odd := [name for name, kind in kinds.items() if kind != first.features[label_column]]:
+        raise ValueError(
+            f"column {label_column!r} is {kinds[odd[0]]} in the {odd[0]} set, but {first.features[label_column]} in "
+            f"the {next(iter(parts))} set: bring all to one form with cast_column"
+        )
+    ids: dict[Any, int] = {}  # of text labels each part knows those alone that it holds
+    for part in parts.values():
+        ids |= label_ids(part, label_column, model.config.id2label or {}) or {}
+    example = first[0]
+    return ImageCollator(
+        processor,
+        image_column=None if "pixel_values" in example else find_image_column(first, image_column),
+        label_column=label_column if label_column in example else None,  # a transform may have renamed it
+        label_ids=ids or None,
+        num_channels=channels,
+    )
+
+
+def _key(example: Mapping[str, Any], named: str | None, candidates: Sequence[str], argument: str) -> str:
+    for key in candidates if named is None else [named]:
+        if key in example:
+            return key
+    raise ValueError(f"{argument}: none of {named or candidates} among the example's keys {sorted(example)}; name one")

@@ -1,0 +1,130 @@
+"""Classifiers by name: from the Hub, from local folders, or by their timm name."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import try_to_load_from_cache
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
+
+from ec_hf.files import as_path, first_line
+
+__all__ = ["load_model", "new_like"]
+
+
+def load_model(
+    name_or_path: str | Path, *, revision: str | None = None, token: str | bool | None = None
+) -> tuple[PreTrainedModel, Any | None]:
+    """An image classifier in float32, whatever type it was saved in, and its image processor.
+
+    `model.config._commit_hash` holds the commit of a model that comes from the Hub.
+
+    Args:
+        name_or_path: a Hub id, a local folder, or a timm name with or without tag ("resnet18", "resnet18.a1_in1k",
+            "timm/resnet18"), which is loaded from timm's own repository on the Hub.
+        revision: branch, tag or commit on the Hub.
+        token: Hub token, or True for the stored one.
+
+    Returns:
+        The model in evaluation mode and the processor; None, with a warning, where there is no processor.
+
+    Raises:
+        FileNotFoundError: for a folder that is not there or holds no config.json.
+        OSError: when the Hub has no such model, or does not give it.
+        ValueError: for a model that is no image classifier, or that comes without a trained classification head.
+    """
+    source = _model_source(name_or_path)
+    hub: dict[str, Any] = {"revision": revision, "token": token, "trust_remote_code": False}
+    try:
+        config = AutoConfig.from_pretrained(source, **hub)
+    except OSError as error:
+        raise OSError(
+            f"no model {str(name_or_path)!r}: it is no local folder, and {source!r} could not be had from the Hub "
+            f"({first_line(error)}). A private or gated model needs token=."
+        ) from error
+    if commit := _commit(source, revision):
+        config._commit_hash, hub["revision"] = commit, commit
+    if type(config) not in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING:
+        raise ValueError(
+            f"{source!r} is a {config.model_type!r} model, which is no image classifier that "
+            "AutoModelForImageClassification loads: name one such as a ViT, Swin, ResNet, ConvNeXt or timm classifier"
+        )
+    headless = (
+        "come without a trained classification head: name a checkpoint that was trained as a classifier, or train "
+        "a head on it first"
+    )
+    if config.num_labels == 0:
+        raise ValueError(f"the weights of {source!r} {headless}")
+    model, report = AutoModelForImageClassification.from_pretrained(
+        source, config=config, dtype=torch.float32, output_loading_info=True, **hub
+    )
+    if missing := sorted(report["missing_keys"]):
+        raise ValueError(f"the weights of {source!r} lack {', '.join(missing[:4])}, so they {headless}")
+    try:
+        processor = AutoImageProcessor.from_pretrained(source, **hub)
+    except (OSError, ValueError) as error:
+        warnings.warn(
+            f"no image processor for {source!r} ({first_line(error)}): save the one it was trained with beside it "
+            "(AutoImageProcessor.from_pretrained(...).save_pretrained(folder)), or give data that holds pixel_values",
+            stacklevel=2,
+        )
+        processor = None
+    return model, processor
+
+
+def new_like(model: Any) -> Any:
+    """A new model of the same configuration, initialised as its family is, from the current random state."""
+    config = copy.deepcopy(model.config)
+    new = type(model)(config)
+    if hasattr(new, "timm_model"):
+        # The wrapper expects trained weights, and puts one normal distribution in place of timm's own initial ones.
+        import timm  # slow to import
+
+        own = timm.create_model(config.architecture, num_classes=config.num_labels, **(config.model_args or {}))
+        new.timm_model.load_state_dict(own.state_dict())
+    return new
+
+
+def _model_source(name_or_path: str | Path) -> str:
+    """The local folder or Hub id that a model's name stands for."""
+    path = as_path(name_or_path)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            inside = sorted(found.parent.name for found in path.glob("*/config.json"))
+            raise FileNotFoundError(
+                f"the folder {str(path)!r} holds no config.json: name a folder that save_pretrained wrote"
+                + (f", as those inside it: {inside}" if inside else "")
+            )
+        return str(path)
+    bare = str(name_or_path).removeprefix("timm/")
+    return str(name_or_path) if "/" in bare else _timm_source(bare) or str(name_or_path)
+
+
+def _commit(source: str, revision: str | None) -> str | None:
+    """The commit of a Hub model that was just loaded, read off its place in the cache; transformers forgets it."""
+    cached = None if Path(source).is_dir() else try_to_load_from_cache(source, "config.json", revision=revision)
+    return Path(cached).parent.name if isinstance(cached, str) else None
+
+
+def _timm_source(name: str) -> str | None:
+    """The Hub id of a timm model's weights; None when timm does not know the name."""
+    import timm  # slow to import
+
+    if not timm.is_model(name):
+        return None
+    try:
+        pretrained = timm.get_pretrained_cfg(name)
+    except RuntimeError:  # timm's answer to an unknown tag
+        pretrained = None
+    if pretrained is None or not pretrained.hf_hub_id:
+        architecture = name.partition(".")[0]
+        raise ValueError(
+            f"timm has the architecture {architecture!r}, but no weights {name!r}: choose among "
+            f"{timm.list_pretrained(architecture + '.*')}"
+        )
+    return pretrained.hf_hub_id

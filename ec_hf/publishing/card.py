@@ -1,0 +1,495 @@
+"""`card`: the README.md of a finished model folder, made of the files in it."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import yaml
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from ec_hf.auditing.report import SPLITS, AuditReport, Measurement, ModelInfo
+from ec_hf.command import public
+from ec_hf.data.manifests import whole_classes
+from ec_hf.models.finish import UNREACHABLE
+from ec_hf.publishing.disclosure import FIGURES_WITH_CLASSES, disclosed_manifest, disclosed_record, disclosed_report
+from ec_hf.publishing.licenses import LICENSES, base_license
+from ec_hf.reporting.figures import CAPTIONS
+from ec_hf.reporting.tables import (
+    ARROWS,
+    MISSING,
+    forget_split,
+    metric_title,
+    model_label,
+    split_label,
+    to_markdown,
+    value_text,
+)
+from ec_hf.reporting.verdict import verdict
+
+__all__ = ["TAGS", "card", "check_card"]
+
+TEMPLATE = Path(__file__).with_name("model_card.md")  # model_cards/template.md is a link to it
+TAGS = ("image-classification", "machine-unlearning", "erase-at-the-core", "ec_hf")
+PIPELINE_TAG = "image-classification"
+REQUIRED = ("library_name", "pipeline_tag", "tags")
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+PAPER = "[Erase at the Core](https://arxiv.org/abs/2602.05375)"
+FEW = 10
+ROLES = {
+    "original": "before unlearning",
+    "unlearned": "after unlearning",
+    "retrained": "trained without the forgotten images",
+    "floor": "random weights",
+}
+
+RETRAINED = "as retrained"
+AT_A_GLANCE = (
+    # metric, split ("forget": where the metric has forgotten images), of the deepest layer, what it says, aim
+    ("accuracy", "forget", False, "forgotten images: right answers", RETRAINED),
+    ("accuracy", "retain_test", False, "kept images: right answers", "as before"),
+    ("linear_probe", "forget", True, "forgotten images: right answers of a new classifier on features", RETRAINED),
+    (
+        "linear_cka",
+        "forget",
+        True,
+        "forgotten images: likeness of features to those before (CKA, 1 is the same)",
+        RETRAINED,
+    ),
+    (
+        "mia_loss",
+        "forget_train",
+        False,
+        "attack that tells forgotten training images from unseen ones (AUC, 0.50 is chance)",
+        "0.50",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What the files of a folder tell, reduced to what may be shown.
+
+    Attributes:
+        config: config.json.
+        record: ec_config.json; empty if it is not there.
+        manifest: forget_manifest.json; empty if it is not there.
+        report: audit.json; None if it is not there.
+        figures: names of the figures that are there.
+        readme: metadata of a card that is there already.
+        detail: what is shown, one of `ec_hf.publishing.disclosure.DETAILS`.
+    """
+
+    config: dict[str, Any]
+    record: dict[str, Any] = field(default_factory=dict)
+    manifest: dict[str, Any] = field(default_factory=dict)
+    report: AuditReport | None = None
+    figures: tuple[str, ...] = ()
+    readme: dict[str, str] = field(default_factory=dict)
+    detail: str = "hashes"
+
+
+def card(
+    folder: str | Path,
+    *,
+    repo_id: str | None = None,
+    license: str | None = None,
+    manifest_detail: str | None = None,
+    token: str | bool | None = None,
+) -> str:
+    """The model card of a finished model folder: its README.md, with metadata for the Hub.
+
+    Every number comes from config.json, ec_config.json, forget_manifest.json, audit.json and figures/. A part whose
+    file is missing says so or is left out. The same files give the same card.
+
+    Args:
+        folder: what `ECTrainer.save_model` and an audit wrote.
+        repo_id: the Hub id that it will have, for title and examples.
+        license: a licence id of the Hub; that of the base model, or of a card that is there already, if left out.
+        manifest_detail: what the card tells of the request: "hashes" (and counts), "classes" (their names too) or
+            "rows" (the request in words too); default: what the manifest says of itself, else "hashes".
+        token: of the Hub, where the base model's card is looked up for its licence.
+
+    Raises:
+        FileNotFoundError: for a folder without config.json.
+        ValueError: for a file that cannot be read, an unknown licence or detail.
+    """
+    if license is not None and license not in LICENSES:
+        close = difflib.get_close_matches(license, LICENSES, n=3, cutoff=0.3)
+        raise ValueError(f"license={license!r} is no licence id of the Hub; close ones: {', '.join(close) or 'other'}")
+    contents = read(folder, manifest_detail)
+    licence = {"license": license} if license else _license(contents, token)
+    environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
+    text = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(context(contents, repo_id, licence))
+    text = re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
+    check_card(text)
+    return text
+
+
+def read(folder: str | Path, detail: str | None = None) -> Contents:
+    """The files of a folder, reduced to `detail`."""
+    folder = Path(folder)
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"{str(folder)!r} holds no config.json: name the folder of a finished model")
+    config, record, manifest = (
+        _json(folder / name) for name in ("config.json", "ec_config.json", "forget_manifest.json")
+    )
+    detail = detail or manifest.get("detail") or "hashes"
+    there = [name for name in CAPTIONS if name != "retrieval" and (folder / "figures" / f"{name}.png").is_file()]
+    shown = [name for name in there if detail != "hashes" or name not in FIGURES_WITH_CLASSES]
+    audit = folder / "audit.json"
+    return Contents(
+        config,
+        disclosed_record(record, detail),
+        disclosed_manifest(manifest, detail) if manifest else {},
+        disclosed_report(AuditReport.load(audit), detail) if audit.is_file() else None,
+        tuple(shown),
+        base_license(folder) if (folder / "README.md").is_file() else {},
+        detail,
+    )
+
+
+def check_card(text: str) -> None:
+    """What the Hub would check of a card's metadata, as far as it can be checked without the Hub.
+
+    Raises:
+        ValueError: when the metadata is not plain YAML, does not survive a round trip, lacks a key, or has a licence
+            or a pipeline tag that the Hub does not know, or two results of a model-index share a dataset.
+    """
+    try:
+        data = yaml.safe_load(text.split("---\n")[1])
+        again = yaml.safe_load(ModelCard(text).data.to_yaml())
+    except (IndexError, yaml.YAMLError, ValueError) as error:
+        raise ValueError(f"the card's metadata cannot be read: {error}") from error
+    if again != data:
+        raise ValueError("the card's metadata does not survive a round trip through huggingface_hub.ModelCard")
+    if missing := [key for key in REQUIRED if key not in data]:
+        raise ValueError(f"the card's metadata lacks {', '.join(missing)}")
+    if data["pipeline_tag"] != PIPELINE_TAG:
+        raise ValueError(f"pipeline_tag {data['pipeline_tag']!r}: expected {PIPELINE_TAG!r}")
+    if data.get("license", "other") not in LICENSES:
+        raise ValueError(f"license {data['license']!r} is no licence id of the Hub")
+    for result in (result for model in data.get("model-index", []) for result in model["results"]):
+        if bad := [metric for metric in result["metrics"] if not _is_number(metric["value"])]:
+            raise ValueError(f"model-index: {bad[0]['type']} is {bad[0]['value']!r}; expected a finite float")
+
+
+# Metadata
+
+
+def metadata(contents: Contents, title: str, licence: Mapping[str, str]) -> ModelCardData:
+    """The YAML header. Keys of which nothing is known are left out; a path on this machine is never one of them."""
+    report, base = contents.report, contents.record.get("base_model")
+    dataset = _dataset_name(contents)
+    results = eval_results(report, dataset or "unnamed dataset") if report else []
+    return ModelCardData(
+        library_name="transformers",
+        pipeline_tag=PIPELINE_TAG,
+        tags=list(TAGS),
+        base_model=base,
+        base_model_relation="finetune" if base else None,
+        datasets=[dataset] if dataset and HUB_ID.fullmatch(dataset) else None,
+        metrics=list(dict.fromkeys(each.metric_type for each in results)) or None,
+        model_name=title if results else None,
+        eval_results=results or None,
+        **dict[str, Any](licence),
+    )
+
+
+def eval_results(report: AuditReport, dataset: str) -> list[EvalResult]:
+    """The unlearned model's figures for the model index: those of its output, and of its deepest layer.
+
+    Forget and retain images get dataset configurations of their own: results that share type, configuration and split
+    are merged under one name.
+    """
+    model, deepest = _unlearned(report), _deepest(report)
+    results = []
+    for each in report.find(model=model):
+        if each.split not in SPLITS or each.layer not in (None, deepest) or not _finite(each.value):
+            continue
+        part, split = each.split.split("_")
+        name = metric_title(each.metric)
+        name += f", to {model_label(each.reference)}" if each.reference else ""
+        name += ", deepest layer" if each.layer else ""
+        name += f", {each.note}" if each.metric == "relearning_area" and each.note else ""
+        results.append(
+            EvalResult(
+                task_type=PIPELINE_TAG,
+                dataset_type=dataset,
+                dataset_name=f"{dataset}, {part} set, {split} images",
+                dataset_config=part,
+                dataset_split=split,
+                metric_type=each.metric,
+                metric_name=name,
+                metric_value=float(each.value),  # type: ignore[arg-type]
+            )
+        )
+    return results
+
+
+# Text
+
+
+def context(contents: Contents, repo_id: str | None, licence: Mapping[str, str]) -> dict[str, Any]:
+    """Everything that the template names: facts only, the words are the template's."""
+    config, record, manifest, report = contents.config, contents.record, contents.manifest, contents.report
+    title = repo_id.split("/")[-1] if repo_id else f"{_base_name(contents)}, unlearned"
+    return {
+        "metadata": metadata(contents, title, licence).to_yaml().strip(),
+        "title": title,
+        "name_or_path": repo_id or "path/to/this/folder",
+        "architecture": (config.get("architectures") or ["image classifier"])[0],
+        "timm": config.get("model_type") == "timm_wrapper",
+        "labels": len(config["id2label"]) if "id2label" in config else config.get("num_labels"),
+        "base_model": record.get("base_model"),
+        "revision": record.get("base_model_revision"),
+        "licence": _licence_sentence(contents, licence),
+        "detail": contents.detail,
+        "manifest": manifest,
+        "amount": _escaped(_amount(manifest)) if manifest else None,
+        "whole": whole_classes(manifest) if manifest else None,
+        "request_rows": _request_rows(contents) if manifest else [],
+        "history": _history(manifest, report),
+        "finish": record.get("finish", "keep"),
+        "unreachable": f"{UNREACHABLE:,.0f}",
+        "record": record,
+        "method": _method(record) if record else None,
+        "cost": _cost(record),
+        "points": _points(record),
+        "settings": [(f"`{name}`", f"`{json.dumps(value)}`") for name, value in record.get("settings", {}).items()],
+        "versions": lambda packages: ", ".join(f"{name} {version}" for name, version in packages.items()),
+        "report": report,
+        "parameters": None,
+        **(_audit_parts(contents, report) if report else {}),
+        "table": _table,
+    }
+
+
+def _audit_parts(contents: Contents, report: AuditReport) -> dict[str, Any]:
+    names = _columns(report)
+    heads = [{"original": "before", "unlearned": "this model"}.get(info.role, "retrained") for info in names.values()]
+    return {
+        **_sentences(report),
+        "roles": {info.role for info in report.models.values()},
+        "parameters": f"{report.models[_unlearned(report)].parameters:,}",
+        "glance_columns": ["", *heads, "aim"],
+        "glance": _glance(report, list(names), whole_classes(contents.manifest) if contents.manifest else None),
+        "models": [
+            (
+                model_label(name),
+                "this model" if name == _unlearned(report) else ROLES[info.role],
+                f"`{info.architecture}`",
+                f"{info.parameters:,}",
+                _source(info),
+            )
+            for name, info in report.models.items()
+        ],
+        "images": [(split_label(split), f"{count:,}") for split, count in report.dataset.get("images", {}).items()],
+        "sections": [part.partition("\n\n")[::2] for part in f"\n{to_markdown(report)}".split("\n### ")[1:]],
+        "figures": [{"name": name, "caption": CAPTIONS[name]} for name in contents.figures],
+        "arrows": ARROWS,
+        "kept": [
+            _cell(next(report.find("accuracy", model=name, split="retain_test"), None)) for name in list(names)[:2]
+        ],
+        "audit_minutes": f"{sum(report.seconds.values()) / 60:.1f}",
+    }
+
+
+def _sentences(report: AuditReport) -> dict[str, Any]:
+    """The verdict in three parts: on this model (its summary apart), on other unlearned ones, on the audit itself."""
+    names = [name for name, info in report.models.items() if info.role == "unlearned"]
+    parts: dict[str, list[str]] = {name: [] for name in names}
+    general = []
+    for sentence in verdict(report):
+        name = next((name for name in names if sentence.startswith(f"{model_label(name)}: ")), None)
+        if name is None:
+            general.append(sentence)
+        else:
+            text = sentence.removeprefix(f"{model_label(name)}: ")
+            parts[name].append(text[0].upper() + text[1:])
+    headline, *findings = parts.pop(_unlearned(report)) or ["The audit says nothing on this model."]
+    return {"headline": headline, "findings": findings, "others": parts, "general": general}
+
+
+def _columns(report: AuditReport) -> dict[str, ModelInfo]:
+    """The models of the short table: before, this model, and retrained where there is one."""
+    wanted = [name for name, info in report.models.items() if info.role == "original"]
+    wanted += [_unlearned(report), *(name for name, info in report.models.items() if info.role == "retrained")]
+    return {name: report.models[name] for name in wanted}
+
+
+def _glance(report: AuditReport, models: Sequence[str], whole: int | None) -> list[list[str]]:
+    """A question a row: before, this model, retrained, and what is wished for."""
+    rows, lacking = [], "low" if whole else "as for unseen images"
+    for metric, split, layered, says, aim in AT_A_GLANCE:
+        where: dict[str, Any] = {"split": forget_split(report, metric) if split == "forget" else split}
+        where |= {"layer": _deepest(report)} if layered else {}
+        where |= {"reference": "original"} if metric == "linear_cka" else {}
+        found = [next(report.find(metric, model=name, **where), None) for name in models]
+        if found[models.index(_unlearned(report))] is not None:
+            rows.append([says, *map(_cell, found), aim if aim != RETRAINED or len(models) > 2 else lacking])
+    return rows
+
+
+def _cell(each: Measurement | None) -> str:
+    if each is None or not _finite(each.value):
+        return MISSING
+    shown = value_text(each.metric, each.value)
+    if each.low is None or each.high is None:
+        return shown
+    low, high = (value_text(each.metric, end).removesuffix(" %") for end in (each.low, each.high))
+    return f"{shown} [{low}, {high}]"
+
+
+def _amount(manifest: Mapping[str, Any]) -> str:
+    """What a request took away, in a few words."""
+    forget, whole = manifest["parts"]["forget"], whole_classes(manifest) or 0
+    images, names = f"{forget['rows']:,} training images", list(forget.get("per_class", ()))
+    if not whole or whole < len(names):
+        return images
+    few = [*names[:FEW], *([f"{len(names) - FEW} more"] if len(names) > FEW else [])]
+    return f"{whole} class{'es' * (whole > 1)}{': ' if few else ''}{', '.join(few)} ({images})"
+
+
+def _request_rows(contents: Contents) -> list[tuple[str, str]]:
+    manifest = contents.manifest
+    forget, retain, dataset = manifest["parts"]["forget"], manifest["parts"]["retain"], manifest["dataset"]
+    rows = [("forgotten", _amount(manifest)), ("kept", f"{retain['rows']:,} training images")]
+    if "per_class" in forget:
+        rows.append(("forgotten, by class", ", ".join(f"{name}: {n:,}" for name, n in forget["per_class"].items())))
+    if summary := manifest["request"].get("summary"):
+        rows.append(("request", summary))
+    rows.append(("request, sha256", f"`{manifest['request']['hash']}`"))
+    rows.append(("forgotten rows, sha256", f"`{manifest['forget_rows_sha256']}`"))
+    name = _dataset_name(contents)
+    rows.append(
+        ("dataset", f"{name or 'a local one'}, {dataset['rows']:,} rows, fingerprint `{dataset['fingerprint']}`")
+    )
+    if date := contents.record.get("date"):
+        rows.append(("date", date))
+    return rows
+
+
+def _history(manifest: Mapping[str, Any], report: AuditReport | None) -> list[tuple[str, ...]]:
+    rows: list[tuple[str, ...]] = []
+    for number, earlier in enumerate(manifest.get("history", ()), start=1):
+        again = "no"
+        if report:
+            found = next(report.find("accuracy", model=_unlearned(report), split=f"request {number}"), None)
+            again = f"{_cell(found)} classified right" if found else "no"
+        rows.append(
+            (
+                f"request {number}",
+                earlier.get("date", MISSING),
+                _amount(earlier),
+                f"`{earlier['request']['hash']}`",
+                again,
+            )
+        )
+    return rows
+
+
+def _method(record: Mapping[str, Any]) -> str:
+    objective = record["settings"]["objective"]
+    if not record["points"]:
+        return f"the objective `{objective}` at its output, without {PAPER}"
+    return PAPER if objective == "contrastive" else f"{PAPER} on top of the objective `{objective}`"
+
+
+def _cost(record: Mapping[str, Any]) -> str | None:
+    if not (cost := record.get("cost")):
+        return None
+    return (
+        f"{cost['steps']:,} steps, in which {cost['forget_images_seen']:,} forget and {cost['retain_images_seen']:,} "
+        f"retain images were seen (repeats counted), {cost['minutes']:.1f} minutes, peak memory "
+        f"{cost['peak_memory_mb']:,} MB."
+    )
+
+
+def _points(record: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    pairs = zip(record.get("points", ()), record.get("layer_weights", ()), strict=True)
+    return [
+        (f"hidden_states.{point['index']}", point["kind"], f"{point['channels']}", f"{weight:g}")
+        for point, weight in pairs
+    ]
+
+
+def _licence_sentence(contents: Contents, licence: Mapping[str, str]) -> str:
+    if not licence:
+        return (
+            "No licence is named: that of the model it starts from could not be read. Ask whoever gave you that model."
+        )
+    return f"Licence: {licence.get('license_name') or licence['license']}."
+
+
+# Facts
+
+
+def _license(contents: Contents, token: str | bool | None) -> dict[str, str]:
+    """That of the base model as the run recorded it, that of a card that is there, or what the Hub says."""
+    known = contents.record.get("base_model_license") or contents.readme
+    return known or base_license(contents.record.get("base_model"), token)
+
+
+def _unlearned(report: AuditReport) -> str:
+    """The model that the folder holds: the first unlearned one."""
+    found = next((name for name, info in report.models.items() if info.role == "unlearned"), None)
+    if found is None:
+        raise ValueError("audit.json holds no unlearned model: audit the model of this folder, or take the file away")
+    return found
+
+
+def _deepest(report: AuditReport) -> str | None:
+    return report.layers[-1] if report.layers else None
+
+
+def _base_name(contents: Contents) -> str:
+    base = contents.record.get("base_model") or (contents.config.get("architectures") or ["image classifier"])[0]
+    return base.split("/")[-1]
+
+
+def _dataset_name(contents: Contents) -> str | None:
+    return public((contents.manifest.get("dataset") or {}).get("name"))
+
+
+def _source(info: ModelInfo) -> str:
+    if not info.id:
+        return MISSING
+    return f"`{info.id}`" + (f" `{info.revision[:12]}`" if info.revision else "")
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) is float and math.isfinite(value)
+
+
+def _finite(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [list(map(_escaped, line)) for line in (head, *rows)]
+    lines.insert(1, ["---"] * len(head))
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _escaped(cell: str) -> str:
+    return cell.replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
+
+
+def _json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected an object, found {type(content).__name__}")
+    return content

@@ -1,0 +1,451 @@
+"""Pictures of an `AuditReport`, as matplotlib figures and as PNG and SVG files."""
+
+from __future__ import annotations
+
+import textwrap
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
+
+from ec_hf.auditing.report import AuditReport, Measurement
+from ec_hf.reporting.tables import class_names, forget_split, layer_label, model_label, split_label
+
+__all__ = ["CAPTIONS", "draw", "save_figures"]
+
+WIDTH = 7.0  # inches; shown at 700 pixels a point of type is then 1.4 pixels high
+# Okabe and Ito's colours, told apart by people with any colour vision; line and marker do it in gray.
+STYLES: dict[str, dict[str, Any]] = {
+    "original": {"color": "#000000", "linestyle": "-", "marker": "o"},
+    "retrained": {"color": "#009E73", "linestyle": "--", "marker": "s", "linewidth": 2.4},
+    "floor": {"color": "#7F7F7F", "linestyle": ":", "marker": None},
+}
+OTHERS: dict[str, tuple] = {  # of different lengths: 140 models before two look the same
+    "color": ("#D55E00", "#0072B2", "#CC79A7", "#E69F00", "#56B4E9"),
+    "linestyle": ("-", "-.", (0, (5, 1)), (0, (3, 1, 1, 1))),
+    "marker": ("^", "D", "v", "P", "X", "<", ">"),
+}
+RETAIN_COLOURS = ("#0072B2", "#56B4E9", "#009E73", "#E69F00", "#CC79A7", "#8C6D31", "#7F7F7F", "#332288", "#000000")
+RETAIN_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
+FORGET_RED = "#C8102E"
+GUIDE: dict[str, Any] = {"color": "#7F7F7F", "linewidth": 1, "linestyle": (0, (6, 3)), "zorder": 1}
+MAX_TICKS, MAX_CLASSES, MAX_QUERIES, MAX_NEIGHBOURS = 11, 12, 3, 8
+RC: Any = {
+    "font.size": 9,
+    "axes.titlesize": 9.5,
+    "axes.labelsize": 9,
+    "xtick.labelsize": 8.5,
+    "ytick.labelsize": 8.5,
+    "legend.fontsize": 8.5,
+    "lines.markersize": 4.5,
+    "lines.linewidth": 1.7,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "svg.hashsalt": "ec_hf",  # the same report gives the same file
+}
+
+CAPTIONS = {
+    "cka": (
+        "How alike the features of two models are at each hidden state: 1 is the same geometry, 0 is unrelated. First "
+        "row: to the original. On forget images a model that never saw them (retrained) is the target: a curve above "
+        "it kept something, a curve far below it lost more than the data had put there. On retain images, higher is "
+        "better. Second row, where there is a retrained model: similarity to that; higher is better. Bands are 95 % "
+        "intervals over images."
+    ),
+    "probe": (
+        "How well the forgotten classes can be read from frozen features, by a new linear classifier and by nearest "
+        "neighbours. A curve near the original's means that the layers still know the classes. The retrained model is "
+        "the target, not chance: features learnt from other classes tell something about these too."
+    ),
+    "embedding": (
+        "t-SNE of the deepest features: red stars are images of the forgotten classes, the other marks are the retain "
+        "classes nearest to them in the original model. Stars in clusters of their own: the model still tells the "
+        "forgotten classes apart. The same images everywhere; distances and sizes of clusters mean nothing."
+    ),
+    "relearning": (
+        "Accuracy on held-out forget images while each model is fine-tuned on a few forget images. What was only "
+        "hidden comes back in a few steps; the retrained model shows how fast the classes can be learnt anew."
+    ),
+    "confusion": (
+        "What the models call test images of the forgotten classes, in percent of the images of a class (row). "
+        "Outlined cells are right answers."
+    ),
+    "retrieval": (
+        "The images that each model finds nearest to a forget image, nearest first. Thick frame: the class of the "
+        "query. Black dot: an image that the original model finds too."
+    ),
+}
+
+
+def draw(
+    report: AuditReport, *, images: Sequence[Any] | None = None, names: Sequence[str] = tuple(CAPTIONS)
+) -> dict[str, Figure]:
+    """Draws what the report has the numbers for; a figure that it has none for is left out.
+
+    Args:
+        report: the report.
+        images: PIL images, addressed as `Retrieval` does: "forget_test" followed by "retain_test". Only the few that
+            are shown are read. Without them there is no retrieval figure.
+        names: the figures to draw, of `CAPTIONS`.
+
+    Returns:
+        Figures by name, in this order. They belong to no window and hold no pyplot state.
+
+    Raises:
+        ValueError: `images` has fewer images than the report's retrievals name.
+    """
+    painters: dict[str, Callable[[], Figure | None]] = {
+        "cka": lambda: _cka(report),
+        "probe": lambda: _probe(report),
+        "embedding": lambda: _embedding(report),
+        "relearning": lambda: _relearning(report),
+        "confusion": lambda: _confusion(report),
+        "retrieval": lambda: _retrieval(report, images) if images is not None else None,
+    }
+    with matplotlib.rc_context(RC):
+        drawn = {name: painters[name]() for name in names}
+    return {name: figure for name, figure in drawn.items() if figure is not None}
+
+
+def save_figures(report: AuditReport, folder: str | Path, *, images: Sequence[Any] | None = None) -> dict[str, Path]:
+    """Writes `draw(report)` as NAME.png (1400 pixels wide) and NAME.svg; figures of an earlier call are replaced.
+
+    Returns:
+        The PNG files by the name of the figure; the SVG file lies beside each.
+    """
+    folder = Path(folder)
+    figures = draw(report, images=images)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, figure in figures.items():
+        render(figure, folder / f"{name}.png")
+        render(figure, folder / f"{name}.svg")
+    return {name: folder / f"{name}.png" for name in figures}
+
+
+def render(figure: Figure, target: Any, kind: str | None = None) -> None:
+    """Writes a figure to a file or a binary stream; the same figure gives the same bytes."""
+    kind = kind or Path(target).suffix[1:]
+    with matplotlib.rc_context(RC):
+        figure.savefig(target, format=kind, dpi=200, metadata={"Date": None} if kind == "svg" else {})
+
+
+def _cka(report: AuditReport) -> Figure | None:
+    splits = (forget_split(report, "linear_cka"), "retain_test")
+    rows = []
+    for reference in ("original", "retrained"):
+        cells = [_measured(report.find("linear_cka", split=split, reference=reference)) for split in splits]
+        if any(cells):
+            rows.append((reference, cells))
+    if not rows:
+        return None
+    figure, axes = _axes(len(rows), 2, height=2.7)
+    for line, (reference, cells) in zip(axes, rows, strict=True):
+        for axis, cell, split in zip(line, cells, splits, strict=True):
+            _curves(report, axis, cell)
+            _floor(report, axis, cell, split)
+            axis.set_title(f"{split_label(split)} images")
+        line[0].set_ylabel(f"linear CKA to {model_label(reference)}")
+    _finish(report, figure, axes)
+    return figure
+
+
+def _probe(report: AuditReport) -> Figure | None:
+    titles = {"linear_probe": "linear probe", "knn": "nearest neighbours"}
+    found = {metric: _measured(report.find(metric, split=forget_split(report, metric))) for metric in titles}
+    panels = {metric: cell for metric, cell in found.items() if cell}
+    if not panels:
+        return None
+    figure, axes = _axes(1, len(panels), height=2.9)
+    for axis, (metric, cell) in zip(axes[0], panels.items(), strict=True):
+        _curves(report, axis, cell)
+        _chance(axis, cell)
+        axis.set_title(titles[metric])
+    axes[0][0].set_ylabel(f"accuracy on {split_label(forget_split(report, next(iter(panels))))} images")
+    _finish(report, figure, axes)
+    return figure
+
+
+def _embedding(report: AuditReport) -> Figure | None:
+    points, labels = report.embedding.get("points") or {}, report.embedding.get("labels") or []
+    points = {name: xy for name, xy in points.items() if len(xy) == len(labels) and xy}
+    if not points:
+        return None
+    forgotten = [k for k in dict.fromkeys(labels) if k in report.request.get("classes", [])]
+    kept = sorted(set(labels) - set(forgotten))
+    columns = {1: 1, 2: 2, 4: 2}.get(len(points), 3)
+    figure, axes = _axes(-(-len(points) // columns), columns, height=min(7.2 / (columns + 0.4), 4))
+    flat = [axis for row in axes for axis in row]
+    for axis in flat[len(points) :]:
+        axis.remove()
+    names = class_names(report)
+    for axis, (name, xy) in zip(flat, points.items(), strict=False):
+        for order, k in enumerate(kept):
+            here = [point for point, label in zip(xy, labels, strict=True) if label == k]
+            axis.scatter(*zip(*here, strict=True), alpha=0.75, linewidths=0, label=_short(names(k)), **_mark(order))
+        here = [point for point, label in zip(xy, labels, strict=True) if label in forgotten]
+        if here:
+            label = f"forgotten: {_few([names(k) for k in forgotten])}"
+            star: dict[str, Any] = {
+                "s": 46,
+                "marker": "*",
+                "color": FORGET_RED,
+                "edgecolors": "white",
+                "linewidths": 0.3,
+            }
+            axis.scatter(*zip(*here, strict=True), label=label, zorder=3, **star)
+        axis.set_title(model_label(name))
+        axis.set(xticks=[], yticks=[])
+        axis.spines[["top", "right"]].set_visible(True)
+    handles = dict(zip(*reversed(flat[0].get_legend_handles_labels()), strict=True))
+    texts = sorted(handles, key=lambda text: not text.startswith("forgotten"))
+    _legend(figure, [handles[text] for text in texts], texts, "outside lower center")
+    return figure
+
+
+def _relearning(report: AuditReport) -> Figure | None:
+    titles = {"head": "only the classifier is trained", "full": "all weights are trained"}
+    modes = [mode for mode in titles if any(curve.mode == mode and curve.steps for curve in report.relearning)]
+    if not modes:
+        return None
+    figure, axes = _axes(1, len(modes), height=2.9)
+    for axis, mode in zip(axes[0], modes, strict=True):
+        for curve in report.relearning:
+            if curve.mode == mode:
+                axis.plot(curve.steps, curve.accuracy, label=curve.model, **_style(report, curve.model))
+        axis.set(title=titles[mode], xlabel="steps of fine-tuning", ylim=(-0.03, 1.03))
+        _chance(axis, report.find("accuracy", split="forget_test"))
+    axes[0][0].set_ylabel("accuracy on held-out forget images")
+    _finish(report, figure, axes)
+    return figure
+
+
+def _confusion(report: AuditReport) -> Figure | None:
+    tables = {name: each for name, each in report.confusion.items() if each and name not in _floors(report)}
+    if not tables:
+        return None
+    true = list(dict.fromkeys(name for table in tables.values() for name in table))
+    rows = true[:MAX_CLASSES]
+    totals: Counter[str] = Counter()
+    for table in tables.values():
+        for name in rows:
+            counts = table.get(name, {})
+            totals.update({each: n / max(sum(counts.values()), 1) for each, n in counts.items()})
+    frequent = [name for name, _ in totals.most_common(MAX_CLASSES)]
+    own = rows if len(rows) <= MAX_CLASSES // 2 else [name for name in rows if name in frequent]
+    columns = [*own, *(name for name in frequent if name not in rows)][:MAX_CLASSES]
+    more = not set(totals) <= set(columns)
+    figure, axes = _axes(len(tables), 1, height=0.5 + 0.25 * len(rows), extra=0.7)
+    for axis, (name, table) in zip((row[0] for row in axes), tables.items(), strict=True):
+        shares = []
+        for row in rows:
+            counts = table.get(row, {})
+            total = max(sum(counts.values()), 1)
+            line = [100 * counts.get(column, 0) / total for column in columns]
+            shares.append(line + [100 * sum(counts.values()) / total - sum(line)] * more)
+        axis.imshow(shares, cmap="Blues", vmin=0, vmax=100, aspect="auto")
+        for y, line in enumerate(shares):
+            for x, share in enumerate(line):
+                if share >= 0.5:
+                    axis.text(
+                        x,
+                        y,
+                        f"{share:.0f}",
+                        ha="center",
+                        va="center",
+                        fontsize=8,
+                        color="white" if share > 60 else "black",
+                    )
+                if x < len(columns) and columns[x] == rows[y]:
+                    axis.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, fill=False, edgecolor="black", linewidth=1.4))
+        axis.set_title(model_label(name))
+        axis.set_yticks(range(len(rows)), [_short(row) for row in rows])
+        axis.set_xticks(range(len(columns) + more), [])
+        axis.tick_params(length=0)
+        axis.spines[:].set_visible(False)
+    labels = [_short(column, 14) for column in columns] + ["others"] * more
+    _ticks(axes[-1][0], list(range(len(labels))), labels, slanted=max(map(len, labels)) > 70 / len(labels))
+    axes[-1][0].set_xlabel("predicted class")
+    figure.supylabel(
+        "forgotten class" + (f" (the first {len(rows)} of {len(true)})" if len(rows) < len(true) else ""), fontsize=9
+    )
+    return figure
+
+
+def _retrieval(report: AuditReport, images: Sequence[Any]) -> Figure | None:
+    queries = list(dict.fromkeys(each.query for each in report.retrievals))[:MAX_QUERIES]
+    trained = [each for each in report.retrievals if each.model not in _floors(report)]
+    rows = [each for query in queries for each in trained if each.query == query]
+    if not rows:
+        return None
+    count = min(max(len(each.neighbours) for each in rows), MAX_NEIGHBOURS)
+    largest = max(k for each in rows for k in [each.query, *each.neighbours[:count]])
+    if largest >= len(images):
+        raise ValueError(
+            f"images: the report names image {largest}, there are {len(images)}; pass the images of the split "
+            "'forget_test' followed by those of 'retain_test', as they were audited"
+        )
+    names = class_names(report)
+    side = WIDTH / (count + 2.2)
+    figure, axes = _axes(len(rows), count + 1, height=side + 0.2)
+    for line, each in zip(axes, rows, strict=True):
+        first = next((r for r in rows if r.query == each.query and r.model == "original"), None)
+        known = set(first.neighbours) if first and first is not each else set()
+        cells = [(each.query, each.query_label), *zip(each.neighbours[:count], each.labels[:count], strict=True)]
+        for axis, cell in zip(line, cells, strict=False):
+            _tile(axis, images[cell[0]], _short(names(cell[1]), int(14 * side)))
+            if axis is line[0]:
+                axis.set_ylabel(textwrap.fill(model_label(each.model), 12), rotation=0, ha="right", va="center")
+                frame: dict[str, Any] = {"edgecolor": FORGET_RED, "linewidth": 1.5, "linestyle": "--"}
+            elif cell[1] == each.query_label:
+                frame = {"edgecolor": "#0072B2", "linewidth": 3}
+            else:
+                frame = {"edgecolor": "#AAAAAA", "linewidth": 0.8}
+            for spine in axis.spines.values():
+                spine.set(**frame, visible=True)
+            if axis is not line[0] and cell[0] in known:
+                axis.plot(0.88, 0.88, "o", color="black", mec="white", ms=8, transform=axis.transAxes)
+        for axis in line[len(cells) :]:
+            axis.remove()
+    handles = [
+        Line2D([], [], color=FORGET_RED, linestyle="--", label="query, a forget image"),
+        Line2D([], [], color="#0072B2", linewidth=3, label="same class as the query"),
+        Line2D([], [], color="black", marker="o", linestyle="", markersize=8, label="found by the original too"),
+    ]
+    _legend(figure, handles, [str(handle.get_label()) for handle in handles], "outside lower center")
+    return figure
+
+
+def _axes(rows: int, columns: int, height: float, extra: float = 0.4) -> tuple[Figure, list[list[Axes]]]:
+    figure = Figure(figsize=(WIDTH, rows * height + extra), layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False).tolist()
+
+
+def _measured(found: Iterable[Measurement]) -> list[Measurement]:
+    return [each for each in found if each.layer is not None and each.value is not None]
+
+
+def _curves(report: AuditReport, axis: Axes, cell: Sequence[Measurement]) -> None:
+    """One line for each model over the layers, with its interval as a band."""
+    layers = _layers(report, cell)
+    for name in report.models:
+        rows = {each.layer: each for each in cell if each.model == name}
+        line: list[tuple[int, Any]] = [(x, rows[layer]) for x, layer in enumerate(layers) if layer in rows]
+        if not line:
+            continue
+        style = _style(report, name)
+        if len(line) == 1:
+            style["marker"] = style["marker"] or "_"  # a single layer makes no line
+        every = -(-len(line) // 13)  # markers of many layers would hide the line
+        axis.plot([x for x, _ in line], [each.value for _, each in line], label=name, markevery=every, **style)
+        band = [(x, each.low, each.high) for x, each in line if each.low is not None and each.high is not None]
+        if band:
+            xs, lows, highs = zip(*band, strict=True)
+            axis.fill_between(xs, lows, highs, color=style["color"], alpha=0.15, linewidth=0)
+    step = -(-len(layers) // MAX_TICKS)
+    ticks = list(range(0, len(layers), step))
+    if layers and layers[-1] == "logits":
+        ticks = [k for k in ticks if k < len(layers) - 1 - step / 2] + [len(layers) - 1]
+    labels = [layer_label(layers[k]) for k in ticks]
+    _ticks(axis, ticks, labels, slanted=sum(map(len, labels)) > 40)
+    axis.set_xlabel("hidden state, shallow to deep")
+    axis.set_ylim(min([-0.03, *(each.value - 0.03 for each in cell if each.value is not None)]), 1.03)
+    axis.grid(axis="y", color="#DDDDDD", linewidth=0.6)
+
+
+def _layers(report: AuditReport, cell: Sequence[Measurement]) -> list[str]:
+    present = {each.layer for each in cell}
+    return [layer for layer in [*report.layers, "logits"] if layer in present]
+
+
+def _floor(report: AuditReport, axis: Axes, cell: Sequence[Measurement], split: str) -> None:
+    """What unrelated features would get, the highest over the models, where that was measured."""
+    layers = _layers(report, cell)
+    floors = _measured(report.find("cka_floor", split=split, note=None))
+    values = {
+        layer: [each.value for each in floors if each.layer == layer and each.value is not None] for layer in layers
+    }
+    line = [(x, max(values[layer])) for x, layer in enumerate(layers) if values[layer]]
+    if line:
+        axis.plot([x for x, _ in line], [y for _, y in line], label="unrelated features", **GUIDE)
+
+
+def _chance(axis: Axes, cell: Iterable[Measurement]) -> None:
+    chance = next((each.chance for each in cell if each.chance is not None), None)
+    if chance is not None:
+        axis.axhline(chance, label="chance", **GUIDE)
+
+
+def _finish(report: AuditReport, figure: Figure, axes: list[list[Axes]]) -> None:
+    """One legend for all panels: the models in the order of the report, then the guides."""
+    handles: dict[str, Any] = {}
+    for axis in (axis for row in axes for axis in row):
+        handles |= dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
+    names = [name for name in [*report.models, "unrelated features", "chance"] if name in handles]
+    _legend(figure, [handles[n] for n in names], [_short(model_label(n), 28) for n in names], "outside upper center")
+
+
+def _legend(figure: Figure, handles: Sequence[Any], labels: list[str], place: Any) -> None:
+    """A legend of as few rows as fit the width."""
+
+    def width(columns: int) -> int:
+        rows = -(-len(labels) // columns)
+        return sum(max(map(len, labels[k : k + rows])) + 7 for k in range(0, len(labels), rows))
+
+    columns = next((n for n in range(len(labels), 1, -1) if width(n) <= 96), 1)
+    figure.legend(handles, labels, loc=place, ncols=columns, frameon=False, handlelength=2.8, columnspacing=1.2)
+
+
+def _ticks(axis: Axes, ticks: list[int], labels: list[str], slanted: bool) -> None:
+    axis.set_xticks(ticks, labels)
+    if slanted:
+        axis.tick_params(axis="x", rotation=40)
+        for label in axis.get_xticklabels():
+            label.set(ha="right", rotation_mode="anchor")
+
+
+def _style(report: AuditReport, name: str) -> dict[str, Any]:
+    info = report.models.get(name)
+    role = info.role if info else "unlearned"
+    if role in STYLES:
+        return dict(STYLES[role])
+    others = [each for each, info in report.models.items() if info.role not in STYLES]
+    order = others.index(name) if name in others else 0
+    return {key: values[order % len(values)] for key, values in OTHERS.items()}
+
+
+def _floors(report: AuditReport) -> list[str]:
+    """Models that were never trained: left out where their rows would only take room."""
+    return [name for name, info in report.models.items() if info.role == "floor"]
+
+
+def _mark(order: int) -> dict[str, Any]:
+    return {
+        "s": 13,
+        "color": RETAIN_COLOURS[order % len(RETAIN_COLOURS)],
+        "marker": RETAIN_MARKERS[order % len(RETAIN_MARKERS)],
+    }
+
+
+def _tile(axis: Axes, image: Any, label: str) -> None:
+    thumbnail = image.convert("RGB")
+    thumbnail.thumbnail((192, 192))
+    axis.imshow(thumbnail)
+    axis.set(xticks=[], yticks=[])
+    axis.set_xlabel(label, fontsize=8, labelpad=2)
+
+
+def _short(name: str, width: int = 20) -> str:
+    """The first of the names that a class goes by, cut to so many characters."""
+    name = name.split(",")[0].strip()
+    return name if len(name) <= width else name[: width - 1].rstrip() + "…"
+
+
+def _few(names: Sequence[str], limit: int = 3) -> str:
+    text = ", ".join(_short(name, 14) for name in names[:limit])
+    return text if len(names) <= limit else f"{text} and {len(names) - limit} more"

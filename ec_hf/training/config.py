@@ -1,0 +1,203 @@
+"""`ECConfig`: the `TrainingArguments` of an unlearning run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from transformers import TrainingArguments
+from transformers.hf_argparser import HfArg
+
+from ec_hf.losses.contrast import CONTRASTS
+from ec_hf.losses.schedules import LAYER_WEIGHTS
+
+
+@dataclass
+class ECConfig(TrainingArguments):
+    """Settings of `ECTrainer`: what to supervise, with which losses, when to stop, and how to train.
+
+    The defaults of `TrainingArguments` that differ here are ``learning_rate`` (1e-4), ``per_device_train_batch_size``
+    (64), ``warmup_steps`` (0.05, a share of the run), ``logging_steps`` (10), ``eval_strategy`` and ``save_strategy``
+    ("epoch"), ``save_total_limit`` (2), ``eval_on_start`` (True: the stopping rule compares with the original),
+    ``dataloader_pin_memory`` (where there is a GPU) and ``remove_unused_columns`` (False: the collator reads the image
+    column).
+
+    An epoch is one pass over the retain set; the forget set cycles beside it, freshly shuffled at each turn.
+    """
+
+    _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "objective_kwargs"]  # noqa: RUF012 - no field there
+
+    objective: str = HfArg(
+        default="contrastive", help="Host objective at the model's output: a registered name or package:Class."
+    )
+    objective_kwargs: dict | str | None = HfArg(default=None, help="Settings of the host objective, as a JSON object.")
+    saliency: float | None = HfArg(
+        default=None,
+        help="SalUn's mask beside any objective: the share of the model's weights, those with the largest gradient on "
+        "the forget set, that may move; the others stay as they are to the bit. Limits what EC does to the model too, "
+        "never the EC heads. Default: what the objective says, which is all weights but for 'saliency'.",
+    )
+    cache_teacher: bool = HfArg(
+        default=False,
+        help="Compute the original model's logits on the forget set once instead of at every step, for objectives "
+        "that read them. Images must be the same each time: no random augmentation of the forget set.",
+    )
+    points: list[str] | str = HfArg(
+        default_factory=lambda: "auto",  # HfArgumentParser passes on no plain default of a list
+        help="Supervision points that carry an EC head: 'auto' for about four depths, 'none' for the host objective "
+        "alone, or indices into the model's hidden states (negative ones count from the output).",
+    )
+    pooling: str = HfArg(
+        default="mean", help="How tokens become one vector in the EC heads: mean (of the patches), cls, or all."
+    )
+    contrast: str = HfArg(
+        default="supcon", help=f"Contrastive unlearning loss, one of {', '.join(sorted(CONTRASTS))}."
+    )
+    temperature: float = HfArg(default=0.1, help="Temperature of the contrast.")
+    calibrated: bool = HfArg(
+        default=False,
+        help="Aim at what retraining would leave, without a retrained model: at each point, forget images are pulled "
+        "towards the retain classes that the original, blind to the forgotten ones, takes them for, and not towards "
+        "all. In place of `contrast`; for objectives that leave the features alone, such as delete.",
+    )
+    repulsion: float = HfArg(
+        default=0.5,
+        help="With `calibrated`: how strongly forget images of one class are pushed apart. 0 leaves more of the "
+        "original's features, 1 less; which is nearer to retraining depends on the data.",
+    )
+    probe_weight: float = HfArg(
+        default=0.02,
+        help="With `calibrated`: weight, against the contrast, of taking out of each point what a linear probe that "
+        "trains along with the true labels still reads. 0 leaves it out.",
+    )
+    detach_retain: bool | None = HfArg(
+        default=None,
+        help="Whether the contrast moves forget images alone, with no gradient into the retain features that they are "
+        "pulled towards. The published form, false, moves both. Default: true, and false with `calibrated`.",
+    )
+    retain_weight: float = HfArg(
+        default=1.0, help="Weight (lambda) of the retain cross-entropy against the contrast, at each point."
+    )
+    ec_weight: float | None = HfArg(
+        default=None,
+        help="Weight of EC's terms at the supervision points against the host objective's. More erases more and costs "
+        "more retain accuracy. Default: 0.1, and 1 with `calibrated`.",
+    )
+    layer_weights: list[str] | str = HfArg(
+        default_factory=lambda: "uniform",
+        help="Weight of each supervision point, shallow to deep: one number a point, or a schedule, one of "
+        f"{', '.join(sorted(LAYER_WEIGHTS))}. Times ec_weight, but for the last one where "
+        "a contrastive host objective takes the place of EC there.",
+    )
+    per_device_forget_batch_size: int = HfArg(
+        default=0,
+        help="Forget images a step and device; default: per_device_train_batch_size, which counts the retain images.",
+    )
+    batch_norm: str = HfArg(
+        default="frozen",
+        help="Batch-norm running statistics of the model: frozen, or retain to update them from the retain half of "
+        "each batch. Forget images never enter them.",
+    )
+    heads: str | None = HfArg(
+        default=None, help="Folder or Hub id of fitted EC heads to start from; default: fit them first."
+    )
+    train_heads: bool = HfArg(
+        default=False,
+        help="Whether the EC heads go on training during erasure. Frozen ones leave it to the backbone to forget.",
+    )
+    heads_epochs: int = HfArg(default=3, help="Passes over all images for fitting the heads on the original model.")
+    heads_learning_rate: float = HfArg(default=1e-3, help="Peak learning rate of that fit.")
+    forget_target: float | None = HfArg(
+        default=None,
+        help="Stop when forget accuracy on the evaluation data is at most this (a share) and retain accuracy is above "
+        "its floor. Default: chance, 1 / number of classes. A negative value never stops.",
+    )
+    min_steps: int = HfArg(
+        default=100,
+        help="Steps before which the stopping rule does not stop: outputs forget within tens of steps, hidden layers "
+        "need longer.",
+    )
+    retain_floor: float = HfArg(
+        default=0.01, help="How far retain accuracy on the evaluation data may fall below the original's (a share)."
+    )
+    image_column: str | None = HfArg(default=None, help="Column of the images; default: found by its type.")
+    label_column: str | None = HfArg(default=None, help="Column of the labels; default: found by its type.")
+
+    learning_rate: float = HfArg(
+        default=1e-4, help="Peak learning rate. Small networks trained from scratch want what they were trained with."
+    )
+    per_device_train_batch_size: int = HfArg(default=64, help="Retain images a step and device.")
+    warmup_steps: float = HfArg(default=0.05, help="Warm-up steps, or a share of the run when below 1.")
+    logging_steps: float = HfArg(default=10, help="Log every so many steps.")
+    eval_strategy: str = HfArg(default="epoch", help="When to evaluate: no, steps or epoch.")
+    save_strategy: str = HfArg(default="epoch", help="When to save a checkpoint: no, steps or epoch.")
+    save_total_limit: int | None = HfArg(default=2, help="Checkpoints to keep.")
+    eval_on_start: bool = HfArg(default=True, help="Evaluate the original model first; the stopping rule needs it.")
+    dataloader_pin_memory: bool = HfArg(default=torch.cuda.is_available(), help="Pin batches in memory.")
+    remove_unused_columns: bool = HfArg(default=False, help="Leave as it is: the collator needs the image column.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.points = _one_or_list(self.points)
+        if self.points == "none":
+            self.points = []
+        self.layer_weights = _one_or_list(self.layer_weights)
+        if self.detach_retain is None:
+            self.detach_retain = not self.calibrated
+        if self.ec_weight is None:
+            self.ec_weight = 1.0 if self.calibrated else 0.1
+        if self.per_device_forget_batch_size == 0:
+            self.per_device_forget_batch_size = self.per_device_train_batch_size
+        self._check()
+
+    def own_settings(self) -> dict[str, Any]:
+        """The fields that `TrainingArguments` does not have, as plain values."""
+        inherited = {each.name for each in fields(TrainingArguments)}
+        return {each.name: getattr(self, each.name) for each in fields(self) if each.name not in inherited}
+
+    def _check(self) -> None:
+        choices = {
+            "contrast": sorted(CONTRASTS),
+            "batch_norm": ["frozen", "retain"],
+            "pooling": ["mean", "cls", "all"],
+        }
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name}={getattr(self, name)!r}: expected one of {', '.join(allowed)}.")
+        positive = ("temperature", "ec_weight", "heads_learning_rate", "heads_epochs", "per_device_forget_batch_size")
+        for name in positive:
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}={getattr(self, name)}: expected a number above 0.")
+        for name in ("retain_weight", "retain_floor", "repulsion", "probe_weight"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)}: expected 0 or more.")
+        for name in ("retain_floor", "forget_target"):
+            if (getattr(self, name) or 0) > 1:
+                raise ValueError(
+                    f"{name}={getattr(self, name)}: expected a share, 0.01 for one point, not a percentage."
+                )
+        if self.saliency is not None and not 0 < self.saliency <= 1:
+            raise ValueError(f"saliency={self.saliency}: expected a share above 0 and at most 1.")
+        if self.batch_norm == "retain" and (self.gradient_checkpointing or self.activation_checkpointing):
+            raise ValueError(
+                "batch_norm='retain' does not work with activation checkpointing; use batch_norm='frozen'."
+            )
+        if self.remove_unused_columns:
+            raise ValueError("remove_unused_columns=True would drop the image column; leave it False.")
+
+
+def _one_or_list(value: Any) -> Any:
+    """A command line gives ['auto'] where Python gives 'auto'."""
+    if isinstance(value, (list, tuple)):
+        value = list(value)
+        return value[0] if len(value) == 1 and isinstance(value[0], str) and not _is_number(value[0]) else value
+    return value
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

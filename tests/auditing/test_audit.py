@@ -1,0 +1,482 @@
+from __future__ import annotations
+
+import json
+import math
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from datasets import Value, concatenate_datasets
+from helpers.launching import launch
+from helpers.models import LABELS, make_images, make_model, make_processor
+
+from ec_hf import ForgetRequest
+from ec_hf.auditing.audit import audit
+from ec_hf.auditing.relearning import relearn
+from ec_hf.auditing.report import AuditReport
+from ec_hf.metrics import infonce, linear_cka
+from ec_hf.models.points import hidden_state_kwargs
+
+REQUEST = ForgetRequest(classes=["bee", "dog"])
+FAST = {"embedding": False, "int8": False, "seed": 3}
+
+
+def run(original="ViT", unlearned="ViT", retrained=None, *, train=40, test=25, **kwargs) -> AuditReport:
+    """An audit of tiny models, named by family or given, on tiny data, given or by its size."""
+    models = [
+        make_model(model, seed=i) if isinstance(model, str) else model
+        for i, model in enumerate((original, unlearned, retrained))
+    ]
+    data = {"train": make_images(train) if isinstance(train, int) else train}
+    data["test"] = make_images(test, seed=1) if isinstance(test, int) else test
+    kwargs = {"request": REQUEST, "processor": make_processor(), **data, **FAST} | kwargs
+    report = audit(models[0], models[1], retrained=models[2], **kwargs)
+    json.dumps(report.to_dict(), allow_nan=False)
+    assert AuditReport.from_dict(json.loads(json.dumps(report.to_dict()))) == report
+    return report
+
+
+@pytest.fixture(scope="module")
+def whole():
+    """Models, data and the report of an audit with a retrained model."""
+    models = {name: make_model("ViT", seed=i) for i, name in enumerate(("original", "unlearned", "retrained"))}
+    train, test = make_images(), make_images(50, seed=1)
+    report = run(*models.values(), train=train, test=test, embedding=True, int8=True)
+    return SimpleNamespace(models=models, train=train, test=test, report=report)
+
+
+def direct(model, images):
+    """Logits and mean-pooled hidden states, all images at once."""
+    batch = make_processor()(list(images["image"]), return_tensors="pt")
+    with torch.no_grad():
+        output = model(**batch, **hidden_state_kwargs(model))
+    return output.logits, [state.mean(dim=1) for state in output.hidden_states]
+
+
+def test_output_figures_are_those_of_the_whole_split(whole):
+    images = whole.test.filter(lambda row: row["label"] in (1, 3))
+    labels = torch.tensor(images["label"])
+    for name, model in whole.models.items():
+        logits, _ = direct(model, images)
+        probabilities = logits.softmax(-1)
+        expected = {
+            "accuracy": (logits.argmax(-1) == labels).double().mean(),
+            "confidence": probabilities.amax(-1).mean(),
+            "entropy": -(probabilities * probabilities.log()).sum(-1).mean(),
+            "accuracy_masked": torch.tensor(0.0),
+        }
+        for metric, value in expected.items():
+            found = next(whole.report.find(metric, model=name, split="forget_test"))
+            assert found.value == pytest.approx(value.item(), abs=1e-5)
+            assert found.low - 1e-9 <= found.value <= found.high + 1e-9
+            assert found.count == len(images)
+    target = direct(whole.models["retrained"], images)[0].softmax(-1)
+    ours = direct(whole.models["unlearned"], images)[0].softmax(-1)
+    wanted = {"split": "forget_test", "model": "unlearned", "reference": "retrained"}
+    assert whole.report.value("activation_distance", **wanted) == pytest.approx(
+        (ours - target).norm(dim=-1).mean().item(), abs=1e-5
+    )
+    assert whole.report.value("agreement", **wanted) == pytest.approx(
+        (ours.argmax(-1) == target.argmax(-1)).double().mean().item()
+    )
+    assert 0 <= whole.report.value("js_divergence", **wanted) <= math.log(2)
+
+
+def test_masked_accuracy_on_retain_chooses_among_the_other_classes(whole):
+    images = whole.test.filter(lambda row: row["label"] not in (1, 3))
+    logits, _ = direct(whole.models["original"], images)
+    logits[:, [1, 3]] = -torch.inf
+    found = next(whole.report.find("accuracy_masked", model="original", split="retain_test"))
+    assert found.value == pytest.approx((logits.argmax(-1) == torch.tensor(images["label"])).double().mean().item())
+    assert found.chance == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize("batch_size", [7, 64])
+def test_similarity_is_that_of_all_images_of_the_split_at_every_layer(whole, batch_size):
+    images = whole.train.filter(lambda row: row["label"] in (1, 3))
+    report = run(*whole.models.values(), train=whole.train, batch_size=batch_size, train_sample=5)
+    states = {name: direct(model, images)[1] for name, model in whole.models.items()}
+    for model, reference in (("unlearned", "original"), ("unlearned", "retrained"), ("original", "retrained")):
+        profile = report.profile("linear_cka", model=model, reference=reference, split="forget_train")
+        assert list(profile) == [*report.layers, "logits"]
+        for layer, ours, theirs in zip(report.layers, states[model], states[reference], strict=True):
+            assert profile[layer] == pytest.approx(linear_cka(ours, theirs), abs=1e-4)
+    assert not list(report.find("linear_cka", model="original", reference="original"))
+    assert report.value("linear_cka", model="original", reference="retrained", layer="logits") == report.value(
+        "linear_cka", model="retrained", reference="original", layer="logits"
+    )
+
+
+def test_uuef_mode_averages_biased_values_over_batches(whole, monkeypatch):
+    monkeypatch.setattr("ec_hf.auditing.similarity.UUEF_BATCH", 16)
+    report = run(*whole.models.values(), train=whole.train, cka_mode="uuef", batch_size=7)
+    images = whole.train.filter(lambda row: row["label"] in (1, 3))  # 40 = 16 + 16 + 8
+    ours, theirs = (direct(whole.models[name], images)[1][2] for name in ("unlearned", "retrained"))
+    expected = np.mean([linear_cka(ours[i : i + 16], theirs[i : i + 16], debiased=False) for i in (0, 16, 32)])
+    found = report.profile("linear_cka_uuef", model="unlearned", reference="retrained", split="forget_train")
+    assert found["hidden_states.2"] == pytest.approx(expected, abs=1e-5)
+    assert report.value("linear_cka", model="unlearned", reference="retrained", split="forget_train") is not None
+
+
+def test_every_model_sees_every_image_once(whole):
+    seen = dict.fromkeys(whole.models, 0)
+
+    def count(name):
+        def hook(module, args, kwargs):
+            seen[name] += len(kwargs["pixel_values"])
+
+        return hook
+
+    hooks = [model.register_forward_pre_hook(count(name), with_kwargs=True) for name, model in whole.models.items()]
+    prepared = []
+
+    class Processor(transformers.ViTImageProcessor):
+        def __call__(self, images, **kwargs):
+            prepared.extend(images)
+            return super().__call__(images, **kwargs)
+
+    processor = Processor(**{k: v for k, v in make_processor().to_dict().items() if k != "image_processor_type"})
+    run(*whole.models.values(), train=40, test=25, processor=processor)
+    for hook in hooks:
+        hook.remove()
+    trials = 2  # one image, and a blank one for the hidden states
+    assert seen == dict.fromkeys(seen, 65 + trials)
+    assert len(prepared) == 65 + len(whole.models), "the models share the pixels"
+
+
+def test_what_is_kept_of_features_does_not_grow_with_the_data(monkeypatch):
+    kept = {}
+    from ec_hf.auditing import run as auditing
+
+    def remember(*args, name, **kwargs):
+        found = collect(*args, name=name, **kwargs)
+        kept[name] = {layer: values.shape for layer, values in found.features["original"].items()}
+        return found
+
+    collect = auditing.collect
+    monkeypatch.setattr(auditing, "collect", remember)
+    monkeypatch.setattr("ec_hf.auditing.subjects.FORGET_SAMPLE", 12)
+    run(train=100, test=50, train_sample=25, test_sample=25)
+    assert kept["forget_train"]["hidden_states.4"] == (12, 32)
+    assert kept["retain_train"]["logits"] == (15, 5)
+
+
+def test_without_a_retrained_model_random_weights_are_the_floor_and_the_report_says_so():
+    report = run()
+    assert report.models["random_init"].role == "floor"
+    assert report.value("linear_probe", model="random_init", layer="hidden_states.4", split="forget_test") is not None
+    assert report.value("probe_advantage", model="unlearned", reference="random_init") is not None
+    text = " ".join(report.references)
+    assert "no retrained model" in text
+    assert "random_init" in text
+    assert "never forgotten" in text
+    assert not list(report.find("js_divergence"))
+    assert not list(report.find("tug_of_war"))
+    assert report.value("h_mean", model="unlearned") is not None
+
+
+def test_the_random_weights_are_not_those_that_a_model_of_the_same_seed_began_with():
+    report = run(make_model("ViT", seed=0), seed=0)
+    assert report.value("linear_cka", model="random_init", split="retain_test", layer="logits") < 0.999
+
+
+def test_probes_and_neighbours_cover_forgotten_and_kept_classes_at_every_layer(whole):
+    for metric in ("linear_probe", "knn"):
+        for split, count in (("forget_test", 20), ("retain_test", 30)):
+            rows = list(whole.report.find(metric, model="unlearned", split=split))
+            assert [row.layer for row in rows] == [*whole.report.layers, "logits"]
+            assert all(row.count == count and row.chance == pytest.approx(0.2) for row in rows)
+            # Colours tell the classes apart, whatever the weights.
+            assert rows[0].value > 0.9
+
+
+def test_membership_is_asked_within_classes(whole):
+    found = next(whole.report.find("mia_loss", model="original"))
+    assert (found.split, found.chance, found.count) == ("forget_train", 0.5, 20), (
+        "as many members as there are non-members"
+    )
+    assert found.low <= found.value <= found.high
+    assert found.value == pytest.approx(0.5, abs=0.35), "no model has seen either image"
+
+
+def test_summaries_int8_confusion_retrievals_and_embedding(whole):
+    report = whole.report
+    for metric in ("h_mean", "aus", "tug_of_war", "avg_gap"):
+        assert report.value(metric, model="unlearned") is not None
+    exact, rounded = (
+        next(report.find(name, model="unlearned", split="forget_test")) for name in ("accuracy", "accuracy_int8")
+    )
+    assert abs(exact.value - rounded.value) <= 0.3
+    assert sum(report.confusion["unlearned"]["bee"].values()) == 10
+    assert len(report.embedding["points"]["retrained"]) == len(report.embedding["labels"])
+    assert {each.query_label for each in report.retrievals} == {1, 3}
+    test = concatenate_datasets(
+        [whole.test.filter(lambda row, k=k: (row["label"] in (1, 3)) == k) for k in (True, False)]
+    )
+    for each in report.retrievals:
+        assert each.query not in each.neighbours
+        assert [test[row]["label"] for row in each.neighbours] == each.labels
+        assert test[each.query]["label"] == each.query_label
+
+
+def test_several_unlearned_models_have_their_names():
+    report = run(unlearned={"ec": make_model("ViT", seed=1), "delete": make_model("ViT", seed=2)})
+    assert [name for name, info in report.models.items() if info.role == "unlearned"] == ["ec", "delete"]
+    assert report.value("accuracy", model="delete", split="forget_test") is not None
+
+
+def test_rows_are_asked_for_among_retained_images_of_all_classes():
+    report = run(request=ForgetRequest(rows=[0, 1, 2, 3, 4, 5, 6, 7]))
+    assert report.request["classes"] == []
+    assert "forget_test has no image" in " ".join(report.notes)
+    assert not list(report.find("accuracy_masked"))
+    assert not list(report.find(split="forget_test"))
+    assert report.value("linear_probe", model="unlearned", split="forget_train", layer="hidden_states.0") > 0.7
+    assert report.value("mia_loss", model="unlearned") is not None
+    assert report.confusion == {} and report.embedding == {} and report.retrievals == []
+
+
+def test_a_forgotten_class_that_the_test_set_lacks_is_stated():
+    test = make_images(25, seed=1).filter(lambda row: row["label"] != 1)
+    report = run(test=test)
+    assert "no image of the forgotten label ids [1]" in " ".join(report.notes)
+    assert next(report.find("linear_probe", split="forget_test")).count == 5
+    report = run(test=test, request=ForgetRequest(classes=["bee"]))
+    assert report.value("accuracy", model="unlearned", split="forget_train") is not None
+    assert report.value("mia_loss", model="unlearned") is None
+    assert "no held-out image" in next(report.find("mia_loss", model="unlearned")).note
+
+
+def test_classes_of_one_image_are_no_obstacle():
+    train = make_images(40).filter(lambda row, i: row["label"] != 1 or i == 1, with_indices=True)
+    report = run(train=train, request=ForgetRequest(classes=["bee"]))
+    found = next(report.find("linear_cka", model="unlearned", split="forget_train", layer="logits"))
+    assert found.value is None
+    assert "at least 4 rows" in found.note
+    assert report.value("accuracy", split="forget_train", model="original") in (0.0, 1.0)
+
+
+def test_splits_may_be_given_and_be_empty():
+    images = make_images(40)
+    report = run(
+        train=None, test=None, request=None, splits={"forget_test": images.filter(lambda row: row["label"] == 1)}
+    )
+    assert report.value("accuracy", model="unlearned", split="forget_test") is not None
+    assert report.dataset["images"] == {"forget_train": 0, "retain_train": 0, "forget_test": 8, "retain_test": 0}
+    assert sum("has no image" in note for note in report.notes) == 3
+
+
+class LogitsOnly(transformers.PreTrainedModel):
+    config_class = transformers.PretrainedConfig
+
+    def __init__(self, config, scale=1.0):
+        super().__init__(config)
+        self.linear = torch.nn.Linear(3, config.num_labels)
+        self.scale = scale
+        self.post_init()
+
+    def forward(self, pixel_values):
+        logits = self.linear(self.scale * pixel_values.mean(dim=(2, 3)))
+        return transformers.modeling_outputs.ImageClassifierOutput(logits=logits)
+
+
+def test_a_model_without_hidden_states_is_measured_by_its_output():
+    report = run(unlearned=LogitsOnly(transformers.PretrainedConfig(**LABELS)))
+    assert "unlearned: LogitsOnly returns no hidden states" in " ".join(report.notes)
+    assert report.value("accuracy", model="unlearned", split="forget_test") is not None
+    assert list(report.profile("linear_cka", model="unlearned", split="forget_test")) == ["logits"]
+    assert len(report.layers) == 5
+
+
+def test_values_that_overflow_on_some_images_become_none_with_a_note():
+    model = LogitsOnly(transformers.PretrainedConfig(**LABELS), scale=3e38)
+    model.linear.weight.data *= 100
+    report = run(unlearned=model)
+    found = next(report.find("confidence", model="unlearned", split="forget_test"))
+    assert found.value is None
+    assert "not finite" in found.note
+    assert next(report.find("linear_cka", model="unlearned", layer="logits")).value is None
+
+
+def test_other_architectures_are_compared_at_the_same_relative_depth():
+    shallow = transformers.ViTConfig(**{**make_model("ViT").config.to_dict(), "num_hidden_layers": 2})
+    report = run(unlearned=transformers.ViTForImageClassification(shallow))
+    assert "different depth" in " ".join(report.notes)
+    assert list(report.profile("linear_cka", model="unlearned", split="forget_test")) == [
+        "hidden_states.0",
+        "hidden_states.1",
+        "hidden_states.2",
+        "logits",
+    ]
+
+
+def test_models_may_have_processors_of_their_own():
+    small = transformers.ViTImageProcessor(size={"height": 16, "width": 16})
+    report = run(unlearned="ResNet", processor={"original": make_processor(), "unlearned": small})
+    assert "different image processors" in " ".join(report.notes)
+    assert report.value("accuracy", model="unlearned", split="retain_test") is not None
+
+
+def test_what_is_asked_for_is_measured_too(whole, monkeypatch):
+    monkeypatch.setattr("ec_hf.measure.infonce", partial(infonce, trials=1, steps=20))
+    monkeypatch.setattr("ec_hf.auditing.relearn", partial(relearn, steps=(0, 1, 4)))
+    downstream = make_images(30, seed=2).rename_column("label", "kind").cast_column("kind", Value("int64"))
+    downstream = downstream.map(lambda row: {"kind": row["kind"] + 70}).rename_column("kind", "labels")
+    models = {"ec": whole.models["unlearned"]}
+    report = run(
+        whole.models["original"],
+        models,
+        whole.models["retrained"],
+        train=80,
+        test=50,
+        relearning=True,
+        svc=True,
+        idi=True,
+        downstream=downstream,
+    )
+    names = ["original", "ec", "retrained"]
+    assert {(curve.model, curve.mode) for curve in report.relearning} == {
+        (name, mode) for name in names for mode in ("head", "full")
+    }
+    for mode in ("head", "full"):
+        assert next(report.find("relearning_area", model="ec", note=mode)).split == "forget_test"
+    shares = [report.value(key, model="ec", split="forget_train") for key in ("mia_svc_efficacy", "mia_svc_member")]
+    assert sum(shares) == pytest.approx(1)
+    assert list(report.profile("infonce", model="ec", split="forget_train")) == [*report.layers, "logits"]
+    index = next(report.find("idi", model="ec"))
+    assert index.reference == "retrained" and (index.value is not None or index.note)
+    near = next(report.find("knn_downstream", model="ec"))
+    assert (near.split, near.layer, near.count, near.chance) == ("downstream", "hidden_states.4", 6, 0.2)
+    assert near.value > 0.5
+    assert "MIA-efficacy" in next(report.find("avg_gap", model="ec")).note
+
+
+def test_downstream_splits_and_logits_may_be_chosen():
+    data = {"train": make_images(30, seed=2), "test": make_images(20, seed=3)}
+    report = run(downstream=data, downstream_features="logits")
+    found = next(report.find("knn_downstream", model="unlearned"))
+    assert (found.layer, found.count) == ("logits", 20)
+
+
+def test_idi_and_relearning_that_cannot_be_are_notes():
+    report = run(idi=True, relearning=True, request=ForgetRequest(rows=[1]))
+    notes = " ".join(report.notes)
+    assert "IDI needs a retrained model" in notes
+    assert "Relearning needs" in notes
+
+
+def test_at_most_so_many_images_are_looked_at():
+    report = run(train=100, max_images=20)
+    assert report.dataset["images"] == {"forget_train": 20, "retain_train": 21, "forget_test": 10, "retain_test": 15}
+
+
+def test_neighbours_are_named_by_their_rows_in_the_splits_as_they_were_given():
+    report = run(test=100, max_images=6)
+    images = make_images(100, seed=1)
+    given = concatenate_datasets(
+        [images.filter(lambda row, k=k: (row["label"] in (1, 3)) == k) for k in (True, False)]
+    )
+    assert report.retrievals
+    for each in report.retrievals:
+        assert [given[row]["label"] for row in each.neighbours] == each.labels
+        assert given[each.query]["label"] == each.query_label
+
+
+def test_models_and_random_states_are_left_as_they_were():
+    model = make_model("ResNet").train()
+    model.resnet.encoder.stages[0].eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    run(model, "ResNet")
+    assert model.training and not model.resnet.encoder.stages[0].training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    torch.manual_seed(5)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_the_same_seed_gives_the_same_report(whole):
+    first, second = (run(whole.models["original"], whole.models["unlearned"]) for _ in range(2))
+    first.seconds = second.seconds = {}
+    assert first == second
+
+
+def nan_model():
+    model = make_model("ViT", seed=1)
+    model.classifier.weight.data[0, 0] = torch.nan
+    return model
+
+
+def relabelled(**config):
+    model = make_model("ViT", seed=1)
+    model.config.update(config)
+    return model
+
+
+SWAPPED = {"id2label": {0: "bee", 1: "ant", 2: "cat", 3: "dog", 4: "elk"}}
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "error", "message"),
+    [
+        ({"unlearned": lambda: relabelled(**SWAPPED)}, ValueError, "calls label 0 'bee', the original 'ant'"),
+        ({"unlearned": lambda: relabelled(num_labels=4)}, ValueError, "has 4 labels, the original 5"),
+        ({"unlearned": nan_model}, ValueError, "NaN or infinite"),
+        ({"unlearned": lambda: torch.nn.Linear(2, 2)}, TypeError, "expected a PreTrainedModel or its name"),
+        ({"unlearned": dict}, ValueError, "it is empty"),
+        ({"unlearned": lambda: {"retrained": make_model("ViT")}}, ValueError, "'retrained' is taken"),
+        (
+            {"processor": lambda: transformers.ViTImageProcessor(size={"height": 48, "width": 48})},
+            ValueError,
+            "cannot take",
+        ),
+        ({"processor": lambda: None}, ValueError, "no image processor"),
+        ({"processor": lambda: {"orignal": make_processor()}}, ValueError, "no model 'orignal'"),
+        ({"request": lambda: ForgetRequest(classes=["crocodile"])}, ValueError, "crocodile"),
+        ({"request": lambda: ForgetRequest(where=[{"column": "label", "equals": 9}])}, ValueError, "matches nothing"),
+        ({"request": lambda: None}, ValueError, "request missing"),
+        ({"splits": dict}, ValueError, "not both"),
+        (
+            {"train": lambda: None, "test": lambda: None, "splits": lambda: {"forget": make_images(5)}},
+            ValueError,
+            "none of",
+        ),
+        (
+            {"train": lambda: None, "test": lambda: None, "splits": lambda: {"retain_test": make_images(5)}},
+            ValueError,
+            "no image to forget",
+        ),
+        ({"batch_size": lambda: 0}, ValueError, "batch_size must be at least 1"),
+        ({"pooling": lambda: "max"}, ValueError, "pooling='max'"),
+        ({"pooling": lambda: "cls", "original": lambda: make_model("ResNet")}, ValueError, "no CLS token"),
+        ({"colour": lambda: 1}, TypeError, "colour"),
+    ],
+)
+def test_wrong_input_is_refused_before_the_pass(monkeypatch, kwargs, error, message):
+    monkeypatch.setattr("ec_hf.auditing.collect", lambda *args, **kwargs: pytest.fail("the pass has begun"))
+    with pytest.raises(error, match=message):
+        run(**{name: make() for name, make in kwargs.items()})
+
+
+def test_two_processes_give_the_numbers_of_one(tmp_path):
+    for processes in (1, 2):
+        launch(Path(__file__).parent / "audit_paired.py", tmp_path / f"{processes}.json", processes=processes)
+    one, two = (AuditReport.load(tmp_path / f"{processes}.json") for processes in (1, 2))
+    assert (one.settings["processes"], two.settings["processes"]) == (1, 2)
+    assert one.dataset["images"] == two.dataset["images"]
+    assert len(one.measurements) == len(two.measurements) > 100
+    for ours, theirs in zip(one.measurements, two.measurements, strict=True):
+        assert (ours.metric, ours.model, ours.split, ours.layer, ours.count) == (
+            theirs.metric,
+            theirs.model,
+            theirs.split,
+            theirs.layer,
+            theirs.count,
+        )
+        assert theirs.value == pytest.approx(ours.value, abs=1e-5), ours
+    assert one.confusion == two.confusion
+    assert one.retrievals == two.retrievals

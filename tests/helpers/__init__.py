@@ -1,0 +1,1 @@
+"""What several test files use: models, data, trainers, reports, a Hub on this machine, launched processes."""

@@ -1,0 +1,183 @@
+"""A made-up audit report that looks like a real one: every part filled, the same numbers each time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ec_hf.auditing.report import AuditReport, Measurement, ModelInfo, RelearningCurve, Retrieval
+
+MODELS = ("original", "unlearned", "delete", "retrained", "random_init")
+DIGITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+FORGOTTEN = [3, 5, 8]
+IMAGES = {"forget_train": 1200, "retain_train": 2800, "forget_test": 300, "retain_test": 700}
+ROLES = {"original": "original", "retrained": "retrained", "random_init": "floor"}
+
+# At the output: accuracy on forget, on retain, on forget with masked logits, on forget after quantisation to 8 bits.
+OUTPUT = {
+    "original": (0.953, 0.989, 0.0, 0.951),
+    "unlearned": (0.0, 0.986, 0.0, 0.003),
+    "delete": (0.003, 0.991, 0.0, 0.017),
+    "retrained": (0.0, 0.987, 0.0, 0.0),
+    "random_init": (0.087, 0.104, 0.0, 0.087),
+}
+# At the deepest layer: CKA to original on forget and on retain, CKA to retrained on forget, probe and k-NN on forget.
+DEPTH = {
+    "original": (1.0, 1.0, 0.34, 0.957, 0.94),
+    "unlearned": (0.27, 0.91, 0.71, 0.53, 0.44),
+    "delete": (0.88, 0.97, 0.36, 0.94, 0.92),
+    "retrained": (0.33, 0.92, 1.0, 0.61, 0.55),
+    "random_init": (0.05, 0.06, 0.05, 0.21, 0.17),
+}
+
+
+def make_report(models: Sequence[str] = MODELS, layers: int = 10, seed: int = 0) -> AuditReport:
+    """A report on ten digits of which 3, 5 and 8 were forgotten.
+
+    Args:
+        models: names of the models in it, of `MODELS`; without "retrained" all that needs it is left out.
+        layers: number of hidden states.
+        seed: of the jitter on the curves and of the points of the embedding.
+    """
+    rng = np.random.default_rng(seed)
+    names = [f"hidden_states.{k}" for k in range(layers)]
+    rows: list[Measurement] = []
+
+    def add(metric: str, model: str, value: float, width: float = 0.0, **where) -> None:
+        low, high = (round(max(value - width, 0), 4), round(min(value + width, 1), 4)) if width else (None, None)
+        where.setdefault("count", IMAGES.get(where.get("split") or ""))
+        rows.append(Measurement(metric, model, round(value, 4), low=low, high=high, **where))
+
+    for model in models:
+        forget, retain, masked, eight_bits = OUTPUT[model]
+        fixed = model in ("original", "random_init")
+        for split in IMAGES:
+            value = forget if "forget" in split else retain
+            add("accuracy", model, min(value + 0.005 * ("train" in split), 1), 0.012, split=split, chance=0.1)
+            add("confidence", model, 0.3 + 0.65 * value, split=split, chance=0.1)
+            add("entropy", model, 2.3 * (1 - value) * 0.4 + 0.03, split=split)
+        add("accuracy_masked", model, masked, split="forget_test", chance=0.0)
+        add("accuracy_masked", model, min(retain + 0.002, 1), 0.01, split="retain_test", chance=1 / 7)
+        add("accuracy_int8", model, eight_bits, 0.01, split="forget_test", chance=0.1)
+        add("accuracy_int8", model, retain - 0.002, 0.01, split="retain_test", chance=0.1)
+        near, kept, far, probe, neighbours = DEPTH[model]
+        for k, layer in enumerate([*names, "logits"]):
+            depth = min(k / max(layers - 1, 1), 1)
+            jitter = 0.0 if fixed else 0.01 * float(rng.standard_normal())
+            for reference, forget_end, retain_end in (("original", near, kept), ("retrained", far, 0.9 * kept)):
+                if reference == model or reference not in models:
+                    continue
+                for split, end in (("forget_test", forget_end), ("retain_test", retain_end)):
+                    start = 0.08 if model == "random_init" else 0.99
+                    value = float(np.clip(start + (end - start) * depth**0.7 + jitter, 0, 1))
+                    add("linear_cka", model, value, 0.02, split=split, layer=layer, reference=reference)
+                    if model != "random_init":
+                        biased = value + 0.3 * (1 - value)
+                        add("linear_cka_uuef", model, biased, split=split, layer=layer, reference=reference)
+            for metric, end in (("linear_probe", probe), ("knn", neighbours)):
+                value = float(np.clip(0.45 + (end - 0.45) * depth + jitter, 0, 1))
+                add(metric, model, value, 0.025, split="forget_test", layer=layer, chance=0.1)
+                kept_value = 0.3 if model == "random_init" else 0.6 + 0.38 * depth
+                add(metric, model, kept_value, 0.015, split="retain_test", layer=layer, chance=0.1)
+            random = 0.45 - 0.24 * depth
+            advantage = 0.45 + (probe - 0.45) * depth - random
+            add("probe_advantage", model, advantage, split="forget_test", layer=layer, reference="random_init")
+            if model == "original":
+                add("split_half_cka", model, 0.97 - 0.02 * depth, 0.01, split="forget_test", layer=layer)
+        add("mia_loss", model, 0.512 if not fixed else 0.561, 0.03, split="forget_train", chance=0.5)
+        add("mia_confidence", model, 0.508 if not fixed else 0.558, 0.03, split="forget_train", chance=0.5)
+        if fixed:
+            continue
+        add("h_mean", model, 2 * retain * (0.953 - forget) / (retain + 0.953 - forget))
+        add("aus", model, (1 - (0.989 - retain)) / (1 + forget))
+        if "retrained" in models and model != "retrained":
+            add("tug_of_war", model, (1 - forget) * (1 - abs(retain - 0.987)), reference="retrained")
+            add("avg_gap", model, 0.01, reference="retrained")
+            add("js_divergence", model, 0.08 + 0.1 * (model == "delete"), split="forget_test", reference="retrained")
+            add("activation_distance", model, 0.3, split="forget_test", reference="retrained")
+            add("agreement", model, 0.61 - 0.2 * (model == "delete"), split="forget_test", reference="retrained")
+            add("idi", model, 0.04 if model == "unlearned" else 0.87, 0.06, reference="retrained")
+
+    steps = [0, 5, 10, 20, 40, 80]
+    speed = {"original": 1.0, "delete": 0.2, "unlearned": 0.03, "retrained": 0.025, "random_init": 0.004}
+    curves = []
+    for model in models:
+        for mode, factor in (("head", 1.0), ("full", 2.0)):
+            start, rate = OUTPUT[model][0], speed[model] * factor
+            accuracy = [round(start + (0.95 - start) * (1 - float(np.exp(-rate * s))), 4) for s in steps]
+            settings = {"learning_rate": 0.001, "batch_size": 32, "images": 48, "seed": 0}
+            curves.append(RelearningCurve(model, mode, steps, accuracy, settings))
+            area = float(np.trapezoid(accuracy, steps) / steps[-1])
+            add("relearning_area", model, area, split="forget_test", count=300, note=mode)
+
+    classes = FORGOTTEN
+    points = 12
+    labels = np.repeat(np.arange(10), points)
+    centres = 40 * rng.standard_normal((10, 2))
+    embedding = {
+        model: (centres[labels] * (0.5 if model == "random_init" else 1) + 5 * rng.standard_normal((len(labels), 2)))
+        for model in models
+    }
+    mixed = ("unlearned", "retrained")
+    for model in set(models) & set(mixed):
+        rows_of_forgotten = np.isin(labels, classes)
+        embedding[model][rows_of_forgotten] = 30 * rng.standard_normal((int(rows_of_forgotten.sum()), 2))
+    return AuditReport(
+        models={
+            name: ModelInfo(
+                "ViTForImageClassification",
+                1_842_634,
+                ROLES.get(name, "unlearned"),
+                id=None if name == "random_init" else f"someone/vit-digits-{name}",
+                revision=None if name == "random_init" else "0123456789abcdef0123456789abcdef01234567",
+            )
+            for name in models
+        },
+        layers=names,
+        measurements=rows,
+        dataset={"name": "mnist5k", "images": dict(IMAGES), "class_names": list(DIGITS)},
+        request={"hash": "5f3c" * 16, "summary": "Forget the classes three, five, eight.", "classes": list(classes)},
+        references=[
+            "Retrained: trained without the forget set; what it still tells about it comes from the retain set."
+            if "retrained" in models
+            else "No retrained model: random weights mark the floor, classes that were never forgotten the ceiling."
+        ],
+        notes=["Membership inference by SVC was not asked for."],
+        confusion={model: _confusion(model, rng) for model in models},
+        relearning=curves,
+        retrievals=[
+            Retrieval(model, query, label, *_neighbours(model, query, label, rng))
+            for query, label in ((4, 3), (113, 5))
+            for model in models
+        ],
+        embedding={
+            "labels": labels.tolist(),
+            "points": {model: np.round(xy, 2).tolist() for model, xy in embedding.items()},
+        },
+        settings={"images_per_split": None, "seed": 0, "pooling": "all", "bootstrap_resamples": 1000},
+        seconds={"forward": 21.4, "metrics": 3.2, "probe": 6.8},
+        versions={"ec_hf": "0.1.0", "torch": "2.9.0", "transformers": "5.20.0"},
+    )
+
+
+def _confusion(model: str, rng: np.random.Generator) -> dict[str, dict[str, int]]:
+    """Hundred test images of each forgotten class, spread over the predicted ones."""
+    table = {}
+    for true in FORGOTTEN:
+        right = round(100 * OUTPUT[model][0])
+        others = [k for k in range(10) if k != true and (model == "original" or k not in FORGOTTEN)]
+        spread = rng.multinomial(100 - right, rng.dirichlet(np.ones(len(others))))
+        counts = {DIGITS[true]: right} | {DIGITS[k]: int(n) for k, n in zip(others, spread, strict=True)}
+        table[DIGITS[true]] = {name: count for name, count in counts.items() if count}
+    return table
+
+
+def _neighbours(model: str, query: int, label: int, rng: np.random.Generator) -> tuple[list[int], list[int]]:
+    """Five rows and their labels: nearly all of the query's class where the model still knows it."""
+    hits = {"original": 5, "delete": 4, "unlearned": 1, "retrained": 1, "random_init": 0}[model]
+    hits_at = 100 * FORGOTTEN.index(label)  # a hundred rows of the forget test split for each class
+    same = [row for row in range(hits_at, hits_at + 8) if row != query][:hits]
+    retain = rng.choice(700, 5 - hits, replace=False)
+    kept = [k for k in range(10) if k not in FORGOTTEN]
+    return [*same, *(300 + int(r) for r in retain)], [label] * hits + [kept[int(r) // 100] for r in retain]

@@ -1,0 +1,87 @@
+import json
+
+import pytest
+from helpers.reports import make_report
+
+from ec_hf.data.manifests import manifest, whole_classes
+from ec_hf.data.requests import ForgetRequest
+from ec_hf.data.splitting import split
+from ec_hf.publishing.disclosure import DETAILS, disclosed_manifest, disclosed_record, disclosed_report
+
+
+@pytest.fixture
+def document(images):
+    request = ForgetRequest(classes=["cat"]) | ForgetRequest(rows=[0])
+    parts = split(images, request)
+    extra = {"content": request.to_dict(), "something_new": ["row 7"]}
+    later = manifest(images, request, parts, name="someone/animals") | extra
+    return later | {"history": [{**later, "date": "2026-01-01"}]}
+
+
+def test_hashes_tell_counts_and_no_name(document):
+    shown = disclosed_manifest(document, "hashes")
+    assert "cat" not in json.dumps(shown)
+    assert "row 7" not in json.dumps(shown)
+    for entry in (shown, *shown["history"]):
+        assert entry["request"] == {"hash": document["request"]["hash"]}
+        assert entry["forget_rows_sha256"] == document["forget_rows_sha256"]
+        assert entry["parts"]["forget"] == {"rows": 21, "classes": 2, "whole_classes": 1}
+        assert entry["parts"]["retain"] == {"rows": 79, "classes": 4}
+    assert shown["history"][0]["date"] == "2026-01-01"
+
+
+def test_classes_tell_names_and_no_row(document):
+    shown = disclosed_manifest(document, "classes")
+    assert shown["parts"]["forget"]["per_class"] == {"ant": 1, "cat": 20}
+    assert "summary" not in shown["request"]
+    assert not {"content", "something_new"} & set(shown)
+
+
+def test_rows_tell_everything(document):
+    shown = disclosed_manifest(document, "rows")
+    assert {key: shown[key] for key in document if key != "history"} == {
+        key: document[key] for key in document if key != "history"
+    }
+
+
+@pytest.mark.parametrize("first", DETAILS)
+@pytest.mark.parametrize("second", DETAILS)
+def test_what_was_left_out_stays_out(document, first, second):
+    less = min(first, second, key=DETAILS.index)
+    assert disclosed_manifest(disclosed_manifest(document, first), second) == disclosed_manifest(document, less)
+    report = disclosed_report(disclosed_report(make_report(), first), second)
+    assert report == disclosed_report(make_report(), less)
+
+
+def test_whole_classes_are_counted_also_where_they_are_not_named(document):
+    assert whole_classes(document) == whole_classes(disclosed_manifest(document, "hashes")) == 1
+
+
+def test_a_report_of_hashes_keeps_every_number_and_loses_every_name():
+    report = make_report()
+    shown = disclosed_report(report, "hashes")
+    assert shown.measurements == report.measurements
+    assert shown.request == {"hash": report.request["hash"], "class_count": 3}
+    assert not (shown.confusion or shown.embedding or shown.retrievals or "class_names" in shown.dataset)
+    assert report.confusion, "the report given is left as it is"
+
+
+def test_a_report_of_classes_loses_rows_alone():
+    shown = disclosed_report(make_report(), "classes")
+    assert shown.retrievals == []
+    assert shown.confusion == make_report().confusion
+    assert shown.request["classes"] == [3, 5, 8]
+
+
+@pytest.mark.parametrize("given", ["--forget_classes cat 'big dog'", "--forget_classes=cat"])
+def test_the_command_names_no_class_at_hashes(given):
+    record = {"command": f"python run.py {given} --seed 3", "settings": {}}
+    assert disclosed_record(record)["command"] == "python run.py --forget_classes CLASSES --seed 3"
+    assert disclosed_record(record, "classes") == record
+
+
+@pytest.mark.parametrize("function", [disclosed_manifest, disclosed_report, disclosed_record])
+def test_an_unknown_detail_is_refused(document, function):
+    given = make_report() if function is disclosed_report else document
+    with pytest.raises(ValueError, match="expected one of hashes, classes, rows"):
+        function(given, "names")

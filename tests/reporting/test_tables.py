@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+
+import pytest
+from helpers.reports import make_report
+from rich.console import Console
+
+from ec_hf import AuditReport
+from ec_hf.auditing.report import Measurement, ModelInfo
+from ec_hf.metrics import METRICS
+from ec_hf.reporting.tables import SHORT, arrow, layer_tables, main_table, output_table, tables, to_rich, value_text
+
+
+def cells(markdown: str, label: str) -> list[str]:
+    """The cells of the first row with this label."""
+    line = next(line for line in markdown.split("\n") if line.startswith(f"| {label} |"))
+    return [cell.strip() for cell in line.strip("|").split("|")][1:]
+
+
+def shown(report: AuditReport, width: int, **kwargs) -> str:
+    console = Console(file=io.StringIO(), width=width)
+    console.print(to_rich(report, **kwargs) if kwargs else report)
+    return console.file.getvalue()
+
+
+def test_main_table_has_a_column_a_model_directions_intervals_and_chance():
+    text = make_report().to_markdown()
+    assert text.startswith(
+        "### In short\n\n|  | original | unlearned | delete | retrained | random weights | chance |\n"
+    )
+    assert cells(text, "accuracy, forget test ↓")[:2] == ["95.3 % [94.1, 96.5]", "0.0 % [0.0, 1.2]"]
+    assert cells(text, "accuracy, retain test ↑")[-1] == "10.0 %"
+    row = cells(text, "CKA to original, forget test, hidden_states.9 ↓")
+    assert row[0] == "—", "nothing is compared with itself"
+    assert row[2] == "0.88 [0.86, 0.90]"
+    assert "≈ nearer the retrained model" in text
+
+
+def test_every_measurement_is_in_a_table_of_its_own_kind():
+    report = make_report()
+    values = sum(value != "—" for table in tables(report)[1:] for row in table.rows for value in row.values)
+    assert values == len(report.measurements)
+    assert {row.label for row in layer_tables(report)[0].rows} == {*report.layers, "logits"}
+    assert [row.label for row in layer_tables(report)[0].rows] == [*report.layers, "logits"], "shallow to deep"
+
+
+def test_measurements_that_differ_by_their_note_have_rows_of_their_own():
+    labels = [row.label for row in output_table(make_report()).rows]
+    assert "relearning area, forget test ≈, head" in labels and "relearning area, forget test ≈, full" in labels
+
+
+def test_a_number_that_is_not_defined_is_a_dash_with_its_reason_below():
+    report = make_report(("original", "unlearned"))
+    note = "fewer than four images"
+    rows = [
+        replace(row, value=None, low=None, high=None, note=note)
+        if row.metric == "linear_cka" and row.layer == "hidden_states.5" and row.split == "forget_test"
+        else row
+        for row in report.measurements
+    ]
+    table = next(t for t in layer_tables(replace(report, measurements=rows)) if t.metric == "linear_cka")
+    assert table.rows[5].values == ["—", "—"]
+    assert table.notes == [f"hidden_states.5, unlearned: {note}"]
+    assert note in replace(report, measurements=rows).to_markdown()
+
+
+def test_markdown_survives_names_with_its_own_signs():
+    models = {"a|b": ModelInfo("ViT", 1, "unlearned")}
+    report = AuditReport(models=models, measurements=[Measurement("accuracy", "a|b", 0.5, split="retain_test")])
+    lines = report.to_markdown().split("\n")
+    assert lines[2] == "|  | a\\|b |"
+    assert lines[4] == "| accuracy, retain test ↑ | 50.0 % |"
+
+
+def test_forgotten_rows_are_read_on_the_training_split():
+    report = make_report(("original", "unlearned"))
+    report = replace(report, measurements=[row for row in report.measurements if row.split != "forget_test"])
+    assert "accuracy, forget train ↓" in [row.label for row in main_table(report).rows]
+
+
+@pytest.mark.parametrize(
+    ("metric", "split", "reference", "sign"),
+    [
+        ("accuracy", "forget_test", None, "↓"),
+        ("accuracy", "retain_test", None, "↑"),
+        ("linear_cka", "forget_test", "original", "↓"),
+        ("linear_cka", "forget_test", "retrained", "↑"),
+        ("linear_probe", "forget_test", None, "≈"),
+        ("tug_of_war", None, "retrained", "↑"),
+        ("cka_floor", "forget_test", None, ""),
+        ("unheard of", None, None, ""),
+    ],
+)
+def test_arrows_say_which_way_is_better(metric, split, reference, sign):
+    assert arrow(metric, split, reference) == sign
+
+
+def test_short_names_are_of_known_metrics_and_all_differ():
+    assert set(SHORT) <= set(METRICS)
+    names = [SHORT.get(key, METRICS[key].title) for key in METRICS]
+    assert len(set(names)) == len(names)
+
+
+def test_values_are_shares_or_two_decimals_without_a_negative_zero():
+    assert value_text("accuracy", 0.0312) == "3.1 %"
+    assert value_text("linear_cka", -0.001) == "0.00" and value_text("linear_cka", -0.25) == "-0.25"
+    assert value_text("accuracy", None) == "—"
+
+
+@pytest.mark.parametrize("width", [80, 200])
+def test_terminal_shows_every_column_and_intervals_where_there_is_room(width):
+    text = shown(make_report(), width)
+    assert all(len(line) <= width for line in text.split("\n"))
+    header = text.split("\n")[1]
+    assert "original" in header and "chance" in header
+    assert ("95.3 % [94.1, 96.5]" in text) == (width == 200)
+    assert "linear probe, forget test" in text and "retain test (chance" not in text
+    assert "k-NN, retain test" in shown(make_report(), width, full=True)
+
+
+def test_reports_without_numbers_say_so():
+    assert AuditReport().to_markdown() == ""
+    assert "no measurement" in shown(AuditReport(), 80)
