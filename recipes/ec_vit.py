@@ -40,7 +40,7 @@ from ec_hf.data.columns import find_label_column
 from ec_hf.data.manifests import earlier_manifests, earlier_requests, manifest
 from ec_hf.data.sources import load_images, train_and_test
 from ec_hf.data.splitting import four_splits
-from ec_hf.models.heads import FOLDER
+from ec_hf.files import HEADS
 from ec_hf.models.loading import load_model
 from ec_hf.publishing.card import card
 from ec_hf.publishing.hub import PushError
@@ -136,7 +136,7 @@ def main() -> None:
         original, processor = train_once(folder, train, test, config)
         if not config.heads:
             how = (config.points, config.pooling, config.heads_epochs, config.heads_learning_rate)
-            heads_folder = folder / f"{FOLDER}-{digest(how)}"
+            heads_folder = folder / f"{HEADS}-{digest(how)}"
     fitted = heads_folder if heads_folder and (heads_folder / "model.safetensors").exists() else None
     trainer = trainer_for(original, config, parts, splits, processor, heads=fitted)
     if heads_folder and not trainer.heads_fitted:

@@ -21,11 +21,9 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
-from ec_hf.files import find_file
+from ec_hf.files import HEADS, find_file
 from ec_hf.models.points import SupervisionPoint, pool, take
 
-FOLDER = "ec_heads"
-"""Name of the submodule on the model while the heads ride on it, and of the folder beside a saved model."""
 HUB_ARGUMENTS = ("revision", "token", "cache_dir", "force_download", "local_files_only")
 
 
@@ -103,11 +101,11 @@ class ECHeads(
                 f"The EC heads classify {self.num_labels} classes, the model {model.config.num_labels}: fit heads for "
                 "this model (leave out `heads`) or load the ones that belong to it."
             )
-        if hasattr(model, FOLDER):
+        if hasattr(model, HEADS):
             raise ValueError("The model has EC heads attached already; detach those first.")
         ignored = getattr(model, "_keys_to_ignore_on_save", None)
-        model.add_module(FOLDER, self.to(model.device))
-        model._keys_to_ignore_on_save = {*(ignored or ()), *(f"{FOLDER}.{key}" for key in self.state_dict())}
+        model.add_module(HEADS, self.to(model.device))
+        model._keys_to_ignore_on_save = {*(ignored or ()), *(f"{HEADS}.{key}" for key in self.state_dict())}
         self._attached_to = (model, model.register_forward_hook(self._run, with_kwargs=True), ignored)
 
     def detach(self) -> None:
@@ -116,7 +114,7 @@ class ECHeads(
             return
         model, handle, ignored = self._attached_to
         handle.remove()
-        delattr(model, FOLDER)
+        delattr(model, HEADS)
         model._keys_to_ignore_on_save = ignored
         self._attached_to = None
 
@@ -142,14 +140,14 @@ class ECHeads(
             FileNotFoundError: where no heads are.
         """
         hub = {name: value for name, value in kwargs.items() if name in HUB_ARGUMENTS}
-        for inside in ("", f"{FOLDER}/"):
+        for inside in ("", f"{HEADS}/"):
             config = find_file(pretrained_model_name_or_path, f"{inside}config.json", **hub)
             if config is None or "last_pooling" not in json.loads(config.read_text()):
                 continue
             if find_file(pretrained_model_name_or_path, f"{inside}model.safetensors", **hub):
                 return super().from_pretrained(config.parent, **{k: v for k, v in kwargs.items() if k not in hub})
         raise FileNotFoundError(
-            f"no EC heads in {str(pretrained_model_name_or_path)!r}, nor in {FOLDER}/ there: they are published with "
+            f"no EC heads in {str(pretrained_model_name_or_path)!r}, nor in {HEADS}/ there: they are published with "
             "a model only where that is asked for (with_heads). Leave out `heads` to fit new ones."
         )
 

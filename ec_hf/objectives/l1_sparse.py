@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ec_hf.files import HEADS
 from ec_hf.losses.distillation import cross_entropy
-from ec_hf.models.heads import FOLDER
 from ec_hf.objectives.base import Objective, Step
 from ec_hf.objectives.checks import not_negative, share
 
@@ -53,7 +53,7 @@ class L1Sparse(Objective):
         norms = [
             parameter.abs().sum()
             for name, parameter in step.model.named_parameters()
-            if parameter.requires_grad and not name.startswith(f"{FOLDER}.")
+            if parameter.requires_grad and not name.startswith(f"{HEADS}.")
         ]
         step.log["alpha"] = step.retain.logits.new_tensor(alpha)
         return {

@@ -28,9 +28,9 @@ from ec_hf._version import __version__
 from ec_hf.auditing.report import AuditReport
 from ec_hf.command import without_paths
 from ec_hf.data.manifests import MANIFEST, wholly_forgotten
-from ec_hf.files import find_file
+from ec_hf.files import HEADS, find_file
 from ec_hf.models.finish import finished
-from ec_hf.models.heads import FOLDER, ECHeads
+from ec_hf.models.heads import ECHeads
 from ec_hf.publishing.disclosure import FIGURES_WITH_CLASSES, disclosed_manifest, disclosed_record, disclosed_report
 
 __all__ = ["Published", "PushError", "explained", "export", "load_report", "push", "push_later"]
@@ -38,7 +38,7 @@ __all__ = ["Published", "PushError", "explained", "export", "load_report", "push
 
 RECORD, AUDIT, CARD = "ec_config.json", "audit.json", "README.md"
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
-OURS = ("config.json", "preprocessor_config.json", *WEIGHTS, RECORD, MANIFEST, AUDIT, CARD, "figures/*", f"{FOLDER}/*")
+OURS = ("config.json", "preprocessor_config.json", *WEIGHTS, RECORD, MANIFEST, AUDIT, CARD, "figures/*", f"{HEADS}/*")
 """What a push may send, and what it deletes in the repository where this push does not send it."""
 FIGURES = ("cka", "probe", "relearning", *FIGURES_WITH_CLASSES)
 """Figures that may be published; the one with the nearest images shows images of the forget set."""
@@ -184,7 +184,7 @@ def export(
         if path.stem in shown and path.suffix in (".png", ".svg"):
             _copy(folder, destination, f"figures/{path.name}")
     if with_heads in (True, "folder"):
-        _copy_heads(folder, destination / FOLDER)
+        _copy_heads(folder, destination / HEADS)
     config = _read(destination / "config.json") or {}
     if config.pop("_name_or_path", None):
         _write(destination / "config.json", config)
@@ -326,9 +326,9 @@ def _push_heads(folder: Path, repo_id: str, target: dict[str, Any]) -> None:
 
 
 def _copy_heads(folder: Path, destination: Path) -> None:
-    if not (folder / FOLDER / "model.safetensors").is_file():
-        raise FileNotFoundError(f"with_heads: {str(folder)!r} holds no {FOLDER}/ with EC heads")
-    _copy(folder / FOLDER, destination, "config.json", "model.safetensors")
+    if not (folder / HEADS / "model.safetensors").is_file():
+        raise FileNotFoundError(f"with_heads: {str(folder)!r} holds no {HEADS}/ with EC heads")
+    _copy(folder / HEADS, destination, "config.json", "model.safetensors")
 
 
 def _write_finished(

@@ -23,12 +23,13 @@ from transformers.trainer_utils import TrainOutput, get_last_checkpoint
 from ec_hf.data.columns import find_label_column, read_column
 from ec_hf.data.pairing import PairedBatchSampler, PairedDataset
 from ec_hf.data.splitting import shared_rows
+from ec_hf.files import HEADS
 from ec_hf.losses.calibrated import global_guided
 from ec_hf.losses.contrast import check_contrast, global_contrast
 from ec_hf.losses.distillation import cross_entropy, distillation, hide_classes
 from ec_hf.losses.schedules import layer_weights
 from ec_hf.models.batch_norm import clean_statistics
-from ec_hf.models.heads import FOLDER, ECHeads
+from ec_hf.models.heads import ECHeads
 from ec_hf.models.inputs import ImageCollator, collator_for
 from ec_hf.models.loading import load_model
 from ec_hf.models.points import (
@@ -582,7 +583,7 @@ class ECTrainer(PublishingTrainer):
         if self.args.should_save:
             (folder / "ec_config.json").write_text(json.dumps(run_record(self), indent=2) + "\n")
             if self.points:
-                self.heads.save_pretrained(folder / FOLDER)
+                self.heads.save_pretrained(folder / HEADS)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
@@ -612,7 +613,7 @@ class ECTrainer(PublishingTrainer):
         """
         saved = type(self.model).from_pretrained(checkpoint).state_dict()
         missing, unexpected = self.model.load_state_dict(saved, strict=False)
-        missing = [key for key in missing if not key.startswith(f"{FOLDER}.")]
+        missing = [key for key in missing if not key.startswith(f"{HEADS}.")]
         if missing or unexpected:
             raise ValueError(f"{checkpoint} does not fit the model: {missing} are missing, {unexpected} unexpected.")
         if self.points:
