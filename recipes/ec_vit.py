@@ -139,7 +139,7 @@ def main() -> None:
             heads_folder = folder / f"{HEADS}-{digest(how)}"
     fitted = heads_folder if heads_folder and (heads_folder / "model.safetensors").exists() else None
     trainer = trainer_for(original, config, parts, splits, processor, heads=fitted)
-    if heads_folder and not trainer.heads_fitted:
+    if heads_folder and not trainer.eraser.heads_fitted:
         trainer.fit_heads()
         if state.is_main_process:
             trainer.heads.save_pretrained(heads_folder)
@@ -150,7 +150,7 @@ def main() -> None:
 
     # Compare
     ec = "EC" if config.objective == "contrastive" else f"{config.objective} + EC"
-    name = ec if trainer.points else config.objective
+    name = ec if trainer.eraser.points else config.objective
     unlearned: dict[str, PreTrainedModel] = {name: trainer.model}
     if recipe.with_delete:
         unlearned["delete"] = erase_logits(original, config, parts, splits, processor)

@@ -17,12 +17,13 @@ from ec_hf.losses.contrast import (
     uuef,
 )
 from ec_hf.losses.distillation import cross_entropy, delete_kl, distillation, hide_classes
-from ec_hf.losses.schedules import LAYER_WEIGHTS, layer_weights
+from ec_hf.losses.schedules import LAYER_WEIGHTS, PointWeights, layer_weights
 
 __all__ = [
     "CONTRASTS",
     "LAYER_WEIGHTS",
     "Contrast",
+    "PointWeights",
     "check_contrast",
     "check_temperature",
     "cross_entropy",

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-__all__ = ["Objective", "Part", "Setting", "Step"]
+__all__ = ["Objective", "Part", "Progress", "Setting", "Step"]
 
 
 @dataclass
@@ -30,6 +30,23 @@ class Part:
     pixel_values: Tensor
 
 
+@dataclass(frozen=True)
+class Progress:
+    """All that an objective with a schedule may know of the run.
+
+    Attributes:
+        index: number of this optimiser step, from 0.
+        total: number of optimiser steps of the run.
+        epoch_steps: optimiser steps of one pass over the retain set.
+        forget_steps: optimiser steps of one pass over the forget set, rounded up.
+    """
+
+    index: int = 0
+    total: int = 1
+    epoch_steps: int = 1
+    forget_steps: int = 1
+
+
 @dataclass
 class Step:
     """What an objective sees of one training step.
@@ -42,11 +59,10 @@ class Step:
         forget_classes: label ids, where the forget set is whole classes: no retain row has one of them.
         model: the model in training, unwrapped; its parameters are for penalties, its forward is not to be called.
             EC heads, where there are any, ride on it as `ec_heads`.
-        index: number of this optimiser step, from 0.
-        total: number of optimiser steps of the run.
-        epoch_steps: optimiser steps of one pass over the retain set.
-        forget_steps: optimiser steps of one pass over the forget set, rounded up.
+        progress: where in the run this step is.
         extra: what the model made of the rows that `Objective.extra_pixels` added, labels -100; None without such.
+        known_teacher_logits: the original model's logits (rows, classes) by half, "forget" or "retain", as far as they
+            were computed; `teacher_logits` looks here first.
         log: an objective may put detached scalars here that are worth a line in the log and no part of the loss.
     """
 
@@ -55,13 +71,10 @@ class Step:
     teacher: Callable[[Tensor], Tensor] | None = None
     forget_classes: tuple[int, ...] | None = None
     model: Any = None
-    index: int = 0
-    total: int = 1
-    epoch_steps: int = 1
-    forget_steps: int = 1
+    progress: Progress = Progress()
     extra: Part | None = None
+    known_teacher_logits: dict[str, Tensor] = field(default_factory=dict)
     log: dict[str, Tensor] = field(default_factory=dict)
-    _teacher_logits: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def teacher_logits(self, part: Literal["forget", "retain"]) -> Tensor:
         """Logits (rows, classes) of the original model on one half, without gradient, computed once a step.
@@ -71,10 +84,10 @@ class Step:
         """
         if self.teacher is None:
             raise RuntimeError("this step has no teacher: an objective that asks for it sets `needs_teacher = True`")
-        if part not in self._teacher_logits:
+        if part not in self.known_teacher_logits:
             with torch.no_grad():
-                self._teacher_logits[part] = self.teacher(getattr(self, part).pixel_values)
-        return self._teacher_logits[part]
+                self.known_teacher_logits[part] = self.teacher(getattr(self, part).pixel_values)
+        return self.known_teacher_logits[part]
 
 
 @dataclass

@@ -48,8 +48,8 @@ class L1Sparse(Objective):
 
     def __call__(self, step: Step) -> dict[str, Tensor]:
         """Components "retain_ce" and "l1"; logs "alpha"."""
-        penalised = (1 - self.without) * step.total
-        alpha = self.alpha * max(0.0, 1 - step.index / penalised) if penalised else 0.0
+        penalised = (1 - self.without) * step.progress.total
+        alpha = self.alpha * max(0.0, 1 - step.progress.index / penalised) if penalised else 0.0
         norms = [
             parameter.abs().sum()
             for name, parameter in step.model.named_parameters()

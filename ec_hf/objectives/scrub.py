@@ -67,7 +67,8 @@ class Scrub(Objective):
 
 def maximises(step: Step, msteps: int) -> bool:
     """Whether this is a max step of SCRUB."""
-    round_steps = step.forget_steps + step.epoch_steps
-    turn, position = divmod(step.index, round_steps)
-    left = step.total - turn * round_steps
-    return turn < msteps and position < min(step.forget_steps, left // 4)
+    progress = step.progress
+    round_steps = progress.forget_steps + progress.epoch_steps
+    turn, position = divmod(progress.index, round_steps)
+    left = progress.total - turn * round_steps
+    return turn < msteps and position < min(progress.forget_steps, left // 4)

@@ -21,13 +21,12 @@ from torch.nn import functional as F
 from ec_hf.distributed import gather
 from ec_hf.losses.distillation import cross_entropy
 
-__all__ = ["LinearProbe"]
-
+__all__ = ["Adversary"]
 
 STEPS, LEARNING_RATE = 5, 1e-2  # of the probe at each batch; the backbone moves more slowly than that
 
 
-class LinearProbe(nn.Module):
+class Adversary(nn.Module):
     """A linear classifier of one supervision point's pooled hidden state, with an optimiser of its own.
 
     It starts at zero and sees the batches of all processes, so it is the same in each of them.
@@ -61,14 +60,13 @@ class LinearProbe(nn.Module):
         """Logits (n, labels), in the probe's precision, that move the features (n, channels) and never the probe."""
         return _linear(features, self.weight.detach(), self.bias.detach())
 
-    def state(self) -> dict[str, dict]:
-        """Weights and optimiser, for a checkpoint."""
-        return {"probe": self.state_dict(), "optimizer": self.optimizer.state_dict()}
+    def get_extra_state(self) -> dict:
+        """The optimiser's state, which `state_dict` holds beside the weights."""
+        return self.optimizer.state_dict()
 
-    def load_state(self, state: dict[str, dict]) -> None:
-        """Go on from what `state` gave."""
-        self.load_state_dict(state["probe"])
-        self.optimizer.load_state_dict(state["optimizer"])
+    def set_extra_state(self, state: dict) -> None:
+        """Go on with the optimiser's state that `get_extra_state` gave."""
+        self.optimizer.load_state_dict(state)
 
 
 def _linear(features: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

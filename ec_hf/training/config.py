@@ -1,7 +1,10 @@
-"""`ECConfig`: the `TrainingArguments` of an unlearning run."""
+"""`EraserConfig`: settings of an erasure, whoever trains. `ECConfig`: these and the `TrainingArguments` of a run."""
 
 from __future__ import annotations
 
+import json
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -12,21 +15,16 @@ from transformers.hf_argparser import HfArg
 from ec_hf.losses.contrast import CONTRASTS
 from ec_hf.losses.schedules import LAYER_WEIGHTS
 
+__all__ = ["ECConfig", "EraserConfig"]
+
 
 @dataclass
-class ECConfig(TrainingArguments):
-    """Settings of `ECTrainer`: what to supervise, with which losses, when to stop, and how to train.
+class EraserConfig:
+    """Settings of an erasure: what to supervise, and with which losses.
 
-    The defaults of `TrainingArguments` that differ here are ``learning_rate`` (1e-4), ``per_device_train_batch_size``
-    (64), ``warmup_steps`` (0.05, a share of the run), ``logging_steps`` (10), ``eval_strategy`` and ``save_strategy``
-    ("epoch"), ``save_total_limit`` (2), ``eval_on_start`` (True: the stopping rule compares with the original),
-    ``dataloader_pin_memory`` (where there is a GPU) and ``remove_unused_columns`` (False: the collator reads the image
-    column).
-
-    An epoch is one pass over the retain set; the forget set cycles beside it, freshly shuffled at each turn.
+    Raises:
+        ValueError: for a setting that does not exist or is out of range.
     """
-
-    _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "objective_kwargs"]  # noqa: RUF012 - no field there
 
     objective: str = HfArg(
         default="contrastive", help="Host objective at the model's output: a registered name or package:Class."
@@ -90,17 +88,10 @@ class ECConfig(TrainingArguments):
         f"{', '.join(sorted(LAYER_WEIGHTS))}. Times ec_weight, but for the last one where "
         "a contrastive host objective takes the place of EC there.",
     )
-    per_device_forget_batch_size: int = HfArg(
-        default=0,
-        help="Forget images a step and device; default: per_device_train_batch_size, which counts the retain images.",
-    )
     batch_norm: str = HfArg(
         default="frozen",
         help="Batch-norm running statistics of the model: frozen, or retain to update them from the retain half of "
         "each batch. Forget images never enter them.",
-    )
-    heads: str | None = HfArg(
-        default=None, help="Folder or Hub id of fitted EC heads to start from; default: fit them first."
     )
     train_heads: bool = HfArg(
         default=False,
@@ -108,6 +99,55 @@ class ECConfig(TrainingArguments):
     )
     heads_epochs: int = HfArg(default=3, help="Passes over all images for fitting the heads on the original model.")
     heads_learning_rate: float = HfArg(default=1e-3, help="Peak learning rate of that fit.")
+    seed: int = HfArg(
+        default=42, help="Of the heads' first weights, of what an objective draws, and of the order of the images."
+    )
+
+    def __post_init__(self) -> None:
+        if isinstance(self.objective_kwargs, str):
+            self.objective_kwargs = _json_object("objective_kwargs", self.objective_kwargs)
+        self.points = _one_or_list(self.points)
+        if self.points == "none":
+            self.points = []
+        self.layer_weights = _one_or_list(self.layer_weights)
+        if self.detach_retain is None:
+            self.detach_retain = not self.calibrated
+        if self.ec_weight is None:
+            self.ec_weight = 1.0 if self.calibrated else 0.1
+        _check_choice(self, "contrast", sorted(CONTRASTS))
+        _check_choice(self, "batch_norm", ["frozen", "retain"])
+        _check_choice(self, "pooling", ["mean", "cls", "all"])
+        _check_above_0(self, ("temperature", "ec_weight", "heads_learning_rate", "heads_epochs"))
+        _check_0_or_more(self, ("retain_weight", "repulsion", "probe_weight"))
+        if self.saliency is not None and not 0 < self.saliency <= 1:
+            raise ValueError(f"saliency={self.saliency}: expected a share above 0 and at most 1.")
+
+
+@dataclass
+class ECConfig(EraserConfig, TrainingArguments):
+    """Settings of `ECTrainer`: those of the erasure, when to stop it, and how to train.
+
+    The defaults of `TrainingArguments` that differ here are ``learning_rate`` (1e-4), ``per_device_train_batch_size``
+    (64), ``warmup_steps`` (0.05, a share of the run), ``logging_steps`` (10), ``eval_strategy`` and ``save_strategy``
+    ("epoch"), ``save_total_limit`` (2), ``eval_on_start`` (True: the stopping rule compares with the original),
+    ``dataloader_pin_memory`` (where there is a GPU) and ``remove_unused_columns`` (False: the collator reads the image
+    column).
+
+    An epoch is one pass over the retain set; the forget set cycles beside it, freshly shuffled at each turn.
+
+    Raises:
+        ValueError: as `EraserConfig` and `TrainingArguments`, and for settings that do not go together.
+    """
+
+    _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "objective_kwargs"]  # noqa: RUF012 - no field there
+
+    per_device_forget_batch_size: int = HfArg(
+        default=0,
+        help="Forget images a step and device; default: per_device_train_batch_size, which counts the retain images.",
+    )
+    heads: str | None = HfArg(
+        default=None, help="Folder or Hub id of fitted EC heads to start from; default: fit them first."
+    )
     forget_target: float | None = HfArg(
         default=None,
         help="Stop when forget accuracy on the evaluation data is at most this (a share) and retain accuracy is above "
@@ -138,53 +178,64 @@ class ECConfig(TrainingArguments):
     remove_unused_columns: bool = HfArg(default=False, help="Leave as it is: the collator needs the image column.")
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        self.points = _one_or_list(self.points)
-        if self.points == "none":
-            self.points = []
-        self.layer_weights = _one_or_list(self.layer_weights)
-        if self.detach_retain is None:
-            self.detach_retain = not self.calibrated
-        if self.ec_weight is None:
-            self.ec_weight = 1.0 if self.calibrated else 0.1
+        TrainingArguments.__post_init__(self)
+        EraserConfig.__post_init__(self)
         if self.per_device_forget_batch_size == 0:
             self.per_device_forget_batch_size = self.per_device_train_batch_size
-        self._check()
-
-    def own_settings(self) -> dict[str, Any]:
-        """The fields that `TrainingArguments` does not have, as plain values."""
-        inherited = {each.name for each in fields(TrainingArguments)}
-        return {each.name: getattr(self, each.name) for each in fields(self) if each.name not in inherited}
-
-    def _check(self) -> None:
-        choices = {
-            "contrast": sorted(CONTRASTS),
-            "batch_norm": ["frozen", "retain"],
-            "pooling": ["mean", "cls", "all"],
-        }
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name}={getattr(self, name)!r}: expected one of {', '.join(allowed)}.")
-        positive = ("temperature", "ec_weight", "heads_learning_rate", "heads_epochs", "per_device_forget_batch_size")
-        for name in positive:
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}={getattr(self, name)}: expected a number above 0.")
-        for name in ("retain_weight", "retain_floor", "repulsion", "probe_weight"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)}: expected 0 or more.")
+        _check_above_0(self, ("per_device_forget_batch_size",))
+        _check_0_or_more(self, ("retain_floor",))
         for name in ("retain_floor", "forget_target"):
             if (getattr(self, name) or 0) > 1:
                 raise ValueError(
                     f"{name}={getattr(self, name)}: expected a share, 0.01 for one point, not a percentage."
                 )
-        if self.saliency is not None and not 0 < self.saliency <= 1:
-            raise ValueError(f"saliency={self.saliency}: expected a share above 0 and at most 1.")
-        if self.batch_norm == "retain" and (self.gradient_checkpointing or self.activation_checkpointing):
+        self.check_batch_norm(self.batch_norm)
+        if self.remove_unused_columns:
+            raise ValueError("remove_unused_columns=True would drop the image column; leave it False.")
+
+    def check_batch_norm(self, batch_norm: str) -> None:
+        """Refuse a way to treat batch norm that does not go with how this run trains.
+
+        Raises:
+            ValueError: for statistics that follow the retain images under activation checkpointing, which runs each
+                forward a second time.
+        """
+        if batch_norm == "retain" and (self.gradient_checkpointing or self.activation_checkpointing):
             raise ValueError(
                 "batch_norm='retain' does not work with activation checkpointing; use batch_norm='frozen'."
             )
-        if self.remove_unused_columns:
-            raise ValueError("remove_unused_columns=True would drop the image column; leave it False.")
+
+    def own_settings(self) -> dict[str, Any]:
+        """The fields that `TrainingArguments` does not have, as plain values."""
+        inherited = {field.name for field in fields(TrainingArguments)}
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.name not in inherited}
+
+
+def _check_choice(config: EraserConfig, name: str, allowed: Sequence[str]) -> None:
+    if getattr(config, name) not in allowed:
+        raise ValueError(f"{name}={getattr(config, name)!r}: expected one of {', '.join(allowed)}.")
+
+
+def _check_above_0(config: EraserConfig, names: Sequence[str]) -> None:
+    for name in names:
+        if not 0 < getattr(config, name) < math.inf:
+            raise ValueError(f"{name}={getattr(config, name)}: expected a number above 0.")
+
+
+def _check_0_or_more(config: EraserConfig, names: Sequence[str]) -> None:
+    for name in names:
+        if not 0 <= getattr(config, name) < math.inf:
+            raise ValueError(f"{name}={getattr(config, name)}: expected 0 or more.")
+
+
+def _json_object(name: str, text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{name}={text!r} is no JSON: {error}.") from error
+    if not isinstance(value, dict):
+        raise ValueError(f'{name}={text!r}: expected a JSON object such as {{"retain_weight": 1.0}}.')
+    return value
 
 
 def _one_or_list(value: Any) -> Any:

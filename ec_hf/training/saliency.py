@@ -10,7 +10,6 @@ import torch
 from accelerate.utils import broadcast
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import TrainerCallback
 
 __all__ = ["SaliencyMask", "saliency_mask"]
 
@@ -45,7 +44,7 @@ def saliency_mask(model: Any, forget: Iterable[Mapping[str, Tensor]], share: flo
     return {name: piece.view_as(each) for (name, each), piece in zip(parameters.items(), pieces, strict=True)}
 
 
-class SaliencyMask(TrainerCallback):
+class SaliencyMask:
     """Holds the masked weights of a model in training where they are, to the bit.
 
     Their gradient is zeroed as it arrives, so that it does not count in gradient clipping. Weight decay and momentum
@@ -60,8 +59,8 @@ class SaliencyMask(TrainerCallback):
         self._held: list[tuple[nn.Parameter, Tensor, Tensor]] = []
         self._hooks: list[Any] = []
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        """Take hold; a resumed model has its weights back by now, and the masked ones are the original's."""
+    def hold(self, model: nn.Module) -> None:
+        """Take hold of the masked weights as they are now."""
         self.release()
         parameters = dict(model.named_parameters())
         for name, mask in self.masks.items():
@@ -70,8 +69,8 @@ class SaliencyMask(TrainerCallback):
             self._hooks.append(parameter.register_hook(partial(torch.mul, mask)))
 
     @torch.no_grad()
-    def on_optimizer_step(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
-        """Undo what weight decay and momentum did to masked weights."""
+    def put_back(self, optimizer: Any) -> None:
+        """Undo what weight decay and momentum did to the masked weights in a step of this optimiser."""
         for parameter, mask, start in self._held:
             parameter.copy_(torch.where(mask, parameter, start))
             for value in optimizer.state.get(parameter, {}).values():

@@ -11,6 +11,9 @@ from torch import Tensor, nn
 
 __all__ = ["Teacher"]
 
+LOOKED_AT_AGAIN = 8
+"""Images of the forget set by which it is seen whether they are the same each time."""
+
 
 class Teacher:
     """Logits of a model as it is now, whatever becomes of it.
@@ -31,28 +34,24 @@ class Teacher:
         return self.model.to(pixel_values.device)(pixel_values=pixel_values).logits
 
     def remember(
-        self, batches: Iterable[Mapping[str, Tensor]], take: Callable[[list[int]], Mapping[str, Tensor]], rows: int
+        self, batches: Iterable[Mapping[str, Tensor]], take: Callable[[list[int]], Mapping[str, Tensor]]
     ) -> None:
         """Compute the logits of the whole forget set once; the model then waits in the memory of the CPU.
 
         Args:
-            batches: the forget set in the order of its rows.
-            take: makes a batch of the rows of these numbers.
-            rows: how many of the first rows to look at twice, in one batch and each alone.
+            batches: ``pixel_values`` of the forget set, in the order of its rows.
+            take: makes a batch of the rows of these numbers; the first few are looked at a second time, each alone.
 
         Raises:
             ValueError: images that differ from one look to the next.
         """
-        together = take(list(range(rows)))["pixel_values"]
-        alone = torch.cat([take([row])["pixel_values"] for row in range(rows)])
-        if not torch.allclose(together, alone, atol=1e-3):
-            raise ValueError(
-                "cache_teacher=True: the forget images differ from one look to the next, so the original model's "
-                "outputs on them cannot be computed once. Take random augmentation off the forget set, or leave "
-                "cache_teacher out."
-            )
+        logits: list[Tensor] = []
         with torch.no_grad():
-            self._forget_logits = torch.cat([self(batch["pixel_values"]) for batch in batches])
+            for batch in batches:
+                if not logits:
+                    _check_repeatable(batch["pixel_values"][:LOOKED_AT_AGAIN], take)
+                logits.append(self(batch["pixel_values"]))
+        self._forget_logits = torch.cat(logits)
         self.model.cpu()  # comes back should it be asked for something else
 
     def remembered(self, batch: Mapping[str, Any]) -> Tensor | None:
@@ -68,3 +67,13 @@ class Teacher:
                 "cache_teacher=True: the data_collator gives no `rows`, the `paired_row` of each example."
             )
         return self._forget_logits[batch["rows"][: batch["num_forget"]]]
+
+
+def _check_repeatable(images: Tensor, take: Callable[[list[int]], Mapping[str, Tensor]]) -> None:
+    again = torch.cat([take([row])["pixel_values"] for row in range(len(images))])
+    if not torch.allclose(images.cpu(), again.cpu(), atol=1e-3):
+        raise ValueError(
+            "cache_teacher=True: the forget images differ from one look to the next, so the original model's "
+            "outputs on them cannot be computed once. Take random augmentation off the forget set, or leave "
+            "cache_teacher out."
+        )

@@ -9,7 +9,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from ec_hf.losses.distillation import distillation
-from ec_hf.training.adversary import LinearProbe
+from ec_hf.training.adversary import Adversary
 
 
 def blobs(rows: int = 60, channels: int = 12):
@@ -30,7 +30,7 @@ def readable(features: torch.Tensor, labels: torch.Tensor) -> float:
 
 def test_it_learns_the_true_labels_and_leaves_the_features_alone():
     features, labels = blobs()
-    probe = LinearProbe(12, 3)
+    probe = Adversary(12, 3)
     assert torch.equal(probe(features), torch.zeros(180, 3))
     features.requires_grad_()
     for _ in range(20):
@@ -41,7 +41,7 @@ def test_it_learns_the_true_labels_and_leaves_the_features_alone():
 
 def test_its_logits_move_the_features_and_not_the_probe():
     features, labels = blobs()
-    probe = LinearProbe(12, 3)
+    probe = Adversary(12, 3)
     probe.fit(features, labels)
     before = probe.weight.clone()
     probe.zero_grad(set_to_none=True)
@@ -55,7 +55,7 @@ def test_what_it_no_longer_reads_a_probe_fitted_afterwards_does_not_read_either(
     features, labels = blobs()
     forget = torch.nn.Parameter(features[:60].clone())
     teacher = torch.tensor([[-torch.inf, 4.0, 0.0]]).expand(60, 3)  # without the first class, the second
-    probe, optimizer = LinearProbe(12, 3), torch.optim.SGD([forget], 0.3)
+    probe, optimizer = Adversary(12, 3), torch.optim.SGD([forget], 0.3)
     assert readable(features, labels) > 0.9
     for _ in range(400):
         everything = torch.cat([forget, features[60:]])
@@ -68,7 +68,7 @@ def test_what_it_no_longer_reads_a_probe_fitted_afterwards_does_not_read_either(
 
 def test_it_goes_on_from_its_state_to_the_bit():
     features, labels = blobs()
-    whole, resumed = LinearProbe(12, 3), LinearProbe(12, 3)
+    whole, resumed = Adversary(12, 3), Adversary(12, 3)
     whole.fit(features, labels)
     resumed.load_state(copy.deepcopy(whole.state()))
     for each in (whole, resumed):
@@ -79,10 +79,10 @@ def test_it_goes_on_from_its_state_to_the_bit():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_features_of_any_precision_are_read_in_its_own(dtype):
     features, labels = blobs()
-    probe = LinearProbe(12, 3)
+    probe = Adversary(12, 3)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         probe.fit(features.to(dtype), labels)
         assert probe(features.to(dtype)).dtype == torch.float32
-    outside = LinearProbe(12, 3)
+    outside = Adversary(12, 3)
     outside.fit(features.to(dtype).float(), labels)
     assert torch.equal(probe.weight, outside.weight)

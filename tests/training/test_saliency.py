@@ -21,7 +21,7 @@ def batches(size):
 def masks_of(trainer):
     """The mask that a run must have, from the model as it is before it."""
     model = trainer.model.eval()
-    return saliency_mask(model, batches(16), trainer.saliency)
+    return saliency_mask(model, batches(16), trainer.eraser.saliency)
 
 
 def start_of(trainer):

@@ -17,9 +17,8 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 from transformers import TrainerCallback, TrainingArguments
 
-from ec_hf import ECHeads, ECTrainer, ForgetRequest, objectives, split
-from ec_hf.objectives import Objective, Part, Step
-from ec_hf.training.record import announcement, run_record
+from ec_hf import ECHeads, ECTrainer, ForgetRequest, split
+from ec_hf.objectives import Objective, Part, Step, registry
 from ec_hf.training.stopping import StoppingRule
 
 # The result is a plain model
@@ -104,24 +103,26 @@ def test_the_loss_is_the_host_plus_the_weighted_points(tmp_path):
 
 @pytest.mark.parametrize(("objective", "calibrated"), [("contrastive", False), ("delete", False), ("delete", True)])
 def test_the_contrast_leaves_retain_features_alone_unless_told_otherwise(tmp_path, objective, calibrated):
-    class Look(ECTrainer):
-        def _loss_terms(self, outputs, pixel_values, labels, inputs):
-            terms = super()._loss_terms(outputs, pixel_values, labels, inputs)
-            contrasts = [term for name, (_, term) in terms.items() if name.endswith("/contrast")]
-            features = [*outputs.features, outputs.last_features]
-            gradients = torch.autograd.grad(sum(contrasts), features, retain_graph=True, allow_unused=True)
-            moved = [gradient for gradient in gradients if gradient is not None]
-            count = inputs["num_forget"]
-            self.seen = [bool(half.any()) for g in moved for half in (g[:count], g[count:])]
-            return terms
+    seen = []
+
+    def look(loss, args, terms):
+        outputs, batch, *_ = args
+        contrasts = [term.value for name, term in terms.parts.items() if name.endswith("/contrast")]
+        features = [*outputs.features, outputs.last_features]
+        gradients = torch.autograd.grad(sum(contrasts), features, retain_graph=True, allow_unused=True)
+        count = batch["num_forget"]
+        moved = [gradient for gradient in gradients if gradient is not None]
+        seen.extend(bool(half.any()) for gradient in moved for half in (gradient[:count], gradient[count:]))
 
     for detached in (True, False):
+        seen.clear()
         trainer = make_trainer(
-            tmp_path, objective=objective, calibrated=calibrated, detach_retain=detached, max_steps=1, trainer=Look
+            tmp_path, objective=objective, calibrated=calibrated, detach_retain=detached, max_steps=1
         )
+        trainer.eraser.loss.register_forward_hook(look)
         trainer.train()
-        assert len(trainer.seen) == 2 * 4
-        assert all(trainer.seen[::2]) and set(trainer.seen[1::2]) == {not detached}
+        assert len(seen) == 2 * 4
+        assert all(seen[::2]) and set(seen[1::2]) == {not detached}
 
 
 def test_a_host_that_works_on_logits_leaves_the_last_point_to_ec(tmp_path):
@@ -141,10 +142,10 @@ def test_without_points_only_the_host_is_left(tmp_path):
 
 def test_delete_hides_the_whole_forgotten_classes_from_the_frozen_original(tmp_path):
     trainer = make_trainer(tmp_path, objective="delete", points=[], forget=("bee", "dog"), max_steps=2)
-    teacher = copy.deepcopy(trainer._teacher.model.state_dict())
-    assert trainer._forget_classes == (1, 3)
+    teacher = copy.deepcopy(trainer.eraser.teacher.model.state_dict())
+    assert trainer.eraser.forget_classes == (1, 3)
     trainer.train()
-    assert all(torch.equal(value, teacher[name]) for name, value in trainer._teacher.model.state_dict().items())
+    assert all(torch.equal(value, teacher[name]) for name, value in trainer.eraser.teacher.model.state_dict().items())
 
 
 def test_frozen_heads_do_not_move_and_training_heads_do(tmp_path):
@@ -282,7 +283,7 @@ def test_an_objective_prepares_once_on_the_original_model_and_sees_each_image_on
     original = weights(trainer.model)
     trainer.train()
     trainer.train()
-    objective = trainer.objective
+    objective = trainer.eraser.objective
     assert objective.prepared == 1
     assert same(objective.weights, original)
     assert objective.forget.tolist() == [1] * 20
@@ -302,18 +303,18 @@ def test_what_an_objective_looks_at_counts_as_images_seen(tmp_path):
 def test_a_step_tells_where_in_the_run_it_is(tmp_path):
     trainer = make_trainer(tmp_path, objective=PROBE, points=[], gradient_accumulation_steps=2)
     trainer.train()
-    steps = [step for step, _ in trainer.objective.steps]
-    assert [step.index for step in steps] == [0, 0, 1, 1, 2, 3, 3]  # 5 batches an epoch
-    assert {(step.total, step.epoch_steps, step.forget_steps) for step in steps} == {(4, 3, 2)}
+    steps = [step for step, _ in trainer.eraser.objective.steps]
+    assert [step.progress.index for step in steps] == [0, 0, 1, 1, 2, 3, 3]  # 5 batches an epoch
+    assert {(p.total, p.epoch_steps, p.forget_steps) for p in (step.progress for step in steps)} == {(4, 3, 2)}
     assert all(step.model is trainer.model for step in steps)
 
 
 def test_the_teacher_lets_a_gradient_through_to_the_pixels_and_keeps_none(tmp_path):
     trainer = make_trainer(tmp_path, objective=PROBE, points=[], max_steps=1)
     trainer.train()
-    ((step, slope),) = trainer.objective.steps
+    ((step, slope),) = trainer.eraser.objective.steps
     assert slope.shape == step.forget.pixel_values.shape and slope.any()
-    assert all(parameter.grad is None for parameter in trainer._teacher.model.parameters())
+    assert all(parameter.grad is None for parameter in trainer.eraser.teacher.model.parameters())
 
 
 def test_added_rows_are_seen_in_the_same_forward_and_change_nothing_for_the_others(tmp_path):
@@ -323,7 +324,7 @@ def test_added_rows_are_seen_in_the_same_forward_and_change_nothing_for_the_othe
         trainer.train()
         logs.append((trainer.state.log_history[0], statistics(trainer.model)))
         if name == PROBE:
-            ((step, _),) = trainer.objective.steps
+            ((step, _),) = trainer.eraser.objective.steps
             assert step.extra.logits.shape == (3, 5) and step.extra.features.shape == (3, 32)
             assert step.extra.labels.tolist() == [-100] * 3
             assert [len(part.labels) for part in (step.forget, step.retain)] == [8, 16]
@@ -337,8 +338,8 @@ def test_added_rows_are_seen_in_the_same_forward_and_change_nothing_for_the_othe
 
 
 def test_a_teacher_is_kept_only_for_objectives_that_need_one(tmp_path):
-    assert make_trainer(tmp_path, objective="finetune", cache_teacher=True)._teacher is None
-    assert make_trainer(tmp_path, objective="delete")._teacher is not None
+    assert make_trainer(tmp_path, objective="finetune", cache_teacher=True).eraser.teacher is None
+    assert make_trainer(tmp_path, objective="delete").eraser.teacher is not None
 
 
 def test_cached_teacher_outputs_train_the_same_model_with_one_pass_over_forget(tmp_path):
@@ -346,7 +347,7 @@ def test_cached_teacher_outputs_train_the_same_model_with_one_pass_over_forget(t
     for cache in (False, True):
         trainer = make_trainer(tmp_path, objective=DISTIL, points=[], cache_teacher=cache, max_steps=6)
         calls = []
-        trainer._teacher.model.register_forward_hook(lambda module, args, output, calls=calls: calls.append(1))
+        trainer.eraser.teacher.model.register_forward_hook(lambda module, args, output, calls=calls: calls.append(1))
         trainer.train()
         results.append((weights(trainer.model), len(calls), trainer.cost["forget_images_seen"]))
     (live, live_calls, live_seen), (cached, cached_calls, cached_seen) = results
@@ -448,13 +449,13 @@ def test_with_points_ec_trains_after_a_closed_form_and_is_judged_by_the_original
 )
 def test_the_record_says_which_sets_are_used_and_which_one_is_added(tmp_path, objective, options, expected):
     trainer = make_trainer(tmp_path, objective=objective, **options)
-    assert run_record(trainer)["uses"] == expected
-    assert f"the losses use: {expected}\n" in announcement(trainer)
+    assert trainer.plan.to_dict()["uses"] == expected
+    assert f"the losses use: {expected}\n" in str(trainer.plan)
 
 
 @pytest.mark.parametrize("name", ["own_objective:Demote", "demote"])
 def test_the_example_of_an_own_objective_trains_by_path_and_by_name(tmp_path, monkeypatch, name):
-    monkeypatch.setattr(objectives, "_OBJECTIVES", dict(objectives._OBJECTIVES))
+    monkeypatch.setattr(registry, "_OBJECTIVES", dict(registry._OBJECTIVES))
     monkeypatch.syspath_prepend(Path(__file__).parents[2] / "recipes")
     monkeypatch.delitem(sys.modules, "own_objective", raising=False)
     if name == "demote":
@@ -462,7 +463,7 @@ def test_the_example_of_an_own_objective_trains_by_path_and_by_name(tmp_path, mo
     trainer = make_trainer(tmp_path, objective=name, objective_kwargs={"margin": 2.0}, max_steps=1)
     logits = torch.tensor([[3.0, 1, 0, 0, 0], [0, 5, 0, 0, 0]])
     forget = Part(logits, logits, torch.tensor([0, 2]), logits)
-    losses = trainer.objective(Step(forget, forget))
+    losses = trainer.eraser.objective(Step(forget, forget))
     assert losses["demote"].item() == pytest.approx((3 - 1 + 2 + 0) / 2)  # the second label is beaten by 5 already
     trainer.train()
     assert {"demote/demote", "demote/retain_ce", "hidden_states.4/contrast"} <= set(trainer.state.log_history[0])
@@ -493,7 +494,7 @@ def test_retraining_starts_anew_and_refuses_points(tmp_path):
     for name, value in trainer.model.state_dict().items():
         if value.dim() == 4:
             assert (value - before[name]).abs().mean() > 0.1 * before[name].std(), name
-    assert run_record(trainer)["settings"]["batch_norm"] == "retain"
+    assert trainer.plan.to_dict()["settings"]["batch_norm"] == "retain"
 
 
 # Resuming
@@ -545,7 +546,7 @@ def test_checkpoints_hold_the_plain_model_and_the_heads_beside_it(tmp_path):
     trainer.train()
     keys = load_file(tmp_path / "checkpoint-2" / "model.safetensors")
     assert not any("ec_heads" in key for key in keys)
-    assert ECHeads.from_pretrained(tmp_path / "checkpoint-2").points == trainer.points
+    assert ECHeads.from_pretrained(tmp_path / "checkpoint-2").points == trainer.eraser.points
 
 
 def test_the_best_model_is_loaded_key_for_key(tmp_path):
@@ -676,7 +677,7 @@ def test_heads_for_other_points_are_refused(tmp_path):
     trainer.heads.save_pretrained(tmp_path / "heads")
     with pytest.raises(ValueError, match="heads: they were built for"):
         make_trainer(tmp_path, heads=str(tmp_path / "heads"))
-    assert make_trainer(tmp_path, points=[2, 4], heads=tmp_path / "heads").heads.points == trainer.points
+    assert make_trainer(tmp_path, points=[2, 4], heads=tmp_path / "heads").heads.points == trainer.eraser.points
 
 
 def test_heads_with_another_pooling_are_refused(tmp_path):
@@ -798,7 +799,7 @@ def test_text_labels_work_though_each_part_holds_some_of_them_only(tmp_path):
         eval_dataset={"forget": parts["forget"]},
         processing_class=make_processor(),
     )
-    assert trainer._forget_classes == (1,)
+    assert trainer.eraser.forget_classes == (1,)
     trainer.train()
     assert "eval_forget_accuracy" in trainer.evaluate()
 
@@ -817,5 +818,5 @@ def test_data_that_holds_pixel_values_needs_no_processor(tmp_path):
         make_model("ViT"), settings(tmp_path), forget_dataset=parts["forget"], retain_dataset=parts["retain"]
     )
     trainer.train()
-    assert trainer._forget_classes is None, "no class is forgotten as a whole"
+    assert trainer.eraser.forget_classes is None, "no class is forgotten as a whole"
     assert Path(tmp_path).exists()

@@ -89,14 +89,11 @@ def trajectory(family: str, method: str, folder: str | Path) -> dict[str, Any]:
 
 def watch(trainer: Any, steps: list[dict[str, float]]) -> None:
     """Note the value of each loss term at each step."""
-    loss_terms = trainer._loss_terms
 
-    def noted(*args: Any) -> Any:
-        terms = loss_terms(*args)
-        steps.append({name: value.item() for name, (_, value) in terms.items()})
-        return terms
+    def note(module: Any, args: Any, terms: Any) -> None:
+        steps.append({name: value.item() for name, value in terms.logged().items()})
 
-    trainer._loss_terms = noted
+    trainer.eraser.loss.register_forward_hook(note)
 
 
 def file_of(family: str, method: str) -> Path:

@@ -1,0 +1,320 @@
+"""`Eraser`: Erase at the Core on one model, for any loop that trains it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ec_hf.losses.contrast import check_contrast
+from ec_hf.losses.schedules import PointWeights
+from ec_hf.models.batch_norm import clean_statistics
+from ec_hf.models.heads import ECHeads
+from ec_hf.models.points import (
+    classifier_pooling,
+    describe_hidden_states,
+    hidden_state_kwargs,
+    pool,
+    select_points,
+    take,
+)
+from ec_hf.objectives.base import Objective, Progress, Setting
+from ec_hf.objectives.registry import get_objective
+from ec_hf.training.config import EraserConfig
+from ec_hf.training.fitting import fit_heads
+from ec_hf.training.loss import ECLoss, LossTerms
+from ec_hf.training.saliency import SaliencyMask, saliency_mask
+from ec_hf.training.teacher import Teacher
+
+__all__ = ["Eraser"]
+
+Batches = Callable[..., Iterable[Mapping[str, Tensor]]]
+"""Gives batches of one set, from its first row to its last; see `Setting.forget`."""
+
+
+class Eraser:
+    """Erase at the Core (arXiv 2602.05375) on one model.
+
+    It chooses the supervision points, holds the EC heads, the objective, the original model where that is asked for,
+    and the loss. A loop brings the batches and the optimiser:
+
+        eraser = Eraser(model, EraserConfig(objective="delete"), forget_classes=[3, 5])
+        eraser.fit_heads(batches)                 # stage 1, on the frozen model
+        eraser.prepare(forget, retain)            # the objective looks at the original, or edits it
+        with eraser.attached():                   # stage 2, in training mode
+            eraser(batch).total.backward()
+
+    After that the model is a plain classifier again. A paired batch holds ``pixel_values`` (n, channels, height,
+    width), forget images first and retain images after them, ``labels`` (n,) int64 and ``num_forget``, an int:
+    `ec_hf.data.pairing` and `ec_hf.models.inputs` make such.
+
+    Args:
+        model: the original classifier; it is changed in place.
+        config: settings; the defaults of `EraserConfig` if left out. They are read, never changed.
+        forget_classes: label ids, where the forget set is whole classes; None where it is single images.
+        num_forget_classes: number of classes that have an image in the forget set, where that is known.
+        heads: fitted heads, or a folder or Hub id of such; they belong to the same points and pooling.
+        image_shape: (channels, height, width) of the images; those that the model is configured for if left out.
+
+    Attributes:
+        points: the supervision points, shallow to deep.
+        last: the deepest hidden state, whose pooled features host objectives see.
+        weights: of the host objective and of EC at each point.
+        objective: what was asked for.
+        host: what trains beside EC: the objective, or "contrastive" after one that edits the model in closed form.
+        loss: the `ECLoss`.
+        heads: the `ECHeads`.
+        heads_fitted: whether stage 1 is done.
+        batch_norm: "frozen" or "retain"; new weights need the second, whatever the settings say.
+        saliency: share of the model's weights that may move, None for all.
+
+    Raises:
+        ValueError: for points or heads that do not fit the model, objectives and settings that do not go together, and
+            a forget set that the objective cannot forget.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        config: EraserConfig | None = None,
+        *,
+        forget_classes: Sequence[int] | None = None,
+        num_forget_classes: int | None = None,
+        heads: ECHeads | str | Path | None = None,
+        image_shape: tuple[int, int, int] | None = None,
+    ) -> None:
+        self.model = model
+        self.config = config = config or EraserConfig()
+        self.num_labels = int(model.config.num_labels or 0)
+        states = describe_hidden_states(model, image_shape)
+        self.points, self.last = select_points(model, states, config.points), states[-1]
+        self.heads_fitted = heads is not None or not self.points
+        self.heads = self._new_heads() if heads is None else self._given_heads(heads)
+        self.objective, self.host = objectives_of(config, with_points=bool(self.points))
+        self._check(forget_classes, num_forget_classes)
+        self.forget_classes = None if forget_classes is None else tuple(sorted(forget_classes))
+        self.batch_norm = "retain" if self.objective.from_scratch else config.batch_norm
+        self.saliency = config.saliency if config.saliency is not None else self.objective.saliency
+        self.weights = PointWeights.of(
+            config.layer_weights,  # type: ignore[arg-type] # numbers of a command line are text
+            config.ec_weight or 0.0,
+            len(self.points),
+            host_is_last_point=self.host.covers_last_point and self.points[-1:] == (self.last,),
+        )
+        needs_teacher = self.host.needs_teacher or (config.calibrated and bool(self.points))
+        self.teacher = Teacher(model) if needs_teacher else None
+        self.loss = ECLoss(
+            self.host,
+            self.points,
+            self.weights,
+            config,
+            num_labels=self.num_labels,
+            forget_classes=self.forget_classes,
+            teacher=self.teacher,
+        ).to(model.device, torch.promote_types(model.dtype, torch.float32))
+        self.mask: SaliencyMask | None = None
+        self.prepared = False
+        self._hidden_state_kwargs = hidden_state_kwargs(model)
+
+    @property
+    def looks(self) -> bool:
+        """Whether the objective looks at the original model and the data, or edits the model, before training."""
+        return type(self.objective).prepare is not Objective.prepare
+
+    def fit_heads(
+        self, batches: Iterable[dict[str, Tensor]], accelerator: Accelerator | None = None
+    ) -> dict[str, float]:
+        """Stage 1: fit the heads on the frozen model, with images of forget and retain alike, whatever the request.
+
+        Args:
+            batches: ``pixel_values`` and ``labels``, with a length; of several processes each gives its share.
+            accelerator: that of the run; a new one if left out.
+
+        Returns:
+            Accuracy of each head over the last pass, by supervision point.
+        """
+        self.heads_fitted = True
+        if not self.points:
+            return {}
+        return fit_heads(
+            self.heads,
+            self.model,
+            batches,
+            accelerator or Accelerator(),
+            epochs=self.config.heads_epochs,
+            learning_rate=self.config.heads_learning_rate,
+        )
+
+    def prepare(
+        self,
+        forget: Batches,
+        retain: Batches,
+        *,
+        take: Callable[[list[int]], Mapping[str, Tensor]] | None = None,
+        autocast: Callable[[], AbstractContextManager] = nullcontext,
+    ) -> None:
+        """Between the stages: let the objective look at the original model or edit it, and choose the saliency mask.
+
+        Call it once, before the first step, also of a run that is resumed. A second call does nothing. The random
+        state is set from the seed, and put back afterwards.
+
+        Args:
+            forget: gives batches of the forget set, as `Setting.forget` says.
+            retain: gives batches of the retain set.
+            take: makes a batch of the forget rows of these numbers, for `cache_teacher`.
+            autocast: the precision in which training asks the original model, for `cache_teacher`.
+
+        Raises:
+            ValueError: `cache_teacher` without `take`, or with images that differ from one look to the next.
+        """
+        if self.prepared:
+            return
+        was_training = self.model.training
+        self.model.eval()
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(self.config.seed)  # torch.manual_seed would set every GPU's state too
+            if self.saliency is not None:
+                self.mask = SaliencyMask(saliency_mask(self.model, forget(), self.saliency))
+            if self.config.cache_teacher and self.teacher is not None:
+                if take is None:
+                    raise ValueError("cache_teacher=True: give prepare(take=...), which makes a batch of forget rows.")
+                with autocast():
+                    self.teacher.remember(forget(), take)
+            if self.looks:
+                self.objective.prepare(
+                    Setting(self.model, forget, retain, self.features, self.forget_classes, self.config.seed)
+                )
+        self.model.train(was_training)
+        self.prepared = True
+
+    @contextmanager
+    def attached(self) -> Iterator[None]:
+        """Stage 2: the heads ride on the model, and the saliency mask holds its weights.
+
+        The optimiser is made inside, so that it sees the heads where `train_heads` lets them go on training.
+        """
+        for head, weight in zip(self.heads.heads, self.weights.points, strict=True):
+            head.requires_grad_(self.config.train_heads and weight > 0)  # DDP wants a gradient of all that require one
+        self.loss.to(self.model.device)
+        self.heads.attach(self.model)
+        if self.mask is not None:
+            self.mask.hold(self.model)
+        try:
+            yield
+        finally:
+            self.heads.detach()
+            self.heads.requires_grad_(True)
+            if self.mask is not None:
+                self.mask.release()
+
+    def __call__(
+        self, batch: Mapping[str, Any], progress: Progress | None = None, *, model: nn.Module | None = None
+    ) -> LossTerms:
+        """One forward over ``[forget ; retain]``, and the terms of its loss.
+
+        Args:
+            batch: a paired batch on the model's device.
+            progress: where in the run the step is; objectives with a schedule need it.
+            model: the model as it is wrapped for several processes; the model itself if left out.
+        """
+        pixel_values, count = batch["pixel_values"], batch["num_forget"]
+        added = self.host.extra_pixels(pixel_values[:count], pixel_values[count:])
+        if added is not None:
+            batch = {**batch, "pixel_values": torch.cat([pixel_values, added])}
+        model = self.model if model is None else model
+        with clean_statistics(model, count, len(pixel_values), update=self.batch_norm == "retain"):
+            outputs = model(pixel_values=batch["pixel_values"], **self._hidden_state_kwargs)
+        return self.loss(outputs, batch, progress, self.model)
+
+    def after_step(self, optimizer: Any) -> None:
+        """Call it after each optimiser step: masked weights stay where they were."""
+        if self.mask is not None:
+            self.mask.put_back(optimizer)
+
+    def features(self, pixel_values: Tensor) -> Tensor:
+        """What host objectives see of images (n, channels, height, width): (n, width), with gradient."""
+        states = self.model(pixel_values=pixel_values, **self._hidden_state_kwargs).hidden_states
+        return pool(take(states, self.last), self.last, self.heads.last_pooling)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs beside the model: heads, and adversaries with their optimisers."""
+        return {"heads": self.heads.state_dict(), "loss": self.loss.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` gave."""
+        self.heads.load_state_dict(state["heads"])
+        self.loss.load_state_dict(state["loss"])
+
+    def _check(self, forget_classes: Sequence[int] | None, num_forget_classes: int | None) -> None:
+        config, points = self.config, self.points
+        if config.pooling == "cls" and points and not self.last.prefix:
+            raise ValueError(f"pooling='cls': {points[0]} has no CLS token; use 'mean'.")
+        if config.calibrated and self.host.covers_last_point:
+            raise ValueError(
+                f"calibrated=True does not go with objective {self.host.name!r}, which pulls the last features "
+                'towards all other classes: set objective="delete", objective_kwargs={"retain_weight": 1.0}.'
+            )
+        if num_forget_classes is None and forget_classes is not None:
+            num_forget_classes = len(forget_classes)
+        if num_forget_classes is not None:
+            self.objective.check(num_forget_classes, whole_classes=forget_classes is not None)
+            check_contrast(config.contrast, num_forget_classes if points else None)
+
+    def _new_heads(self) -> ECHeads:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.config.seed)
+            return ECHeads(
+                [point.to_dict() for point in self.points],
+                self.last.to_dict(),
+                self.num_labels,
+                pooling=self.config.pooling,
+                last_pooling=classifier_pooling(self.model, self.last),
+            ).to(self.model.device)
+
+    def _given_heads(self, heads: ECHeads | str | Path) -> ECHeads:
+        heads = heads if isinstance(heads, ECHeads) else ECHeads.from_pretrained(heads)
+        if (heads.points, heads.last, heads.pooling) != (self.points, self.last, self.config.pooling):
+            raise ValueError(
+                f"heads: they were built for {_listed(heads.points)} and pooling {heads.pooling!r}, "
+                f"this run supervises {_listed(self.points)} with pooling {self.config.pooling!r}. Give `points` "
+                "and `pooling` that agree, or leave out `heads` to fit new ones."
+            )
+        return heads
+
+
+def objectives_of(config: EraserConfig, *, with_points: bool) -> tuple[Objective, Objective]:
+    """The objective that the settings name, and the host that trains beside EC.
+
+    The two are one, but for closed forms: after these EC trains with an objective of its own, "contrastive".
+
+    Raises:
+        ValueError: supervision points beside an objective that starts from new weights; and as `get_objective`.
+    """
+    contrast = {
+        "form": config.contrast,
+        "temperature": config.temperature,
+        "detach_retain": config.detach_retain,
+        "retain_weight": config.retain_weight,
+    }
+    settings: dict[str, Any] = dict(config.objective_kwargs or {})  # type: ignore[arg-type] # text became a dict
+    if config.objective == "contrastive":
+        settings = contrast | settings
+    objective = get_objective(config.objective, **settings)
+    if objective.from_scratch and with_points:
+        raise ValueError(
+            f"objective {config.objective!r} starts from new weights, in which there is nothing to erase: set "
+            "points=[] ('none' on the command line)."
+        )
+    if objective.trains or not with_points:
+        return objective, objective
+    return objective, get_objective("contrastive", **contrast)
+
+
+def _listed(points: Sequence[Any]) -> str:
+    return ", ".join(map(str, points)) or "no point"
