@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ec_hf.files import HEADS
 from ec_hf.losses.contrast import check_contrast
 from ec_hf.losses.schedules import PointWeights
 from ec_hf.models.batch_norm import clean_statistics
@@ -34,6 +35,8 @@ from ec_hf.training.teacher import Teacher
 
 __all__ = ["Eraser"]
 
+ADVERSARIES = "adversaries.pt"
+"""The file of a checkpoint from which the adversaries of calibrated erasure go on."""
 Batches = Callable[..., Iterable[Mapping[str, Tensor]]]
 """Gives batches of one set, from its first row to its last; see `Setting.forget`."""
 
@@ -250,6 +253,35 @@ class Eraser:
         """Go on from what `state_dict` gave."""
         self.heads.load_state_dict(state["heads"])
         self.loss.load_state_dict(state["loss"])
+
+    def save(self, folder: str | Path, *, resumable: bool = False) -> None:
+        """Write the heads beside a model that was saved into a folder.
+
+        Args:
+            folder: where `model.save_pretrained` wrote.
+            resumable: write the adversaries too, a pickle for this machine alone.
+        """
+        if self.points:
+            self.heads.save_pretrained(Path(folder) / HEADS)
+        if resumable and self.loss.adversaries:
+            torch.save(self.loss.state_dict(), Path(folder) / ADVERSARIES)
+
+    def load(self, folder: str | Path) -> None:
+        """Load model, heads and adversaries from a folder that they were saved into.
+
+        Raises:
+            ValueError: for a folder with another model, of which keys are missing or unexpected.
+        """
+        saved = type(self.model).from_pretrained(folder).state_dict()
+        missing, unexpected = self.model.load_state_dict(saved, strict=False)
+        missing = [key for key in missing if not key.startswith(f"{HEADS}.")]
+        if missing or unexpected:
+            raise ValueError(f"{folder} does not fit the model: {missing} are missing, {unexpected} unexpected.")
+        if self.points:
+            self.heads.load_state_dict(ECHeads.from_pretrained(folder).state_dict())
+        adversaries = Path(folder) / ADVERSARIES
+        if self.loss.adversaries and adversaries.is_file():  # else they start anew, as an optimiser does
+            self.loss.load_state_dict(torch.load(adversaries, map_location="cpu", weights_only=True))
 
     def _check(self, forget_classes: Sequence[int] | None, num_forget_classes: int | None) -> None:
         config, points = self.config, self.points

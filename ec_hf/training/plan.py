@@ -13,7 +13,7 @@ from ec_hf.objectives.base import Objective
 from ec_hf.training.config import ECConfig
 from ec_hf.training.eraser import Eraser
 
-__all__ = ["RunPlan", "StoppingPlan", "settings_in_effect"]
+__all__ = ["RunPlan", "settings_in_effect"]
 
 RECORDED = (
     "learning_rate",
@@ -40,35 +40,6 @@ FREE_TO_CHANGE = frozenset({
 
 
 @dataclass(frozen=True)
-class StoppingPlan:
-    """When a run stops by itself.
-
-    Attributes:
-        forget_target: forget accuracy at which it is done, a share; below 0 it never is.
-        retain_floor: share by which retain accuracy may fall below the original's.
-        min_steps: steps before which it does not stop.
-        watches: whether both accuracies, and those of the original, are evaluated; without them it cannot stop.
-    """
-
-    forget_target: float
-    retain_floor: float
-    min_steps: int
-    watches: bool
-
-    def __str__(self) -> str:
-        if self.forget_target < 0:
-            return "no stopping rule: the forget target is below 0"
-        if not self.watches:
-            return (
-                "no stopping rule: it needs eval_dataset={'forget': ..., 'retain': ...}, eval_on_start, eval_strategy"
-            )
-        return (
-            f"stops after {self.min_steps} steps or later, once forget accuracy is at most {self.forget_target:.1%} "
-            f"and retain accuracy has fallen by at most {self.retain_floor:.1%}"
-        )
-
-
-@dataclass(frozen=True)
 class RunPlan:
     """What a run will do.
 
@@ -85,7 +56,7 @@ class RunPlan:
         points: the supervision points.
         weights: of the host objective and of EC at each point.
         heads: "train on" or "are frozen".
-        stopping: when it stops; None where nothing is trained.
+        stopping: when it stops, in words; None where nothing is trained.
         settings: all settings as JSON values, as they take effect.
     """
 
@@ -101,7 +72,7 @@ class RunPlan:
     points: tuple[SupervisionPoint, ...]
     weights: PointWeights
     heads: str
-    stopping: StoppingPlan | None
+    stopping: str | None
     settings: Mapping[str, Any] = field(repr=False)
 
     @classmethod
@@ -129,7 +100,7 @@ class RunPlan:
             *self.notes,
         ]
         if self.stopping is not None:
-            lines.append(str(self.stopping))
+            lines.append(self.stopping)
         return "\n  ".join(lines)
 
     def _point_lines(self) -> list[str]:
@@ -175,8 +146,8 @@ class RunPlan:
                 changes.append(_change(f"the {name} set", recorded, now))
         if changes:
             raise ValueError(
-                f"the checkpoint belongs to another run: {'; '.join(changes)}. To go on with it, give the request, data "
-                "and settings of that run; a new run goes into a new folder."
+                f"the checkpoint belongs to another run: {'; '.join(changes)}. To go on with it, give the "
+                "request, data and settings of that run; a new run goes into a new folder."
             )
 
 

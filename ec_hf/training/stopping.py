@@ -14,12 +14,12 @@ FORGET, RETAIN = "eval_forget_accuracy", "eval_retain_accuracy"
 
 def accuracies(log_history: list[dict[str, Any]]) -> dict[int, tuple[float, float]]:
     """Forget and retain accuracy by step, for the steps at which both were evaluated, in order."""
-    found: dict[int, dict[str, float]] = {}
+    by_step: dict[int, dict[str, float]] = {}
     for entry in log_history:
         for name in (FORGET, RETAIN):
             if name in entry:
-                found.setdefault(entry["step"], {})[name] = entry[name]
-    return {step: (both[FORGET], both[RETAIN]) for step, both in sorted(found.items()) if len(both) == 2}
+                by_step.setdefault(entry["step"], {})[name] = entry[name]
+    return {step: (both[FORGET], both[RETAIN]) for step, both in sorted(by_step.items()) if len(both) == 2}
 
 
 class StoppingRule(TrainerCallback):
@@ -38,6 +38,23 @@ class StoppingRule(TrainerCallback):
         self.target = target
         self.floor = floor
         self.min_steps = min_steps
+
+    def describe(self, watches: bool) -> str:
+        """In words, when it stops a run.
+
+        Args:
+            watches: whether both accuracies, and those of the original, are evaluated; it cannot work without them.
+        """
+        if self.target < 0:
+            return "no stopping rule: the forget target is below 0"
+        if not watches:
+            return (
+                "no stopping rule: it needs eval_dataset={'forget': ..., 'retain': ...}, eval_on_start, eval_strategy"
+            )
+        return (
+            f"stops after {self.min_steps} steps or later, once forget accuracy is at most {self.target:.1%} "
+            f"and retain accuracy has fallen by at most {self.floor:.1%}"
+        )
 
     def is_good(self, log_history: list[dict[str, Any]], step: int | None = None) -> bool | None:
         """Whether retain accuracy at `step` (the last one evaluated) is above its floor; None if that is not known."""

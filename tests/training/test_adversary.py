@@ -1,4 +1,4 @@
-"""The linear probes that train beside calibrated erasure."""
+"""The adversaries that train beside calibrated erasure."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_it_goes_on_from_its_state_to_the_bit():
     features, labels = blobs()
     whole, resumed = Adversary(12, 3), Adversary(12, 3)
     whole.fit(features, labels)
-    resumed.load_state(copy.deepcopy(whole.state()))
+    resumed.load_state_dict(copy.deepcopy(whole.state_dict()))
     for each in (whole, resumed):
         each.fit(features, labels)
     assert torch.equal(whole.weight, resumed.weight) and torch.equal(whole.bias, resumed.bias)

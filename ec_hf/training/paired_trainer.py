@@ -1,0 +1,140 @@
+"""A Trainer over paired batches, which logs every component of the loss."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from datasets import Dataset as HFDataset
+from torch import Tensor, stack
+from torch.utils.data import DataLoader, Dataset, Subset
+
+from ec_hf.data.columns import find_label_column, read_column
+from ec_hf.data.pairing import PairedBatchSampler, PairedDataset
+from ec_hf.models.inputs import ImageCollator
+from ec_hf.objectives.base import Progress
+from ec_hf.training.config import ECConfig
+from ec_hf.training.hub_trainer import PublishingTrainer
+from ec_hf.training.loss import LossTerms
+
+__all__ = ["PairedTrainer"]
+
+EVALUATION_TIMES = ("_runtime", "_samples_per_second", "_steps_per_second", "_preparation_time")
+
+
+class PairedTrainer(PublishingTrainer):
+    """A `Trainer` whose training set is a `PairedDataset`.
+
+    Attributes:
+        sampler: of the batches of the run in progress; a loop tells it its epoch.
+        images_looked_at: images of each set that went through `look_at`, by the set's name.
+        batches_seen: paired batches of this process in this call of `train`.
+    """
+
+    args: ECConfig
+    train_dataset: PairedDataset
+    data_collator: Any
+    sampler: PairedBatchSampler
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.model_accepts_loss_kwargs = False
+        self.start_counting()
+
+    def start_counting(self) -> None:
+        """Count from zero: images, batches, and what the log is waiting for."""
+        self.images_looked_at = {"forget": 0, "retain": 0}
+        self.batches_seen = self._unlogged_batches = 0
+        self._unlogged: dict[str, Tensor] = {}  # sums of the loss components
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Batches of `per_device_forget_batch_size` forget images followed by the retain images."""
+        data, args = self.train_dataset, self.args
+        self.sampler = PairedBatchSampler(
+            len(data.forget),
+            len(data.retain),
+            forget_batch_size=args.per_device_forget_batch_size,
+            retain_batch_size=args.per_device_train_batch_size,
+            seed=args.data_seed if args.data_seed is not None else args.seed,
+            num_processes=args.world_size,
+        )
+        return self.accelerator.prepare(self.loader(data, batch_sampler=self.sampler))
+
+    def loader(self, dataset: Dataset, **kwargs: Any) -> DataLoader:
+        """A loader with the collator and the `dataloader_*` settings of this run; not shared out among processes."""
+        return DataLoader(
+            dataset,
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+            persistent_workers=self.args.dataloader_persistent_workers,
+            prefetch_factor=self.args.dataloader_prefetch_factor,
+            **kwargs,
+        )
+
+    def look_at(self, name: str, every: int = 1) -> Iterator[dict[str, Tensor]]:
+        """Batches of one set in the order of its rows, the same in every process; what is looked at is counted.
+
+        Args:
+            name: "forget" or "retain".
+            every: 1 for all images, k for each k-th.
+        """
+        data = self.train_dataset
+        boundary = len(data.forget)
+        rows = (range(boundary) if name == "forget" else range(boundary, len(data)))[::every]
+        for batch in self.loader(Subset(data, rows), batch_size=self.args.per_device_train_batch_size):
+            self.images_looked_at[name] += len(batch["labels"])
+            yield {key: batch[key].to(self.args.device) for key in ("pixel_values", "labels")}
+
+    def forgotten_classes(self) -> dict[str, Any]:
+        """Of `Eraser`'s arguments those on the forget set; none where only reading every image would tell."""
+        forget, retain = map(self._classes_of, (self.train_dataset.forget, self.train_dataset.retain))
+        if forget is None or retain is None:
+            return {}
+        return {"num_forget_classes": len(forget), "forget_classes": None if forget & retain else sorted(forget)}
+
+    def _classes_of(self, dataset: Dataset) -> set[int] | None:
+        """The model's ids of the classes in a dataset, or None where only reading every image would tell."""
+        collator = self.data_collator
+        if not (isinstance(dataset, HFDataset) and isinstance(collator, ImageCollator)):
+            return None
+        values = read_column(dataset, find_label_column(dataset, self.args.label_column)).unique().to_pylist()
+        return {value if collator.label_ids is None else collator.label_ids[value] for value in values}
+
+    def progress(self) -> Progress:
+        """Where in the run the next step is."""
+        args = self.args
+        batches_a_step = args.world_size * args.gradient_accumulation_steps
+        forget_images_a_step = batches_a_step * args.per_device_forget_batch_size
+        return Progress(
+            index=self.state.global_step,
+            total=self.state.max_steps,
+            epoch_steps=math.ceil(len(self.sampler) / batches_a_step),
+            forget_steps=math.ceil(len(self.train_dataset.forget) / forget_images_a_step),
+        )
+
+    def images_seen(self) -> dict[str, int]:
+        """Images of each set that all processes saw in training or before it; what was looked at counts once."""
+        batches, args = self.batches_seen * self.args.world_size, self.args
+        return {
+            "forget": self.images_looked_at["forget"] + batches * args.per_device_forget_batch_size,
+            "retain": self.images_looked_at["retain"] + batches * args.per_device_train_batch_size,
+        }
+
+    def note(self, terms: LossTerms) -> None:
+        """Keep what a batch cost until the next line of the log."""
+        self.batches_seen += 1
+        self._unlogged_batches += 1
+        for name, value in terms.logged().items():
+            self._unlogged[name] = self._unlogged.get(name, 0) + value
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the mean of every loss component since the last line, over all processes; leave out evaluation times."""
+        if "loss" in logs and self._unlogged:
+            means = stack(list(self._unlogged.values())) / self._unlogged_batches
+            means = self.accelerator.reduce(means, reduction="mean")
+            logs |= {name: round(mean, 5) for name, mean in zip(self._unlogged, means.tolist(), strict=True)}
+            self._unlogged, self._unlogged_batches = {}, 0
+        timed = {name for name in logs if name.startswith("eval_") and name.endswith(EVALUATION_TIMES)}
+        super().log({name: value for name, value in logs.items() if name not in timed}, start_time)
