@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from ec_hf.data.splitting import split
     from ec_hf.models.heads import ECHeads
     from ec_hf.publishing.hub import load_report, push
-    from ec_hf.training.config import ECConfig
+    from ec_hf.training.config import ECConfig, EraserConfig
+    from ec_hf.training.eraser import Eraser
     from ec_hf.training.trainer import ECTrainer
 
 __all__ = [
@@ -23,6 +24,8 @@ __all__ = [
     "ECConfig",
     "ECHeads",
     "ECTrainer",
+    "Eraser",
+    "EraserConfig",
     "ForgetRequest",
     "__version__",
     "audit",
@@ -36,6 +39,8 @@ _HOMES = {
     "ECConfig": "training.config",
     "ECHeads": "models.heads",
     "ECTrainer": "training.trainer",
+    "Eraser": "training.eraser",
+    "EraserConfig": "training.config",
     "ForgetRequest": "data.requests",
     "audit": "auditing.audit",
     "load_report": "publishing.hub",

@@ -17,6 +17,7 @@ import hashlib
 import json
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
 from itertools import count
@@ -31,7 +32,7 @@ from transformers import PreTrainedModel
 from transformers.hf_argparser import HfArg
 from transformers.utils import logging
 
-from ec_hf import ECConfig, ECTrainer, ForgetRequest, audit, split
+from ec_hf import AuditReport, ECConfig, ECTrainer, ForgetRequest, audit, split
 from ec_hf.auditing.earlier import checked_again
 from ec_hf.auditing.subjects import info
 from ec_hf.cli import parse, write_audit
@@ -40,7 +41,7 @@ from ec_hf.data.columns import find_label_column
 from ec_hf.data.manifests import earlier_manifests, earlier_requests, manifest
 from ec_hf.data.sources import load_images, train_and_test
 from ec_hf.data.splitting import four_splits
-from ec_hf.files import HEADS
+from ec_hf.files import CARD, HEADS, MANIFEST, ModelFolder
 from ec_hf.models.loading import load_model
 from ec_hf.publishing.card import card
 from ec_hf.publishing.hub import PushError
@@ -89,112 +90,182 @@ class RecipeArguments:
 
 
 def main() -> None:
-    recipe, config = parse(RecipeArguments, ECConfig, description=__doc__)
-    own_settings = sys.argv[1:] and sys.argv[1].endswith((".yaml", ".yml"))
-    if not own_settings and (recipe.model_name_or_path, recipe.dataset_name) == (None, RecipeArguments.dataset_name):
-        recipe, config = parse(RecipeArguments, ECConfig, argv=[DEMONSTRATION, *sys.argv[1:]])
+    recipe, config = settings()
     logging.set_verbosity_warning()
     state = PartialState(cpu=config.use_cpu)
     state.print(f"{state.num_processes} process(es), backend {state.backend or 'none'}, device {state.device}")
 
+    request = read_request(recipe)
+    state.print(request.summary())
+    config.output_dir = new_folder(config)
+    state.wait_for_everyone()  # no process writes before all have looked
+    given = given_model(recipe)
+    data = load_data(recipe, config, request, given)
+    original, processor = given.model, given.processor
+    heads_folder = None  # of a user's own model the heads go into the output folder alone
+    if original is None:
+        folder = cached("original", data.train, config)
+        original, processor = train_once(folder, data.train, data.test, config)
+        heads_folder = None if config.heads else folder / f"{HEADS}-{digest(how_heads_are_fitted(config))}"
+
+    trainer = erase(original, config, data, processor, heads_folder)
+    ec = "EC" if config.objective == "contrastive" else f"{config.objective} + EC"
+    models: dict[str, Any] = {"original": original, (ec if trainer.eraser.points else config.objective): trainer.model}
+    if recipe.with_delete:
+        models["delete"] = erase_logits(original, config, data, processor)
+    models["retrained"] = retrained_model(recipe, config, data, original)
+    report = compare(models, recipe, config, data, trainer)
+    if state.is_main_process:
+        if given.model is not None:
+            report.models["original"] = info(original, "original", by_name=True)
+        write_results(report, recipe, config, data)
+    if config.push_to_hub:
+        publish(trainer, recipe)
+    trainer.end()
+
+
+@dataclass(frozen=True)
+class GivenModel:
+    """The user's own original model, if there is one, and what it was made to forget before."""
+
+    model: PreTrainedModel | None = None
+    processor: Any = None
+    history: Sequence[dict[str, Any]] = ()
+
+
+@dataclass(frozen=True)
+class Data:
+    """Images, what a request makes of them, and the requests that came before it."""
+
+    train: Dataset
+    test: Dataset
+    request: ForgetRequest
+    splits: dict[str, Dataset]
+    columns: dict[str, Any]
+    earlier: dict[str, ForgetRequest]
+    notes: list[str]
+    history: Sequence[dict[str, Any]]
+
+    @property
+    def evaluated(self) -> dict[str, Dataset]:
+        """What is evaluated during erasure: test images, or the forgotten rows where no test image is named."""
+        forget = self.splits["forget_test"] if len(self.splits["forget_test"]) else self.splits["forget_train"]
+        return {"forget": forget, "retain": self.splits["retain_test"]}
+
+
+def settings() -> tuple[RecipeArguments, ECConfig]:
+    """The settings of the command line; those of the demonstration where nothing else is named."""
+    recipe, config = parse(RecipeArguments, ECConfig, description=__doc__)
+    own_settings = sys.argv[1:] and sys.argv[1].endswith((".yaml", ".yml"))
+    if not own_settings and (recipe.model_name_or_path, recipe.dataset_name) == (None, RecipeArguments.dataset_name):
+        recipe, config = parse(RecipeArguments, ECConfig, argv=[DEMONSTRATION, *sys.argv[1:]])
     if recipe.with_retrained and recipe.model_name_or_path:
         raise ValueError(
             "--with_retrained retrains this recipe's own ViT. For your model, train one of the same architecture on "
             "the retain set (recipes/train_original.py --without_classes ...) and pass it as --retrained_name_or_path."
         )
+    return recipe, config
 
-    # Request and data
-    request = read_request(recipe)
-    state.print(request.summary())
-    config.output_dir = new_folder(config)
-    state.wait_for_everyone()  # no process writes before all have looked
+
+def given_model(recipe: RecipeArguments) -> GivenModel:
+    """Load the user's own model, if one is named."""
+    if not recipe.model_name_or_path:
+        return GivenModel()
+    model, processor = load_model(recipe.model_name_or_path, revision=recipe.model_revision)
+    commit = getattr(model.config, "_commit_hash", None)  # a local model has none
+    return GivenModel(model, processor, earlier_manifests(model.config._name_or_path, revision=commit))
+
+
+def load_data(recipe: RecipeArguments, config: ECConfig, request: ForgetRequest, given: GivenModel) -> Data:
+    """Load the images and split them; what earlier requests named is not retained either."""
     images = load_images(recipe.dataset_name, config=recipe.dataset_config)
     config.label_column = find_label_column(next(iter(images.values())), config.label_column)
     train, test = train_and_test(images, label_column=config.label_column, seed=config.seed)
     columns = {"label_column": config.label_column, "id_column": recipe.id_column}
     splits = four_splits(train, test, request, **columns)
-
-    # What a model was made to forget before is not retained either
-    original, processor, history = None, None, []
-    if recipe.model_name_or_path:
-        original, processor = load_model(recipe.model_name_or_path, revision=recipe.model_revision)
-        commit = getattr(original.config, "_commit_hash", None)  # a local model has none
-        history = earlier_manifests(original.config._name_or_path, revision=commit)
-    earlier, notes = earlier_requests(history, train, **columns)
+    earlier, notes = earlier_requests(given.history, train, **columns)
     if earlier:
         ever = four_splits(train, test, reduce(or_, earlier.values(), request), **columns)
         splits |= {name: part for name, part in ever.items() if name.startswith("retain")}
-    for line in (*(f"Not retained, by {name}: {each.summary()}" for name, each in earlier.items()), *notes):
-        state.print(line)
-    parts = {"forget": splits["forget_train"], "retain": splits["retain_train"]}
-    state.print(", ".join(f"{name} {len(part):,} images" for name, part in splits.items()))
+    not_retained = [f"Not retained, by {name}: {each.summary()}" for name, each in earlier.items()]
+    sizes = ", ".join(f"{name} {len(part):,} images" for name, part in splits.items())
+    PartialState().print("\n".join([*not_retained, *notes, sizes]))
+    return Data(train, test, request, splits, columns, earlier, notes, given.history)
 
-    # The original model, and its heads, which serve every later request
-    heads_folder = None
-    if original is None:
-        folder = cached("original", train, config)
-        original, processor = train_once(folder, train, test, config)
-        if not config.heads:
-            how = (config.points, config.pooling, config.heads_epochs, config.heads_learning_rate)
-            heads_folder = folder / f"{HEADS}-{digest(how)}"
+
+def erase(
+    original: PreTrainedModel, config: ECConfig, data: Data, processor: Any, heads_folder: Path | None
+) -> ECTrainer:
+    """Erase from a copy of the original, and save it; fitted heads are kept for every later request."""
     fitted = heads_folder if heads_folder and (heads_folder / "model.safetensors").exists() else None
-    trainer = trainer_for(original, config, parts, splits, processor, heads=fitted)
+    trainer = trainer_for(original, config, data, processor, heads=fitted)
     if heads_folder and not trainer.eraser.heads_fitted:
         trainer.fit_heads()
-        if state.is_main_process:
+        if trainer.is_world_process_zero():
             trainer.heads.save_pretrained(heads_folder)
-
-    # Erase
     trainer.train(resume_from_checkpoint=resumed(config))
     trainer.save_model(_internal_call=True)  # it is pushed once it is audited
+    return trainer
 
-    # Compare
-    ec = "EC" if config.objective == "contrastive" else f"{config.objective} + EC"
-    name = ec if trainer.eraser.points else config.objective
-    unlearned: dict[str, PreTrainedModel] = {name: trainer.model}
-    if recipe.with_delete:
-        unlearned["delete"] = erase_logits(original, config, parts, splits, processor)
-    retrained: PreTrainedModel | str | None = recipe.retrained_name_or_path
-    if recipe.with_retrained and not retrained:
-        folder = cached("retrained", parts["retain"], config)
-        classes = list(original.config.id2label.values())  # of text labels the retain set holds some only
-        retrained, _ = train_once(folder, parts["retain"], splits["retain_test"], config, classes=classes)
+
+def retrained_model(
+    recipe: RecipeArguments, config: ECConfig, data: Data, original: PreTrainedModel
+) -> PreTrainedModel | str | None:
+    """The reference for forgetting: the one that is named, or the small ViT trained without the forget set."""
+    if recipe.retrained_name_or_path or not recipe.with_retrained:
+        return recipe.retrained_name_or_path
+    retain = data.splits["retain_train"]
+    classes = list(original.config.id2label.values())  # of text labels the retain set holds some only
+    folder = cached("retrained", retain, config)
+    return train_once(folder, retain, data.splits["retain_test"], config, classes=classes)[0]
+
+
+def compare(
+    models: dict[str, Any],
+    recipe: RecipeArguments,
+    config: ECConfig,
+    data: Data,
+    trainer: ECTrainer,
+) -> AuditReport:
+    """Audit "original", "retrained" and the unlearned models, and ask these again about earlier requests."""
+    original, retrained = models["original"], models["retrained"]
+    unlearned = {name: model for name, model in models.items() if name not in ("original", "retrained")}
     report = audit(
         original,
         unlearned,
         retrained=retrained,
-        splits=splits,
-        request=request,
-        processor=processor,
+        splits=data.splits,
+        request=data.request,
+        processor=trainer.processing_class,
         dataset_name=public(recipe.dataset_name),
         image_column=config.image_column,
         label_column=config.label_column,
         seed=config.seed,
     )
     report.measurements += checked_again(
-        {name: split(train, each, **columns)["forget"] for name, each in earlier.items()},
+        {name: split(data.train, each, **data.columns)["forget"] for name, each in data.earlier.items()},
         {"original": original, **unlearned},
         trainer.data_collator,
         label_column=config.label_column,
     )
-    report.notes += notes
-    if state.is_main_process:
-        if recipe.model_name_or_path:
-            report.models["original"] = info(original, "original", by_name=True)
-        document = manifest(
-            train, request, split(train, request, **columns), name=recipe.dataset_name, history=history, **columns
-        )
-        write(config.output_dir, "forget_manifest.json", document)
-        write_audit(report, config.output_dir)
-        text = card(config.output_dir, manifest_detail=recipe.manifest_detail)
-        Path(config.output_dir, "README.md").write_text(text, encoding="utf-8")
-        console = Console()
-        console.print(report)
-        console.print(*verdict(report), sep="\n")
-        print(f"\nIn {config.output_dir}: the unlearned model, its card, EC heads, manifest, audit and figures")
-    if config.push_to_hub:
-        publish(trainer, recipe)
-    trainer.end()
+    report.notes += data.notes
+    return report
+
+
+def write_results(report: AuditReport, recipe: RecipeArguments, config: ECConfig, data: Data) -> None:
+    """Put manifest, audit, figures and card beside the model, and print what was found."""
+    parts = split(data.train, data.request, **data.columns)
+    document = manifest(
+        data.train, data.request, parts, name=recipe.dataset_name, history=data.history, **data.columns
+    )
+    folder = ModelFolder(config.output_dir)
+    folder.write(MANIFEST, document)
+    write_audit(report, folder.path)
+    folder.write(CARD, card(folder.path, manifest_detail=recipe.manifest_detail))
+    console = Console()
+    console.print(report)
+    console.print(*verdict(report), sep="\n")
+    print(f"\nIn {config.output_dir}: the unlearned model, its card, EC heads, manifest, audit and figures")
 
 
 def read_request(recipe: RecipeArguments) -> ForgetRequest:
@@ -232,10 +303,9 @@ def new_folder(config: ECConfig) -> str:
     return next(str(path) for path in (Path(f"outputs/ec_vit-{i}") for i in count(1)) if not path.exists())
 
 
-def evaluated(splits: dict[str, Dataset]) -> dict[str, Dataset]:
-    """What is evaluated during erasure: test images, or the forgotten rows where no test image is named."""
-    forget = splits["forget_test"] if len(splits["forget_test"]) else splits["forget_train"]
-    return {"forget": forget, "retain": splits["retain_test"]}
+def how_heads_are_fitted(config: ECConfig) -> tuple:
+    """What fitted heads depend on, beside the model and its training set."""
+    return config.points, config.pooling, config.heads_epochs, config.heads_learning_rate
 
 
 def digest(value: Any) -> str:
@@ -262,35 +332,29 @@ def train_once(
 
 
 def trainer_for(
-    original: PreTrainedModel, config: ECConfig, parts: Any, splits: Any, processor: Any, heads: Path | None = None
+    original: PreTrainedModel, config: ECConfig, data: Data, processor: Any, heads: Path | None = None
 ) -> ECTrainer:
     """A trainer on a copy of the original."""
     return ECTrainer(
         model=copy.deepcopy(original),
         args=config,
-        forget_dataset=parts["forget"],
-        retain_dataset=parts["retain"],
-        eval_dataset=evaluated(splits),
+        forget_dataset=data.splits["forget_train"],
+        retain_dataset=data.splits["retain_train"],
+        eval_dataset=data.evaluated,
         processing_class=processor,
         heads=heads,
     )
 
 
-def erase_logits(
-    original: PreTrainedModel, config: ECConfig, parts: Any, splits: Any, processor: Any
-) -> PreTrainedModel:
+def erase_logits(original: PreTrainedModel, config: ECConfig, data: Data, processor: Any) -> PreTrainedModel:
     """DELETE with retain cross-entropy and no supervision points: what changing the last layer's output gives."""
     args = copy.copy(config)
     args.objective, args.objective_kwargs, args.points, args.heads = "delete", {"retain_weight": 1.0}, [], None
     args.output_dir, args.save_strategy = str(Path(config.output_dir) / "delete"), "no"
     args.push_to_hub = False
-    trainer = trainer_for(original, args, parts, splits, processor)
+    trainer = trainer_for(original, args, data, processor)
     trainer.train()
     return trainer.model
-
-
-def write(folder: str, name: str, content: dict[str, Any]) -> None:
-    Path(folder, name).write_text(json.dumps(content, indent=2) + "\n")
 
 
 if __name__ == "__main__":
