@@ -28,7 +28,6 @@ from helpers.trainers import make_trainer
 from huggingface_hub import ModelCard, constants
 from transformers import AutoModelForImageClassification
 
-import ec_hf.publishing.hub
 from ec_hf import ECHeads, ForgetRequest, cli, split
 from ec_hf.auditing.earlier import checked_again
 from ec_hf.auditing.report import AuditReport
@@ -296,7 +295,7 @@ def test_a_model_that_was_never_audited_or_never_unlearned(hub, finished_folder,
     push(tmp_path / "model", REPO)
     with pytest.raises(FileNotFoundError, match=r"no forget_manifest\.json: it was not unlearned with ec_hf"):
         load_report(REPO)
-    with pytest.raises(FileNotFoundError, match=r"could not be had from the Hub .* needs token="):
+    with pytest.raises(FileNotFoundError, match=r"the Hub did not give its forget_manifest\.json .* needs token="):
         load_report("alice/none")
 
 
@@ -449,7 +448,7 @@ def test_a_full_disk_is_told_from_other_failures(hub, finished_folder, monkeypat
     def full(*args):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(ec_hf.hub.shutil, "copyfile", full)
+    monkeypatch.setattr(shutil, "copyfile", full)
     with pytest.raises(PushError, match=r"the disk is full; make room in .* or set TMPDIR"):
         push(finished_folder, REPO)
 
