@@ -34,9 +34,9 @@ def load_model(
         The model in evaluation mode and the processor; None, with a warning, where there is no processor.
 
     Raises:
-        FileNotFoundError: for a folder that is not there or holds no config.json.
-        OSError: when the Hub has no such model, or does not give it.
-        ValueError: for a model that is no image classifier, or that comes without a trained classification head.
+        FileNotFoundError: there is no such folder, or it holds no config.json.
+        OSError: the Hub has no such model, or does not give it.
+        ValueError: the model is no image classifier, or it comes without a trained classification head.
     """
     source = _model_source(name_or_path)
     hub: dict[str, Any] = {"revision": revision, "token": token, "trust_remote_code": False}
