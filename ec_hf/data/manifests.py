@@ -44,13 +44,13 @@ def manifest(
         dataset: the dataset that was split.
         request: the request it was split by.
         parts: what `split` returned.
-        label_column: where labels stand; found by `find_label_column` when not given.
+        label_column: the column of the labels; None to find it by `find_label_column`.
         id_column: as given to `split`.
         name: the dataset's name, such as its Hub id; taken from its info when not given.
         history: manifests of the requests that the model met before (`ec_hf.data.manifests.earlier_manifests`).
 
     Raises:
-        ValueError: when `parts` is not what the request makes of `dataset`.
+        ValueError: `parts` is not what the request makes of `dataset`.
     """
     mask = forget_mask(dataset, request, label_column, id_column, allow_empty=True)
     sizes = {part: len(parts[part]) for part in ("forget", "retain")}
@@ -85,12 +85,12 @@ def earlier_manifests(
         token: Hub token, or True for the stored one.
 
     Returns:
-        Flat manifests, each without a history of its own and, where the run is on record, with its `date`; none for a
-        model that never unlearned.
+        Manifests without a `history` of their own, the last one with the `date` of its run if there is a record of it;
+        none for a model that never unlearned.
 
     Raises:
-        FileNotFoundError: when there is no such model.
-        ValueError: when its manifest cannot be read.
+        FileNotFoundError: there is no such model.
+        ValueError: its manifest cannot be read.
     """
     try:
         path = find_file(name_or_path, MANIFEST, revision=revision, token=token)
@@ -137,7 +137,7 @@ def earlier_requests(
     label_column: str | None = None,
     id_column: str | None = None,
 ) -> tuple[dict[str, ForgetRequest], list[str]]:
-    """The earlier requests themselves: what they name belongs into no retain set, and an audit looks at it again.
+    """The earlier requests themselves: what they name belongs in no retain set, and an audit looks at it again.
 
     A request is given only if it names the same rows as then, which `forget_rows_sha256` of its manifest proves.
 

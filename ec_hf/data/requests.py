@@ -31,8 +31,8 @@ class ForgetRequest:
             `{"column": c, "between": [low, high]}` (both ends included).
 
     Raises:
-        TypeError: for a part or an entry of the wrong type.
-        ValueError: for an empty request, an unknown key, or a filter that cannot be read.
+        TypeError: a part or an entry has the wrong type.
+        ValueError: the request is empty, has an unknown key, or has a filter that cannot be read.
 
     Example:
         >>> request = ForgetRequest(classes=["cat", "dog"]) | ForgetRequest(ids={"patient": [17]})

@@ -36,8 +36,8 @@ def load_images(
         token: Hub token, or True for the stored one.
 
     Raises:
-        FileNotFoundError: for a folder that is not there or holds no data, and for an id that the Hub does not give.
-        ValueError: for a subset that the dataset does not have, or one that must be chosen.
+        FileNotFoundError: there is no such folder, it holds no data, or the Hub does not give the dataset.
+        ValueError: the dataset has no such subset, or has several of which one must be chosen.
     """
     if str(name_or_path) == "mnist5k":
         return mnist5k()
@@ -77,7 +77,7 @@ def train_and_test(
         seed: chooses the rows that are held out.
 
     Raises:
-        ValueError: for splits of which none is train, or a test_size that leaves one part empty.
+        ValueError: none of several splits is train, or `test_size` leaves one part empty.
     """
     if "train" not in splits and len(splits) != 1:
         raise ValueError(f"no split named train among {list(splits)}: pass DatasetDict(train=..., test=...)")

@@ -30,7 +30,7 @@ def split(
     id_column: str | None = None,
     allow_empty: bool = False,
 ) -> DatasetDict:
-    """Cuts a dataset into the rows to forget and the rows to retain.
+    """Cut a dataset into the rows to forget and the rows to retain.
 
     Rows that are copies of a forgotten row are forgotten with it: those at the same place in memory (as after
     `concatenate_datasets([a, a])` or `select([0, 0])`), and with `id_column` those that carry the same id. A null
@@ -48,8 +48,8 @@ def split(
         `DatasetDict` with the parts "forget" and "retain", each in the dataset's order.
 
     Raises:
-        TypeError: when `dataset` is not one map-style split, or values do not fit their column's type.
-        ValueError: for unknown classes, ids, rows or columns, and for an empty part.
+        TypeError: `dataset` is not one map-style split, or values do not fit their column's type.
+        ValueError: the dataset has no such class, id, row or column, or a part would be empty.
     """
     mask = forget_mask(dataset, request, label_column, id_column, allow_empty)
     forget, retain = dataset.select(np.flatnonzero(mask)), dataset.select(np.flatnonzero(~mask))

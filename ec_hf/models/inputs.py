@@ -137,7 +137,7 @@ def collator_for(
             f"column {label_column!r} is {kinds[odd[0]]} in the {odd[0]} set, but {first.features[label_column]} in "
             f"the {next(iter(parts))} set: bring all to one form with cast_column"
         )
-    ids: dict[Any, int] = {}  # of text labels each part knows those alone that it holds
+    ids: dict[Any, int] = {}  # text labels: each part knows only those that it holds
     for part in parts.values():
         ids |= label_ids(part, label_column, model.config.id2label or {}) or {}
     example = first[0]

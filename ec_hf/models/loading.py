@@ -31,7 +31,7 @@ def load_model(
         token: Hub token, or True for the stored one.
 
     Returns:
-        The model in evaluation mode and the processor; None, with a warning, where there is no processor.
+        The model in evaluation mode and the processor; None and a warning if there is no processor.
 
     Raises:
         FileNotFoundError: there is no such folder, or it holds no config.json.

@@ -240,7 +240,7 @@ def _auto_indices(model: PreTrainedModel, states: Sequence[SupervisionPoint]) ->
         count = len(states) - first
         wanted = min(AUTO_DEPTHS, count)
         return [first + round(count * (k + 1) / wanted) - 1 for k in range(wanted)]
-    if len(states) > AUTO_DEPTHS + 2:  # one entry a block: keep the last block of each resolution
+    if len(states) > AUTO_DEPTHS + 2:  # one state a block: keep the last one of each resolution
         ends = [
             i
             for i, state in enumerate(states)
