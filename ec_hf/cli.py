@@ -1,4 +1,4 @@
-"""The command `ec-hf`, and command lines and YAML files as dataclasses.
+"""The command `ec-hf`, and how command lines and YAML files become dataclasses.
 
 Modules that take time to load are imported where they are needed, so that ``--help`` answers at once.
 """
@@ -19,11 +19,11 @@ COMMANDS = {
     "card": ("ec_hf.cli:card_command", "write the model card of a finished model folder"),
     "push": ("ec_hf.cli:push_command", "publish a finished model folder on the Hub"),
 }
-"""Sub-command -> function of its arguments ("module:function"), and what it does in a few words."""
+"""Each command with the function that takes its arguments ("module:function"), and its line in the overview."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The console script: ``ec-hf COMMAND ...``. Wrong input ends with its message instead of a traceback."""
+    """The console script ``ec-hf COMMAND ...``. Wrong input ends with a message instead of a traceback."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ("-h", "--help"):
         print(_overview())
@@ -56,12 +56,19 @@ def _overview() -> str:
 def parse(
     *types: Any, argv: Sequence[str] | None = None, description: str | None = None, prog: str | None = None
 ) -> tuple[Any, ...]:
-    """One instance of each dataclass from the command line.
+    """One instance of each dataclass, with fields from the command line.
 
-    A first argument that ends in ``.yaml`` or ``.yml`` gives defaults for any of their fields; flags override it.
+    If the first argument ends in ``.yaml`` or ``.yml``, that file gives defaults for any of the fields; flags override
+    them.
+
+    Args:
+        *types: the dataclasses; their fields become flags.
+        argv: the arguments; None for those of this process.
+        description: what stands above the flags in the help.
+        prog: the command's name in the help.
 
     Raises:
-        ValueError: for a YAML file that is no mapping or has a key that no field has.
+        ValueError: the YAML file is no mapping, or has a key that is no field.
     """
     import yaml
     from transformers import HfArgumentParser
@@ -70,7 +77,7 @@ def parse(
     parser = HfArgumentParser(types, prog=prog, description=description, formatter_class=_Formatter)
     if argv and argv[0].endswith((".yaml", ".yml")):
         path = argv.pop(0)
-        values = yaml.safe_load(Path(path).read_text())
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
         if not isinstance(values, dict):
             raise ValueError(f"{path}: expected a mapping of settings, found {type(values).__name__}.")
         known = {action.dest for action in parser._actions}
@@ -108,7 +115,7 @@ class AuditArguments:
 
 
 def audit_command(argv: Sequence[str]) -> None:
-    """``ec-hf audit``: runs the audit, prints it, and writes audit.json, report.html and figures."""
+    """``ec-hf audit``: run the audit, print it, and write audit.json, report.html and figures."""
     from ec_hf.auditing.settings import AuditSettings
 
     what, settings = parse(AuditArguments, AuditSettings, argv=argv, description=_AUDIT, prog="ec-hf audit")
@@ -162,12 +169,12 @@ def audit_command(argv: Sequence[str]) -> None:
 
 
 def write_audit(report: Any, folder: str | Path, *, splits: Any = None, image_column: str | None = None) -> None:
-    """Writes audit.json, report.html and figures/ of a report into a folder.
+    """Write audit.json, report.html and figures/ of a report into a folder.
 
     Args:
         report: the `AuditReport`.
         folder: made where it is missing.
-        splits: the splits that were audited, where report.html (and nothing else) may show images of them.
+        splits: the audited splits if report.html, and nothing else, may show images of them; None if it may not.
         image_column: as for `ec_hf.data.columns.find_image_column`.
     """
     from datasets import concatenate_datasets
@@ -187,18 +194,18 @@ def write_audit(report: Any, folder: str | Path, *, splits: Any = None, image_co
 
 
 def _named(texts: Sequence[str]) -> str | dict[str, str]:
-    """``ID``, or several as ``NAME=ID``."""
+    """The models of ``--unlearned``: one ``ID``, or several by name from ``NAME=ID``."""
     if len(texts) == 1 and "=" not in texts[0]:
         return texts[0]
     pairs = [text.partition("=") for text in texts]
-    named = {name: id for name, _, id in pairs if name and id}
+    named = {name: model for name, _, model in pairs if name and model}
     if len(named) != len(texts):
         raise ValueError(f"--unlearned: give several models as NAME=ID with different names, got {' '.join(texts)}")
     return named
 
 
 def card_command(argv: Sequence[str]) -> None:
-    """``ec-hf card``: writes the card of a finished model folder into it."""
+    """``ec-hf card``: write the card of a finished model folder into it."""
     from ec_hf.publishing.disclosure import DETAILS
 
     description = "Write the README.md of a finished model folder."
@@ -211,17 +218,18 @@ def card_command(argv: Sequence[str]) -> None:
     options = vars(parser.parse_args(argv))
     folder, overwrite = options.pop("folder"), options.pop("overwrite")
 
+    from ec_hf.files import CARD, write_text
     from ec_hf.publishing.card import card
 
-    text, path = card(folder, **options), folder / "README.md"
+    text, path = card(folder, **options), folder / CARD
     if path.exists() and path.read_text(encoding="utf-8") != text and not overwrite:
         raise FileExistsError(f"{path} is there already and differs: --overwrite replaces it")
-    path.write_text(text, encoding="utf-8")
+    write_text(path, text)
     print(f"Wrote {path}")
 
 
 def push_command(argv: Sequence[str]) -> None:
-    """``ec-hf push``: publishes a finished model folder, or writes what would be published into another folder."""
+    """``ec-hf push``: publish a finished model folder, or write what would be published into another folder."""
     from ec_hf.publishing.disclosure import DETAILS
 
     parser = ArgumentParser(prog="ec-hf push", description=_PUSH, formatter_class=_Formatter)
@@ -243,7 +251,7 @@ def push_command(argv: Sequence[str]) -> None:
         help="publish the EC heads too, in ec_heads/ or in a repository of their own",
     )
     parser.add_argument("--license", help="licence id of the Hub; that of the base model if left out")
-    parser.add_argument("--readme", help="a card of your own for the generated one; nothing in it is left out")
+    parser.add_argument("--readme", help="file with your own card, published as it is")
     parser.add_argument("--export_to", metavar="NEW_FOLDER", help="push nothing: write there what would be published")
     options = vars(parser.parse_args(argv))
     folder, repo_id, destination = (options.pop(name) for name in ("folder", "repo_id", "export_to"))
@@ -251,8 +259,8 @@ def push_command(argv: Sequence[str]) -> None:
     from ec_hf.publishing.hub import export, push
 
     if destination:
-        chosen = {name: options[name] for name in ("manifest_detail", "finish", "with_heads", "license", "readme")}
-        print(f"In {destination}:", *export(folder, destination, repo_id=repo_id, **chosen), sep="\n  ")
+        choices = {name: options[name] for name in ("manifest_detail", "finish", "with_heads", "license", "readme")}
+        print(f"In {destination}:", *export(folder, destination, repo_id=repo_id, **choices), sep="\n  ")
     elif repo_id is None:
         raise ValueError("say where to push to: ec-hf push FOLDER NAME/REPOSITORY")
     else:

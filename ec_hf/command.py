@@ -21,17 +21,17 @@ LITERAL = re.compile(r"[^\s\"'=,:\[\]{}()]+")  # what stands between the punctua
 
 
 def command(argv: Sequence[str] | None = None, launcher: Sequence[str] | None = None) -> str | None:
-    """The command line of this process; None where there is none, as in a notebook.
+    """The command line of this process; None if it has none, as in a notebook.
 
-    `accelerate launch` or `torchrun` stands before the program with its own flags. Local paths and tokens are replaced
-    by the name of their flag in capitals: ``--output_dir OUTPUT_DIR``.
+    The command starts with the launcher and its flags if there is one, such as `accelerate launch`. Each local path
+    and each token is replaced by the name of its flag in capitals: ``--output_dir OUTPUT_DIR``.
 
     Args:
-        argv: program and arguments; those of this process if left out.
-        launcher: what stands before the program; taken from the parent process if left out.
+        argv: program and arguments; None for those of this process.
+        launcher: the words of the launcher's command before the program; None to look for them in the parent process.
     """
     argv = list(sys.argv if argv is None else argv)
-    if not argv or not os.path.isfile(argv[0]) or "ipykernel" in argv[0]:
+    if not argv or not Path(argv[0]).is_file() or "ipykernel" in argv[0]:
         return None
     launcher = _launcher(argv) if launcher is None else launcher
     return shlex.join(
@@ -41,16 +41,16 @@ def command(argv: Sequence[str] | None = None, launcher: Sequence[str] | None = 
 
 def is_local(text: str) -> bool:
     """Whether a name is a path on this machine: by its form, or because something is there."""
-    return bool(LOCAL.match(text)) or os.path.exists(text)
+    return bool(LOCAL.match(text)) or os.path.lexists(text)  # Path.exists raises for a text too long for a path
 
 
 def public(name: str | None) -> str | None:
-    """A Hub id as it is; what is a path on this machine stays on it."""
+    """The name if it is a Hub id; None if it is a path on this machine."""
     return None if not name or is_local(str(name)) else str(name)
 
 
 def without_paths(value: Any) -> Any:
-    """A JSON value in which every text that holds a slash and is a local path became None."""
+    """A JSON value in which None stands for every local path; a text without a slash counts as none."""
     if isinstance(value, Mapping):
         return {key: without_paths(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
@@ -72,13 +72,13 @@ def _shareable(words: Sequence[str]) -> list[str]:
 def _program(script: str, launched: bool) -> list[str]:
     """How to start the program; a script is named as seen from the current folder, or by its name alone."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
-    if spec is not None and os.path.abspath(script) == spec.origin:
-        return [*([] if launched else ["python"]), "-m", spec.name.removesuffix(".__main__")]
+    python = [] if launched else ["python"]
+    if spec is not None and spec.origin and Path(script).resolve() == Path(spec.origin).resolve():
+        return [*python, "-m", spec.name.removesuffix(".__main__")]
     path = Path(os.path.relpath(script))
-    name = path.name if ".." in path.parts else path.as_posix()
     if path.suffix != ".py":  # a console script
         return [path.name]
-    return [name] if launched else ["python", name]
+    return [*python, path.name if ".." in path.parts else path.as_posix()]
 
 
 def _launcher(argv: Sequence[str]) -> list[str]:

@@ -1,12 +1,13 @@
-"""A model folder: what its files are called, how they are read and written whole, and where they lie on the Hub."""
+"""A model folder: what its files are called, how they are read and written, and where they lie on this machine."""
 
 from __future__ import annotations
 
 import json
 import os
+import secrets
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import Any
 
 from huggingface_hub import hf_hub_download
@@ -26,6 +27,8 @@ __all__ = [
     "WEIGHTS_INDEX",
     "ModelFolder",
     "find_file",
+    "first_line",
+    "local_folder",
     "read_json",
     "write_json",
     "write_text",
@@ -36,11 +39,11 @@ WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
 RECORD, MANIFEST, AUDIT = "ec_config.json", "forget_manifest.json", "audit.json"
 CARD, PAGE = "README.md", "report.html"
 FIGURES, HEADS = "figures", "ec_heads"
-"""Folders inside it. `HEADS` is also the name of the submodule on the model while the heads ride on it."""
+"""Folders in it. `HEADS` is also the name of the heads as a submodule of the model."""
 
 
 class ModelFolder:
-    """A folder that holds a model, finished or on the way, by the names above.
+    """A folder with a model in it, finished or in training; its files go by the names above.
 
     Args:
         path: the folder.
@@ -50,20 +53,20 @@ class ModelFolder:
         self.path = Path(path)
 
     def require_model(self) -> None:
-        """Make sure that there is a model in it.
+        """Check that a model is there.
 
         Raises:
-            FileNotFoundError: it holds no config.json.
+            FileNotFoundError: the folder holds no config.json.
         """
         if not self.has(CONFIG):
             raise FileNotFoundError(f"{str(self.path)!r} holds no {CONFIG}: name the folder of a finished model")
 
     def has(self, name: str) -> bool:
-        """Whether the file of this name is there."""
+        """Whether there is a file of this name."""
         return (self.path / name).is_file()
 
     def read(self, name: str) -> dict[str, Any]:
-        """The JSON object in a file; empty where there is no such file.
+        """The JSON object in a file; empty if there is no such file.
 
         Raises:
             ValueError: the file holds no JSON object.
@@ -71,17 +74,17 @@ class ModelFolder:
         return read_json(self.path / name) if self.has(name) else {}
 
     def write(self, name: str, content: Mapping[str, Any] | str) -> None:
-        """Put a JSON object or a text into a file, whole or not at all; see `write_text`."""
+        """Write a JSON object or a text to a file, whole or not at all; see `write_text`."""
         if isinstance(content, str):
             write_text(self.path / name, content)
         else:
             write_json(self.path / name, content)
 
     def weights(self) -> list[str]:
-        """Names of the safetensors files that `from_pretrained` would load, with their index where there are several.
+        """Names of the safetensors files that `from_pretrained` would load; their index comes first if there is one.
 
         Raises:
-            FileNotFoundError: there are none.
+            FileNotFoundError: the folder holds no such file.
         """
         if self.has(WEIGHTS):
             return [WEIGHTS]
@@ -94,11 +97,11 @@ def read_json(path: str | Path) -> dict[str, Any]:
     """The JSON object in a file.
 
     Raises:
-        ValueError: the file holds no JSON, or something else than an object.
+        ValueError: the file holds no JSON, or something other than an object.
     """
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (RecursionError, ValueError) as error:
         raise ValueError(f"{path} is no JSON: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path}: expected an object, found {type(content).__name__}")
@@ -106,36 +109,35 @@ def read_json(path: str | Path) -> dict[str, Any]:
 
 
 def write_json(path: str | Path, content: Any, *, indent: int = 2) -> None:
-    """Write a JSON value, whole or not at all; NaN and infinity are refused, for they are not JSON."""
+    """Write a value as JSON, whole or not at all; see `write_text`.
+
+    Raises:
+        TypeError: the value holds something that JSON has no form for.
+        ValueError: the value holds NaN or infinity, which are not JSON.
+    """
     write_text(path, json.dumps(content, indent=indent, allow_nan=False) + "\n")
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write a text file, whole or not at all: beside its place first, so that a failure leaves what was there.
+    """Write a text file in UTF-8, whole or not at all: if it fails, what was there before is still there.
 
-    The folder is made where it is missing.
+    The text is written to a file beside `path`, which then takes its place. A missing folder is made, a file that is
+    replaced keeps its permissions, and a link is replaced by a file.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    mode = path.stat().st_mode & 0o777 if path.exists() else 0o666 & ~_umask()
-    with NamedTemporaryFile(
-        "w", dir=path.parent, prefix=f".{path.name}.", encoding="utf-8", newline="\n", delete=False
-    ) as aside:
-        try:
-            aside.write(text)
-            aside.flush()
-            os.fsync(aside.fileno())
-            os.chmod(aside.name, mode)  # temporary files are for their owner alone
-        except BaseException:
-            os.unlink(aside.name)
-            raise
-    os.replace(aside.name, path)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        with beside.open("x", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())  # without it, a power cut can leave the new name on an empty file
+        if path.exists():
+            shutil.copymode(path, beside)
+        beside.replace(path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
 
 
 def find_file(
@@ -146,7 +148,7 @@ def find_file(
     token: str | bool | None = None,
     **kwargs: Any,
 ) -> Path | None:
-    """Where a file of a local folder or of a Hub repository lies on this machine; None where it has no such file.
+    """The path on this machine of a file from a local folder or a Hub repository, which is downloaded if needed.
 
     Args:
         name_or_path: a folder or a Hub id.
@@ -155,34 +157,41 @@ def find_file(
         token: Hub token, or True for the stored one.
         **kwargs: passed on to `huggingface_hub.hf_hub_download`.
 
+    Returns:
+        The path; None if the folder or repository has no such file.
+
     Raises:
-        FileNotFoundError: for a folder that is not there, and for an id that the Hub does not give.
+        FileNotFoundError: there is no such folder, or the Hub does not give the file.
     """
-    path = as_path(name_or_path)
-    if path.is_dir():
-        return path / filename if (path / filename).is_file() else None
+    if folder := local_folder(name_or_path):
+        return folder / filename if (folder / filename).is_file() else None
     try:
         return Path(hf_hub_download(str(name_or_path), filename, revision=revision, token=token, **kwargs))
     except RemoteEntryNotFoundError:
         return None
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         raise FileNotFoundError(
-            f"no {str(name_or_path)!r}: it is no local folder, and {filename} of it could not be had from the Hub "
+            f"no {str(name_or_path)!r}: it is no local folder, and the Hub did not give its {filename} "
             f"({first_line(error)}). A private or gated repository needs token=."
         ) from error
 
 
-def as_path(name_or_path: str | Path) -> Path:
-    """The name as a path; a mistyped folder is caught before it is looked for on the Hub, whose ids have one slash."""
+def local_folder(name_or_path: str | Path) -> Path | None:
+    """The local folder that a name stands for; None if the name can only be a Hub id, which has at most one slash.
+
+    Raises:
+        FileNotFoundError: the name is that of a file, or of a folder that does not exist.
+    """
     path = Path(name_or_path).expanduser()
+    if path.is_dir():
+        return path
     if path.is_file():
         raise FileNotFoundError(f"{str(path)!r} is a file: name the folder that holds it")
-    looks_local = path.is_absolute() or len(path.parts) > 2 or str(name_or_path).startswith(".")
-    if looks_local and not path.exists():
+    if path.is_absolute() or len(path.parts) > 2 or str(name_or_path).startswith("."):
         raise FileNotFoundError(f"no folder {str(path)!r}; the current folder is {str(Path.cwd())!r}")
-    return path
+    return None
 
 
 def first_line(error: Exception) -> str:
-    """What an error says, without what follows after its first line; its kind where it says nothing."""
+    """The first line of an error's message, or the error's type if it has no message."""
     return str(error).strip().split("\n")[0] or type(error).__name__

@@ -74,7 +74,7 @@ def test_audit_writes_report_page_and_figures_and_prints(inputs, tmp_path, capsy
     assert "holds audit.json already" in capsys.readouterr().err
 
 
-def test_several_unlearned_models_have_names(inputs, tmp_path):
+def test_several_unlearned_models_have_names(inputs):
     named = cli._named([f"ec={inputs}/a=b", "delete=ID"])
     assert named == {"ec": f"{inputs}/a=b", "delete": "ID"}
     with pytest.raises(ValueError, match="NAME=ID"):

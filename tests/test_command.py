@@ -20,7 +20,8 @@ def here(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_arguments_stay_as_they_are(here):
+@pytest.mark.usefixtures("here")
+def test_arguments_stay_as_they_are():
     argv = ["recipes/run.py", "--forget_classes", "cat", "big dog", "--objective_kwargs", '{"retain_weight": 1.0}']
     expected = "python recipes/run.py --forget_classes cat 'big dog' --objective_kwargs '{\"retain_weight\": 1.0}'"
     assert command(argv, []) == expected
@@ -71,15 +72,22 @@ def test_without_a_program_there_is_no_command(argv):
     assert command(argv, []) is None
 
 
+@pytest.mark.usefixtures("here")
 @pytest.mark.parametrize("name", ["/data/x", "./x", "../x", "~/x", ".", "file:///x", "C:\\x", "model"])
-def test_paths_are_told_from_hub_ids(here, name):
+def test_paths_are_told_from_hub_ids(name):
     assert is_local(name)
     assert public(name) is None
     assert public("google/vit-base") == "google/vit-base"
     assert public(None) is None
 
 
-def test_settings_lose_paths_and_nothing_else(here):
+@pytest.mark.parametrize("text", ["a/" * 5000, "a\0b", ""])
+def test_a_text_that_can_be_no_path_is_no_local_path(text):
+    assert not is_local(text)
+
+
+@pytest.mark.usefixtures("here")
+def test_settings_lose_paths_and_nothing_else():
     settings = {"pooling": "mean", "heads": "model", "kwargs": {"mask": "/x/y", "id": "a/b"}, "points": [1, "./z"]}
     expected = {"pooling": "mean", "heads": "model", "kwargs": {"mask": None, "id": "a/b"}, "points": [1, None]}
     assert without_paths(settings) == expected

@@ -37,16 +37,35 @@ def test_a_failed_write_leaves_what_was_there_and_nothing_beside_it(tmp_path):
     with pytest.raises(UnicodeEncodeError):
         folder.write("audit.json", "\udc80")
     assert folder.read("audit.json") == {"value": 1}
-    assert [path.name for path in tmp_path.iterdir()] == ["audit.json"]
+    (tmp_path / "figures").mkdir()
+    with pytest.raises(OSError):
+        folder.write("figures", "a folder has this name")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["audit.json", "figures"]
 
 
-def test_a_written_file_has_the_rights_that_open_would_give_it_or_that_it_had(tmp_path):
-    write_text(tmp_path / "new", "x")
-    (tmp_path / "plain").touch()
-    assert stat.S_IMODE(os.stat(tmp_path / "new").st_mode) == stat.S_IMODE(os.stat(tmp_path / "plain").st_mode)
-    (tmp_path / "new").chmod(0o600)
-    write_text(tmp_path / "new", "y")
-    assert stat.S_IMODE(os.stat(tmp_path / "new").st_mode) == 0o600
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such permissions")
+def test_a_new_file_has_the_permissions_of_any_new_file_and_a_replaced_file_keeps_its_own(tmp_path):
+    def permissions(name):
+        return stat.S_IMODE((tmp_path / name).stat().st_mode)
+
+    umask = os.umask(0o027)
+    try:
+        write_text(tmp_path / "new", "x")
+    finally:
+        os.umask(umask)
+    assert permissions("new") == 0o640
+    for mode in (0o600, 0o664):
+        (tmp_path / "new").chmod(mode)
+        write_text(tmp_path / "new", "y")
+        assert permissions("new") == mode
+
+
+def test_a_link_is_replaced_and_the_file_that_it_points_to_stays(tmp_path):
+    (tmp_path / "target").write_text("cached")
+    (tmp_path / "README.md").symlink_to("target")
+    write_text(tmp_path / "README.md", "mine")
+    assert (tmp_path / "target").read_text() == "cached"
+    assert (tmp_path / "README.md").read_text() == "mine"
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path):

@@ -17,12 +17,10 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 
 from ec_hf.data.columns import class_names_of, find_label_column, read_column
 from ec_hf.data.requests import ForgetRequest
-from ec_hf.data.splitting import forget_mask, id_values, split
-from ec_hf.files import find_file
+from ec_hf.data.splitting import forget_mask, id_values
+from ec_hf.files import MANIFEST, RECORD, find_file, read_json
 
-__all__ = ["MANIFEST", "earlier_manifests", "earlier_requests", "manifest", "whole_classes", "wholly_forgotten"]
-
-MANIFEST = "forget_manifest.json"
+__all__ = ["earlier_manifests", "earlier_requests", "manifest", "whole_class_count", "whole_class_names"]
 
 
 def manifest(
@@ -46,20 +44,19 @@ def manifest(
         dataset: the dataset that was split.
         request: the request it was split by.
         parts: what `split` returned.
-        label_column: where labels stand; found by `find_label_column` when not given.
+        label_column: the column of the labels; None to find it by `find_label_column`.
         id_column: as given to `split`.
         name: the dataset's name, such as its Hub id; taken from its info when not given.
         history: manifests of the requests that the model met before (`ec_hf.data.manifests.earlier_manifests`).
 
     Raises:
-        ValueError: when `parts` is not what the request makes of `dataset`.
+        ValueError: `parts` is not what the request makes of `dataset`.
     """
     mask = forget_mask(dataset, request, label_column, id_column, allow_empty=True)
     sizes = {part: len(parts[part]) for part in ("forget", "retain")}
     expected = {"forget": int(mask.sum()), "retain": int((~mask).sum())}
     if sizes != expected:
         raise ValueError(f"the parts hold {sizes} rows but this request makes {expected} of this dataset: split anew")
-    ids = pa.array(np.flatnonzero(mask)) if id_column is None else id_values(dataset, id_column).filter(pa.array(mask))
     return {
         "schema_version": 1,
         "dataset": {
@@ -72,7 +69,7 @@ def manifest(
             part: {"rows": size, "per_class": _per_class(parts[part], find_label_column(dataset, label_column))}
             for part, size in sizes.items()
         },
-        "forget_rows_sha256": _sorted_ids_sha256(ids),
+        "forget_rows_sha256": _forget_rows_sha256(dataset, mask, id_column),
         **({"history": [dict(earlier) for earlier in history]} if history else {}),
     }
 
@@ -88,12 +85,12 @@ def earlier_manifests(
         token: Hub token, or True for the stored one.
 
     Returns:
-        Flat manifests, each without a history of its own and, where the run is on record, with its `date`; none for a
-        model that never unlearned.
+        Manifests without a `history` of their own, the last one with the `date` of its run if there is a record of it;
+        none for a model that never unlearned.
 
     Raises:
-        FileNotFoundError: when there is no such model.
-        ValueError: when its manifest cannot be read.
+        FileNotFoundError: there is no such model.
+        ValueError: its manifest cannot be read.
     """
     try:
         path = find_file(name_or_path, MANIFEST, revision=revision, token=token)
@@ -109,27 +106,28 @@ def earlier_manifests(
     if path is None:
         return []
     try:
-        last = json.loads(path.read_text(encoding="utf-8"))
+        last = read_json(path)
         earlier = last.pop("history", [])
-        record = find_file(name_or_path, "ec_config.json", revision=revision, token=token)
-        date = json.loads(record.read_text(encoding="utf-8")).get("date") if record else None
-        return [*earlier, last | ({"date": date} if date else {})]
-    except (AttributeError, ValueError) as error:
+        record = find_file(name_or_path, RECORD, revision=revision, token=token)
+        if record and (date := read_json(record).get("date")):
+            last["date"] = date
+        return [*earlier, last]
+    except ValueError as error:
         raise ValueError(f"{path} is no forget manifest: {error}") from error
 
 
-def whole_classes(manifest: Mapping[str, Any]) -> int | None:
-    """Of how many classes a request left no row to retain; None where the manifest does not tell."""
-    forget, retain = manifest["parts"]["forget"], manifest["parts"]["retain"]
-    if "per_class" in forget and "per_class" in retain:
-        return len(set(forget["per_class"]) - set(retain["per_class"]))
-    return forget.get("whole_classes")
-
-
-def wholly_forgotten(document: Mapping[str, Any]) -> list[str]:
-    """Names of the classes of which a manifest's request left no row; none where it does not name classes."""
+def whole_class_names(document: Mapping[str, Any]) -> list[str]:
+    """Names of the classes that have no row left to retain; empty where the manifest names no classes."""
     forget, retain = (document["parts"][part].get("per_class") or {} for part in ("forget", "retain"))
     return [name for name in forget if name not in retain]
+
+
+def whole_class_count(document: Mapping[str, Any]) -> int | None:
+    """How many classes have no row left to retain; None where the manifest does not tell."""
+    forget, retain = document["parts"]["forget"], document["parts"]["retain"]
+    if "per_class" in forget and "per_class" in retain:
+        return len(whole_class_names(document))
+    return forget.get("whole_classes")
 
 
 def earlier_requests(
@@ -139,37 +137,31 @@ def earlier_requests(
     label_column: str | None = None,
     id_column: str | None = None,
 ) -> tuple[dict[str, ForgetRequest], list[str]]:
-    """The earlier requests themselves: what they name belongs into no retain set, and an audit looks at it again.
+    """The earlier requests themselves: what they name belongs in no retain set, and an audit looks at it again.
 
-    A request is given only where the rows that it names are proved to be those of the time, by `forget_rows_sha256` of
-    its manifest.
+    A request is given only if it names the same rows as then, which `forget_rows_sha256` of its manifest proves.
 
     Args:
         history: manifests, as from `earlier_manifests`.
         dataset: the training set, the same one for all requests.
         label_column: as for `split`.
-        id_column: as for `split`; the hash is over its values, so it must be the one of that time.
+        id_column: as for `split`; it must be the one of that time, as the hash is made of its values.
 
     Returns:
-        Requests by name ("request 1", counted from the oldest), and a sentence on each that cannot be had.
+        Requests by name ("request 1" is the oldest), and a sentence on each request that is not given.
     """
     requests, notes = {}, []
-    columns: dict[str, Any] = {"label_column": label_column, "id_column": id_column}
     for number, document in enumerate(history, start=1):
         name = f"request {number}"
-        why = "what its manifest tells does not name the same rows in this data set"
-        try:
-            request = _request(document)
-            if request is None:
-                why = f"its published manifest (detail {document.get('detail')!r}) does not say what it named"
-            else:
-                parts = split(dataset, request, **columns)
-                found = manifest(dataset, request, parts, **columns)
-                if found["forget_rows_sha256"] == document["forget_rows_sha256"]:
-                    requests[name] = request
-                    continue
-        except (TypeError, ValueError):  # classes or rows that are not there
-            pass
+        told = "content" in document["request"] or bool(whole_class_names(document))
+        request = _request_for_same_rows(document, dataset, label_column, id_column) if told else None
+        if request:
+            requests[name] = request
+            continue
+        if told:
+            why = "what its manifest tells does not name the same rows in this data set"
+        else:
+            why = f"its published manifest (detail {document.get('detail')!r}) does not say what it named"
         notes.append(
             f"The earlier {name} ({document['request']['hash'][:12]}) cannot be checked again: {why}. Rows that it "
             "named count as retained and may be learnt again, unless the new request names them too."
@@ -177,12 +169,17 @@ def earlier_requests(
     return requests, notes
 
 
-def _request(document: Mapping[str, Any]) -> ForgetRequest | None:
-    """The request of a manifest: as it was written, else by the names of the classes that it took away."""
-    if "content" in document["request"]:
-        return ForgetRequest.from_dict(document["request"]["content"])
-    classes = wholly_forgotten(document)
-    return ForgetRequest(classes=classes) if classes else None
+def _request_for_same_rows(
+    document: Mapping[str, Any], dataset: Dataset, label_column: str | None, id_column: str | None
+) -> ForgetRequest | None:
+    """The request of a manifest, or that of the classes it names; None unless it forgets the same rows as then."""
+    content = document["request"].get("content") or {"classes": whole_class_names(document)}
+    try:
+        request = ForgetRequest.from_dict(content)
+        mask = forget_mask(dataset, request, label_column, id_column)
+    except (TypeError, ValueError):  # no request, or one of classes and rows that the dataset does not have
+        return None
+    return request if _forget_rows_sha256(dataset, mask, id_column) == document["forget_rows_sha256"] else None
 
 
 def _per_class(part: Dataset, label_column: str) -> dict[str, int]:
@@ -192,7 +189,10 @@ def _per_class(part: Dataset, label_column: str) -> dict[str, int]:
     return {names.get(value, str(value)): counts[value] for value in in_order}
 
 
-def _sorted_ids_sha256(ids: pa.ChunkedArray | pa.Array, block: int = 65536) -> str:
+def _forget_rows_sha256(dataset: Dataset, mask: np.ndarray, id_column: str | None, block: int = 65536) -> str:
+    """The hash that `manifest` describes; ids become text a block at a time, as there may be millions."""
+    rows = pa.array(np.flatnonzero(mask))
+    ids = rows if id_column is None else id_values(dataset, id_column).filter(pa.array(mask))
     ids, digest = ids.take(pc.sort_indices(ids)), hashlib.sha256()
     for start in range(0, len(ids), block):
         lines = (json.dumps(value, ensure_ascii=False) + "\n" for value in ids.slice(start, block).to_pylist())

@@ -17,14 +17,14 @@ __all__ = ["PairedBatchSampler", "PairedDataset"]
 class PairedDataset(torch.utils.data.Dataset):
     """Map-style dataset over [forget ; retain]; each example gets `"is_forget": bool` and its `"paired_row": int`.
 
-    Examples are fetched a batch at a time under random states (torch CPU, NumPy, `random`) set from the seed and the
-    indices, and the states are put back afterwards. Random transforms that draw from these therefore give the same
-    images after a resume, whatever was prefetched, and fetching leaves no trace on training.
+    While a batch is fetched, the random states (torch CPU, NumPy, `random`) are set from the seed and the indices, and
+    afterwards they are put back. Random transforms that draw from these states therefore give the same images after a
+    resume, whatever was prefetched, and fetching does not change what training draws.
 
     Args:
         forget: map-style dataset of dicts.
         retain: map-style dataset of dicts.
-        seed: of the transforms.
+        seed: what random transforms draw depends on it and on the batch's indices alone.
     """
 
     def __init__(self, forget: Any, retain: Any, *, seed: int = 0) -> None:
@@ -51,16 +51,24 @@ class PairedDataset(torch.utils.data.Dataset):
 class PairedBatchSampler(torch.utils.data.Sampler[list[int]]):
     """Batches of `forget_batch_size` forget and then `retain_batch_size` retain indices into a `PairedDataset`.
 
-    An epoch is one pass over retain; the forget rows are gone through again and again, in a fresh order each time.
-    `num_processes` consecutive batches, one for each process as Accelerate deals them, are together the batch that
-    one process with `num_processes` times the batch sizes would get. No batch, nor these together, repeats a forget
-    row while there are enough of them; otherwise each takes all rows and cycles. Retain rows are cycled only when
-    they do not fill the first such round; rows that would not fill the last round are left out of the epoch.
+    An epoch is one pass over retain; the forget rows are gone through again and again, in a new order each time. A
+    round is `num_processes` consecutive batches, one for each process as Accelerate deals them; together they are the
+    batch that one process with `num_processes` times the batch sizes would get. No round repeats a forget row while
+    there are enough of them; otherwise it takes all of them and cycles. Retain rows are cycled only when they do not
+    fill the first round; rows that would not fill the last round are left out of the epoch.
 
     The order depends on `(seed, epoch)` alone: call `set_epoch` at the start of each epoch, also after a resume.
 
+    Args:
+        num_forget_rows: rows of the forget dataset.
+        num_retain_rows: rows of the retain dataset.
+        forget_batch_size: forget rows in a batch.
+        retain_batch_size: retain rows in a batch.
+        seed: seed of the order.
+        num_processes: processes among which the batches are dealt.
+
     Raises:
-        ValueError: when a size is below 1.
+        ValueError: a number is below 1.
     """
 
     drop_last = True
@@ -90,7 +98,7 @@ class PairedBatchSampler(torch.utils.data.Sampler[list[int]]):
         self.seed, self.epoch, self.num_processes = seed, 0, num_processes
 
     def set_epoch(self, epoch: int) -> None:
-        """Chooses the order of the next pass."""
+        """Choose the order of the next pass."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -107,6 +115,7 @@ class PairedBatchSampler(torch.utils.data.Sampler[list[int]]):
                 yield [*forget[process].tolist(), *retain[first + process].tolist()]
 
     def _forget_rounds(self) -> Iterator[np.ndarray]:
+        """Forget rows for one round after another, without end."""
         generator = np.random.default_rng([self.seed, self.epoch, 0])
         size = self.num_processes * self.forget_batch_size
         queue = generator.permutation(self.num_forget_rows)
@@ -116,8 +125,8 @@ class PairedBatchSampler(torch.utils.data.Sampler[list[int]]):
                 continue
             if len(queue) < size:
                 order = generator.permutation(self.num_forget_rows)
-                waiting = np.isin(order, queue)  # rows of the old pass go last in the new one: none twice in a round
-                queue = np.concatenate([queue, order[~waiting], order[waiting]])
+                queued = np.isin(order, queue)  # these go last in the new pass, so that no round has one twice
+                queue = np.concatenate([queue, order[~queued], order[queued]])
             yield queue[:size]
             queue = queue[size:]
 

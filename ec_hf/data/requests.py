@@ -20,8 +20,8 @@ CLAUSES = ("in", "equals", "between")
 class ForgetRequest:
     """Names the rows of a dataset that must be forgotten; a row is forgotten when any part names it.
 
-    Every part is kept sorted and without duplicates, so two requests that name the same things are equal and have
-    the same hash. The number 3 and the text "3" are different entries. Sequences, arrays and sets are accepted.
+    Each part is sorted and loses its duplicates, so that two requests that name the same things are equal and have the
+    same hash. The number 3 and the text "3" are different entries. Sequences, arrays and sets are accepted.
 
     Args:
         classes: class names (str) or label ids (int).
@@ -31,8 +31,8 @@ class ForgetRequest:
             `{"column": c, "between": [low, high]}` (both ends included).
 
     Raises:
-        TypeError: for a part or an entry of the wrong type.
-        ValueError: for an empty request, an unknown key, or a filter that cannot be read.
+        TypeError: a part or an entry has the wrong type.
+        ValueError: the request is empty, has an unknown key, or has a filter that cannot be read.
 
     Example:
         >>> request = ForgetRequest(classes=["cat", "dog"]) | ForgetRequest(ids={"patient": [17]})
@@ -76,39 +76,40 @@ class ForgetRequest:
         """The union: forgets what either request forgets."""
         if not isinstance(other, ForgetRequest):
             return NotImplemented
-        ids = {c: (*self.ids.get(c, ()), *other.ids.get(c, ())) for c in {*self.ids, *other.ids}}
+        columns = {*self.ids, *other.ids}
         return ForgetRequest(
-            (*self.classes, *other.classes), (*self.rows, *other.rows), ids, (*self.where, *other.where)
+            classes=(*self.classes, *other.classes),
+            rows=(*self.rows, *other.rows),
+            ids={column: (*self.ids.get(column, ()), *other.ids.get(column, ())) for column in columns},
+            where=(*self.where, *other.where),
         )
 
     def without_rows(self) -> ForgetRequest | None:
-        """What the request means for another dataset, such as the test split, where row indices name other images.
-
-        None when rows are all it names.
-        """
+        """The request without its rows, for another dataset, such as the test split; None if it names only rows."""
         return replace(self, rows=()) if self.classes or self.ids or self.where else None
 
     @cached_property
     def content_hash(self) -> str:
         """Sha256 (hex) of `to_dict()` as JSON: keys sorted, no spaces, ASCII escapes.
 
-        It does not depend on the order or on duplicates of the entries, nor on the process or the Python version.
+        It depends neither on the order nor on duplicates of the entries, nor on the process or the Python version.
         """
         return hashlib.sha256(_json(self.to_dict()).encode()).hexdigest()
 
     def to_dict(self) -> dict[str, Any]:
         """The parts that are not empty, as JSON types."""
-        return {f.name: _to_json_types(getattr(self, f.name)) for f in fields(self) if getattr(self, f.name)}
+        parts = {part.name: getattr(self, part.name) for part in fields(self)}
+        return {name: _to_json_types(value) for name, value in parts.items() if value}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> ForgetRequest:
-        """Builds a request from `to_dict()` or from hand-written JSON.
+        """Build a request from `to_dict()` or from hand-written JSON.
 
         Raises:
-            TypeError: when `data` is no mapping, or a part has the wrong type.
-            ValueError: for unknown keys and for what the constructor refuses.
+            TypeError: `data` is no mapping, or a part has the wrong type.
+            ValueError: `data` has unknown keys, or the constructor refuses a part.
         """
-        known = [f.name for f in fields(cls)]
+        known = [part.name for part in fields(cls)]
         if not isinstance(data, Mapping):
             raise TypeError(f"a forget request is an object with the keys {known}, got {type(data).__name__}")
         if unknown := [key for key in data if key not in known]:
@@ -116,28 +117,34 @@ class ForgetRequest:
         return cls(**data)
 
     def save(self, path: str | Path) -> None:
-        """Writes the request as JSON; a file that already holds this request is left as it is.
+        """Write the request as JSON to a new file; a file that holds this very request is left as it is.
 
         Raises:
-            FileExistsError: when the file holds anything else.
+            FileExistsError: the file holds anything else.
         """
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with path.open("x", encoding="utf-8") as file:
-                file.write(json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n")
+            file = path.open("x", encoding="utf-8", newline="\n")  # two processes cannot both make the file
         except FileExistsError:
-            if not _holds(path, self):
-                raise FileExistsError(
-                    f"{path} already holds something other than this request; choose another path or delete it first"
-                ) from None
+            if _holds(path, self):
+                return
+            raise FileExistsError(
+                f"{path} already holds something other than this request; choose another path or delete it first"
+            ) from None
+        try:
+            with file:
+                file.write(json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n")
+        except BaseException:
+            path.unlink()
+            raise
 
     @classmethod
     def load(cls, path: str | Path) -> ForgetRequest:
-        """Reads a request from a JSON file.
+        """Read a request from a JSON file.
 
         Raises:
-            ValueError: when the file is no JSON, or no valid request; the message names the file.
+            ValueError: the file holds no JSON, or no valid request; the message names the file.
         """
         try:
             return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
@@ -148,9 +155,9 @@ class ForgetRequest:
         """One sentence for people. Values of `ids` are counted, never shown: they may name persons."""
         parts = []
         if self.classes:
-            parts.append(f"the class{'es' * (len(self.classes) > 1)} {_few(self.classes, 10)}")
+            parts.append(f"the {'class' if len(self.classes) == 1 else 'classes'} {_few(self.classes, 10)}")
         if self.rows:
-            parts.append(f"the row{'s' * (len(self.rows) > 1)} {_few(self.rows, 5)}")
+            parts.append(f"the {'row' if len(self.rows) == 1 else 'rows'} {_few(self.rows, 5)}")
         for column, values in self.ids.items():
             named = "the named value" if len(values) == 1 else f"one of {len(values)} named values"
             parts.append(f"every row whose {column!r} is {named}")

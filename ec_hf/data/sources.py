@@ -12,7 +12,7 @@ from datasets.exceptions import DatasetNotFoundError
 from PIL import Image as PILImage
 
 from ec_hf.data.columns import find_label_column, read_column
-from ec_hf.files import as_path, first_line
+from ec_hf.files import first_line, local_folder
 
 __all__ = ["load_images", "mnist5k", "train_and_test"]
 
@@ -36,22 +36,22 @@ def load_images(
         token: Hub token, or True for the stored one.
 
     Raises:
-        FileNotFoundError: for a folder that is not there or holds no data, and for an id that the Hub does not give.
-        ValueError: for a subset that the dataset does not have, or one that must be chosen.
+        FileNotFoundError: there is no such folder, it holds no data, or the Hub does not give the dataset.
+        ValueError: the dataset has no such subset, or has several of which one must be chosen.
     """
     if str(name_or_path) == "mnist5k":
         return mnist5k()
-    path = as_path(name_or_path)
-    if any((path / name).exists() for name in ("dataset_dict.json", "state.json")):
-        data = load_from_disk(str(path))
+    folder = local_folder(name_or_path)
+    if folder and any((folder / name).exists() for name in ("dataset_dict.json", "state.json")):
+        data = load_from_disk(str(folder))
         return data if isinstance(data, DatasetDict) else DatasetDict(train=data)
-    source = str(path) if path.is_dir() else str(name_or_path)
+    source = str(folder or name_or_path)
     try:
         return load_dataset(source, config, revision=revision, token=token)
     except DatasetNotFoundError as error:
         raise FileNotFoundError(
-            f"no dataset {source!r}: it is no local folder, not the built-in 'mnist5k', and could not be had from the "
-            f"Hub ({first_line(error)}). A private or gated dataset needs token=."
+            f"no dataset {source!r}: it is no local folder, not the built-in 'mnist5k', and the Hub did not give it "
+            f"({first_line(error)}). A private or gated dataset needs token=."
         ) from error
     except FileNotFoundError as error:
         raise FileNotFoundError(
@@ -77,7 +77,7 @@ def train_and_test(
         seed: chooses the rows that are held out.
 
     Raises:
-        ValueError: for splits of which none is train, or a test_size that leaves one part empty.
+        ValueError: none of several splits is train, or `test_size` leaves one part empty.
     """
     if "train" not in splits and len(splits) != 1:
         raise ValueError(f"no split named train among {list(splits)}: pass DatasetDict(train=..., test=...)")

@@ -30,7 +30,7 @@ def split(
     id_column: str | None = None,
     allow_empty: bool = False,
 ) -> DatasetDict:
-    """Cuts a dataset into the rows to forget and the rows to retain.
+    """Cut a dataset into the rows to forget and the rows to retain.
 
     Rows that are copies of a forgotten row are forgotten with it: those at the same place in memory (as after
     `concatenate_datasets([a, a])` or `select([0, 0])`), and with `id_column` those that carry the same id. A null
@@ -40,7 +40,7 @@ def split(
         dataset: one split, with or without an indices mapping (`select`, `shuffle`, ...); its format is kept.
         request: what to forget. Classes are label ids (int) or names (str); text such as "3" that is no known name
             is read as an id. Row indices are positions in this very dataset: pass `request.without_rows()` for others.
-        label_column: where labels stand; found by `find_label_column` when the request names classes.
+        label_column: the column of the labels; found by `find_label_column` when the request names classes.
         id_column: integer or text column that tells which rows are the same image, patient, ...
         allow_empty: for test splits. Either part may be empty, and classes and ids may have no row here.
 
@@ -48,8 +48,8 @@ def split(
         `DatasetDict` with the parts "forget" and "retain", each in the dataset's order.
 
     Raises:
-        TypeError: when `dataset` is not one map-style split, or values do not fit their column's type.
-        ValueError: for unknown classes, ids, rows or columns, and for an empty part.
+        TypeError: `dataset` is not one map-style split, or values do not fit their column's type.
+        ValueError: the dataset has no such class, id, row or column, or a part would be empty.
     """
     mask = forget_mask(dataset, request, label_column, id_column, allow_empty)
     forget, retain = dataset.select(np.flatnonzero(mask)), dataset.select(np.flatnonzero(~mask))
@@ -70,8 +70,8 @@ def four_splits(
 ) -> dict[str, Dataset]:
     """What a request makes of a training and a test set: forget_train, retain_train, forget_test, retain_test.
 
-    The forgotten test images are those that the request would name too: of the forgotten classes, say. Row indices
-    mean nothing there, so that a request of rows alone leaves the whole test set to retain.
+    The forgotten test images are those that the request names too, such as all images of a forgotten class. Row
+    indices mean nothing in the test set, so a request of rows alone leaves all of it to retain.
 
     Args:
         train: the set that the model was trained on; the request must name rows of it.
@@ -85,33 +85,40 @@ def four_splits(
         ValueError: as `split`.
     """
     seen = split(train, request, label_column=label_column, id_column=id_column)
-    elsewhere = request.without_rows()
+    for_test = request.without_rows()
     unseen: Mapping[str, Dataset] = {"forget": test.select([]), "retain": test}
-    if elsewhere is not None:
-        unseen = split(test, elsewhere, label_column=label_column, allow_empty=True)
-    parts = {"train": seen, "test": unseen}
-    return {f"{part}_{name}": halves[part] for name, halves in parts.items() for part in ("forget", "retain")}
+    if for_test is not None:
+        unseen = split(test, for_test, label_column=label_column, allow_empty=True)
+    return {
+        "forget_train": seen["forget"],
+        "retain_train": seen["retain"],
+        "forget_test": unseen["forget"],
+        "retain_test": unseen["retain"],
+    }
 
 
 def shared_rows(first: Dataset, second: Dataset, *, id_column: str | None = None) -> int:
-    """How many rows of `second` also stand in `first`.
+    """The number of rows of `second` that are also in `first`.
 
-    With `id_column`, rows with the same id are the same. Without, rows are the same when a column of both holds
-    them at the same place in memory, which survives `select`, `shuffle`, `train_test_split`, `with_transform` and
-    `concatenate_datasets`. A copy (`map`, `cast` of labels, a second load from disk, another process) has no such
-    mark, nor has anything that is not a `datasets.Dataset`: those count as 0, so 0 is no proof of disjoint images.
+    With `id_column`, rows with the same id are the same. Without it, rows are the same when a column of both datasets
+    holds them at the same address in memory, as after `select`, `shuffle`, `train_test_split`, `with_transform` and
+    `concatenate_datasets`. Copies (`map`, `cast` of labels, a second load from disk, another process) have other
+    addresses, and what is no `datasets.Dataset` has none: these count as 0, so 0 is no proof of disjoint images.
     """
     if not isinstance(first, Dataset) or not isinstance(second, Dataset):
         return 0
     if id_column is None:
-        return int(_stands_in(first, second).sum())
-    ours, theirs = id_values(first, id_column), id_values(second, id_column)
-    if ours.type != theirs.type:
-        raise TypeError(f"id_column {id_column!r} holds {ours.type} in one dataset and {theirs.type} in the other")
-    return int(_is_in(theirs, ours.unique()).sum())
+        return int(_shares_memory(first, second).sum())
+    of_first, of_second = id_values(first, id_column), id_values(second, id_column)
+    if of_first.type != of_second.type:
+        raise TypeError(
+            f"id_column {id_column!r} holds {of_first.type} in one dataset and {of_second.type} in the other"
+        )
+    return int(_is_in(of_second, of_first.unique()).sum())
 
 
 def id_values(dataset: Dataset, id_column: str) -> pa.ChunkedArray:
+    """The ids of all rows, in the dataset's order."""
     column = read_column(dataset, id_column)
     if not (pa.types.is_integer(column.type) or is_text(column.type)):
         raise TypeError(f"id_column {id_column!r} holds {column.type}; ids must be integers or text: cast the column")
@@ -123,13 +130,18 @@ def _is_in(column: pa.ChunkedArray | pa.Array, values: pa.Array) -> np.ndarray:
 
 
 def forget_mask(
-    dataset: Dataset, request: ForgetRequest, label_column: str | None, id_column: str | None, allow_empty: bool
+    dataset: Dataset,
+    request: ForgetRequest,
+    label_column: str | None,
+    id_column: str | None,
+    allow_empty: bool = False,
 ) -> np.ndarray:
+    """True for the rows that `split` puts into the forget part; arguments and errors are those of `split`."""
     mask = np.zeros(len(one_split(dataset)), dtype=bool)
     if request.classes:
         label_column = find_label_column(dataset, label_column)
         values = _label_values(dataset, label_column, request.classes, allow_empty)
-        mask |= _named(dataset, label_column, values, allow_empty)
+        mask |= _rows_with(dataset, label_column, values, allow_empty)
     if request.rows:
         if (last := request.rows[-1]) >= len(dataset):
             raise ValueError(
@@ -138,18 +150,18 @@ def forget_mask(
             )
         mask[np.asarray(request.rows)] = True
     for column, ids in request.ids.items():
-        mask |= _named(dataset, column, ids, allow_empty)
+        mask |= _rows_with(dataset, column, ids, allow_empty)
     for clause in request.where:
-        mask |= _matches(read_column(dataset, clause["column"]), clause)
-    mask |= _stands_in(dataset.select(np.flatnonzero(mask)), dataset)
+        mask |= _rows_that_match(read_column(dataset, clause["column"]), clause)
+    mask |= _shares_memory(dataset.select(np.flatnonzero(mask)), dataset)
     if id_column is not None:
         ids = id_values(dataset, id_column)
         mask |= _is_in(ids, ids.filter(pa.array(mask)).unique())
     return mask
 
 
-def _named(dataset: Dataset, name: str, values: Sequence[Any], allow_empty: bool) -> np.ndarray:
-    """Rows that hold one of the values, each of which must have a row unless `allow_empty`."""
+def _rows_with(dataset: Dataset, name: str, values: Sequence[Any], allow_empty: bool) -> np.ndarray:
+    """True for rows that hold one of the values; every value must have a row unless `allow_empty`."""
     column = read_column(dataset, name)
     wanted = _as_column_type(values, column.type, name)
     mask = _is_in(column, wanted)
@@ -162,7 +174,8 @@ def _named(dataset: Dataset, name: str, values: Sequence[Any], allow_empty: bool
     return mask
 
 
-def _matches(column: pa.ChunkedArray, clause: Mapping[str, Any]) -> np.ndarray:
+def _rows_that_match(column: pa.ChunkedArray, clause: Mapping[str, Any]) -> np.ndarray:
+    """True for rows whose value fits one filter of `ForgetRequest.where`."""
     if "between" not in clause:
         values = clause["in"] if "in" in clause else (clause["equals"],)
         return _is_in(column, _as_column_type(values, column.type, clause["column"]))
@@ -207,19 +220,19 @@ def _label_values(dataset: Dataset, label_column: str, classes: Sequence[int | s
     return values
 
 
-def _stands_in(first: Dataset, second: Dataset) -> np.ndarray:
-    """For each row of `second`: does a column that both have hold it at the same place in memory as in `first`?"""
+def _shares_memory(first: Dataset, second: Dataset) -> np.ndarray:
+    """True for rows of `second` that a column holds at the same address as a row of `first`."""
     shared = np.zeros(len(second), dtype=bool)
     for name in {*first.column_names} & {*second.column_names}:
-        ours, theirs = _places(first, name), _places(second, name)
-        if ours is not None and theirs is not None:
-            shared |= _is_in(pa.array(theirs), pa.array(ours))
+        of_first, of_second = _addresses(first, name), _addresses(second, name)
+        if of_first is not None and of_second is not None:
+            shared |= _is_in(pa.array(of_second), pa.array(of_first))
     return shared
 
 
-def _places(dataset: Dataset, name: str) -> np.ndarray | None:
-    """The address, in bits, of each row's slot in the column's Arrow buffer; None for types without one."""
-    places = [np.empty(0, dtype=np.int64)]
+def _addresses(dataset: Dataset, name: str) -> np.ndarray | None:
+    """The address, in bits, of each row's slot in the column's Arrow buffer; None for a type without such slots."""
+    addresses = [np.empty(0, dtype=np.int64)]
     for chunk in dataset.data.column(name).chunks:
         while pa.types.is_struct(chunk.type):  # an image: the slot that points to its bytes, not the bytes
             chunk = chunk.field(0)
@@ -228,6 +241,6 @@ def _places(dataset: Dataset, name: str) -> np.ndarray | None:
             return None
         if len(chunk):
             slots = np.arange(chunk.offset, chunk.offset + len(chunk), dtype=np.int64)
-            places.append(8 * chunk.buffers()[1].address + bits * slots)
-    rows = np.concatenate(places)
-    return rows if dataset._indices is None else rows[dataset._indices.column(0).to_numpy()]
+            addresses.append(8 * chunk.buffers()[1].address + bits * slots)
+    by_slot = np.concatenate(addresses)
+    return by_slot if dataset._indices is None else by_slot[dataset._indices.column(0).to_numpy()]

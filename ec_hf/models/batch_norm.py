@@ -25,9 +25,9 @@ def clean_statistics(
         num_forget: number of forget images at the head of the batch.
         num_rows: number of forget and retain images together; rows after these, which an objective added and may have
             made from forget images, do not enter the statistics either.
-        update: False normalises by the running statistics, which stay as they are. True does what training does, with
-            the retain images of all processes as the batch: their mean and variance normalise all images and enter
-            the running statistics.
+        update: False normalises by the running statistics and leaves them as they are. True does what training does,
+            with the retain images of all processes as the batch: their mean and variance normalise all images and
+            enter the running statistics.
     """
     layers = [module for module in model.modules() if isinstance(module, _BatchNorm)]
     for layer in layers:
@@ -62,5 +62,5 @@ def _normalise_by_retain(layer: Any, args: tuple[Tensor, ...], *, retain: slice)
         unbiased = variance * total / (total - 1).clamp(min=1)
         layer.running_var.lerp_(unbiased.to(layer.running_var.dtype), rate)
     scale = ((layer.running_var + layer.eps) / (variance + layer.eps)).sqrt()
-    mean, scale, shift = (each.view(shape) for each in (mean, scale, layer.running_mean))
+    mean, scale, shift = (statistic.view(shape) for statistic in (mean, scale, layer.running_mean))
     return ((features - mean) * scale + shift).to(args[0].dtype)

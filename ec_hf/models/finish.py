@@ -27,7 +27,7 @@ def finished(model: PreTrainedModel, classes: Collection[int], how: str) -> PreT
     """A copy of `model` in which the logits of some classes are kept, masked or dropped.
 
     ``mask`` sets their rows of the last layer to zero and their biases to -10,000, so that no image can reach them.
-    ``drop`` takes the rows out; the other classes move up, in `id2label` and `label2id` too.
+    ``drop`` removes the rows, and the other classes move up, in `id2label` and `label2id` too.
 
     Args:
         model: an image classifier.
@@ -35,8 +35,8 @@ def finished(model: PreTrainedModel, classes: Collection[int], how: str) -> PreT
         how: "keep", "mask" or "drop".
 
     Raises:
-        ValueError: for no or unknown classes, for fewer than two classes that would be left, and for a model whose
-            logits no single layer gives, or whose last layer has no bias to mask with.
+        ValueError: no class is named, or one that the model does not have; fewer than two classes would be left; the
+            logits are not the output of a layer; or the last layer has no bias to mask with.
     """
     if how not in FINISHES:
         raise ValueError(f"finish={how!r}: expected one of {', '.join(FINISHES)}")
@@ -63,12 +63,12 @@ def logit_layers(model: PreTrainedModel) -> list[nn.Linear | nn.Conv2d]:
     """The layers that give the logits, found by running the model: one, or two whose outputs are averaged.
 
     Raises:
-        ValueError: when the logits are no layer's output.
+        ValueError: the logits are the output of no layer.
     """
     outputs: dict[nn.Module, Tensor] = {}
     labels = model.config.num_labels
-    layers = [each for each in model.modules() if isinstance(each, (nn.Linear, nn.Conv2d)) and _rows(each) == labels]
-    hooks = [each.register_forward_hook(lambda layer, _, output: outputs.update({layer: output})) for each in layers]
+    layers = [m for m in model.modules() if isinstance(m, (nn.Linear, nn.Conv2d)) and m.weight.shape[0] == labels]
+    hooks = [m.register_forward_hook(lambda layer, _, output: outputs.update({layer: output})) for m in layers]
     images = torch.rand(2, *image_shape(model), generator=torch.Generator().manual_seed(0))
     was_training = model.training
     try:
@@ -90,16 +90,12 @@ def logit_layers(model: PreTrainedModel) -> list[nn.Linear | nn.Conv2d]:
     )
 
 
-def _rows(layer: nn.Linear | nn.Conv2d) -> int:
-    return layer.weight.shape[0]
-
-
 @torch.no_grad()
 def _mask(layer: nn.Linear | nn.Conv2d, classes: list[int]) -> None:
     if layer.bias is None:
         raise ValueError(
             "finish='mask': the last layer has no bias that could make a class unreachable, and a checkpoint with one "
-            "would not load; finish='drop' takes the class out"
+            "would not load; finish='drop' removes the class"
         )
     layer.weight[classes] = 0.0
     layer.bias[classes] = UNREACHABLE

@@ -8,7 +8,6 @@ the tokens of isotropic models. They hold no batch statistics, so none of them c
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -21,7 +20,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
-from ec_hf.files import HEADS, find_file
+from ec_hf.files import CONFIG, HEADS, WEIGHTS, find_file, read_json
 from ec_hf.models.points import SupervisionPoint, pool, take
 
 HUB_ARGUMENTS = ("revision", "token", "cache_dir", "force_download", "local_files_only")
@@ -56,7 +55,7 @@ class ECHeads(
         last: the model's deepest hidden state, in the same form; host objectives see its pooled features.
         num_labels: number of classes of the model.
         pooling: how tokens become one vector at the end of a head, see `ec_hf.models.points.pool`.
-        last_pooling: the same where the model's deepest hidden state is pooled as it is: what its classifier reads.
+        last_pooling: the same for the model's deepest hidden state, as the model's own classifier pools it.
 
     ``save_pretrained``, ``from_pretrained`` and ``push_to_hub`` store the heads on their own, for the next request on
     the same original model.
@@ -94,7 +93,7 @@ class ECHeads(
         plain checkpoint. Calls in eval mode, or without hidden states, return the model's own output.
 
         Raises:
-            ValueError: if the heads were built for another number of classes or heads are attached already.
+            ValueError: the heads were built for another number of classes, or the model has heads already.
         """
         if self.num_labels != model.config.num_labels:
             raise ValueError(
@@ -118,13 +117,14 @@ class ECHeads(
         model._keys_to_ignore_on_save = ignored
         self._attached_to = None
 
-    def _run(self, model: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
+    def _run(self, model: nn.Module, _args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
+        """The forward hook: what the model returns, with what the heads make of its hidden states."""
         if not (model.training and kwargs.get("output_hidden_states")):
             return output
         features, head_logits = self(output.hidden_states)
         *pooled, last = (
-            pool(take(output.hidden_states, each), each, self.last_pooling if each == self.last else self.pooling)
-            for each in (*self.points, self.last)
+            pool(take(output.hidden_states, point), point, self.last_pooling if point == self.last else self.pooling)
+            for point in (*self.points, self.last)
         )
         return ECImageClassifierOutput(output.logits, last, features, head_logits, tuple(pooled))
 
@@ -137,14 +137,14 @@ class ECHeads(
             **kwargs: `revision`, `token` and others of `huggingface_hub.hf_hub_download`.
 
         Raises:
-            FileNotFoundError: where no heads are.
+            FileNotFoundError: there are no heads.
         """
         hub = {name: value for name, value in kwargs.items() if name in HUB_ARGUMENTS}
         for inside in ("", f"{HEADS}/"):
-            config = find_file(pretrained_model_name_or_path, f"{inside}config.json", **hub)
-            if config is None or "last_pooling" not in json.loads(config.read_text()):
+            config = find_file(pretrained_model_name_or_path, f"{inside}{CONFIG}", **hub)
+            if config is None or "last_pooling" not in read_json(config):  # a model's own configuration
                 continue
-            if find_file(pretrained_model_name_or_path, f"{inside}model.safetensors", **hub):
+            if find_file(pretrained_model_name_or_path, f"{inside}{WEIGHTS}", **hub):
                 return super().from_pretrained(config.parent, **{k: v for k, v in kwargs.items() if k not in hub})
         raise FileNotFoundError(
             f"no EC heads in {str(pretrained_model_name_or_path)!r}, nor in {HEADS}/ there: they are published with "
@@ -170,9 +170,9 @@ class ECHead(nn.Module):
 
 
 class TokenBlock(nn.TransformerEncoderLayer):
-    """Pre-norm transformer layer as wide as the model, with a lean MLP."""
+    """Pre-norm transformer layer from one supervision point to the next one, which is as wide, with a lean MLP."""
 
-    def __init__(self, start: SupervisionPoint, end: SupervisionPoint) -> None:
+    def __init__(self, start: SupervisionPoint, _end: SupervisionPoint) -> None:
         width = start.channels
         heads = next(count for count in range(max(1, width // 64), 0, -1) if width % count == 0)
         super().__init__(width, heads, 2 * width, dropout=0.0, activation=F.gelu, batch_first=True, norm_first=True)

@@ -6,15 +6,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset
 from PIL.Image import Image as PILImage
 from transformers import PreTrainedModel
 
-from ec_hf.data.columns import IMAGE_COLUMNS, LABEL_COLUMNS, find_image_column, find_label_column, label_ids, shown
+from ec_hf.data.columns import (
+    IMAGE_COLUMNS,
+    LABEL_COLUMNS,
+    find_image_column,
+    find_label_column,
+    label_ids,
+    read_column,
+    shown,
+)
 from ec_hf.models.points import image_shape
 
-__all__ = ["ImageCollator", "collator_for"]
+__all__ = ["ImageCollator", "collator_for", "label_ids_of"]
 
 PIL_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
@@ -43,12 +52,12 @@ class ImageCollator:
     num_channels: int | None = None
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Collates.
+        """Make a batch of examples.
 
         Raises:
-            TypeError: for integer pixel values, or labels that are no integers.
-            ValueError: for missing images, labels or processor, labels unknown to `label_ids`, `pixel_values` of
-                different shapes, and retain examples ahead of forget ones.
+            TypeError: `pixel_values` are integers, or labels are not.
+            ValueError: images, labels or the processor are missing, `label_ids` does not know a label, `pixel_values`
+                have different shapes, or a retain example stands before a forget example.
         """
         batch: dict[str, Any] = {"pixel_values": self._pixel_values(examples)}
         key = _key(examples[0], self.label_column, LABEL_COLUMNS, "label_column")
@@ -114,7 +123,7 @@ def collator_for(
         label_column: as for `find_label_column`.
 
     Raises:
-        ValueError: as `find_image_column`, `find_label_column` and `label_ids`, and for label columns that differ.
+        ValueError: as `find_image_column`, `find_label_column` and `label_ids`, and where the label columns differ.
     """
     channels = image_shape(model)[0]
     first = next(iter(parts.values()))
@@ -128,7 +137,7 @@ def collator_for(
             f"column {label_column!r} is {kinds[odd[0]]} in the {odd[0]} set, but {first.features[label_column]} in "
             f"the {next(iter(parts))} set: bring all to one form with cast_column"
         )
-    ids: dict[Any, int] = {}  # of text labels each part knows those alone that it holds
+    ids: dict[Any, int] = {}  # text labels: each part knows only those that it holds
     for part in parts.values():
         ids |= label_ids(part, label_column, model.config.id2label or {}) or {}
     example = first[0]
@@ -139,6 +148,19 @@ def collator_for(
         label_ids=ids or None,
         num_channels=channels,
     )
+
+
+def label_ids_of(dataset: Dataset, collator: ImageCollator, label_column: str | None = None) -> np.ndarray:
+    """The model's label ids ``(n,)`` of all rows of a dataset, found without reading an image.
+
+    Args:
+        dataset: the dataset.
+        collator: the collator that makes batches of it for the model.
+        label_column: as for `find_label_column`.
+    """
+    values = read_column(dataset, find_label_column(dataset, label_column)).to_pylist()
+    ids = collator.label_ids
+    return np.array(values if ids is None else [ids[value] for value in values], dtype=np.int64)
 
 
 def _key(example: Mapping[str, Any], named: str | None, candidates: Sequence[str], argument: str) -> str:

@@ -12,7 +12,7 @@ from huggingface_hub import try_to_load_from_cache
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
 
-from ec_hf.files import as_path, first_line
+from ec_hf.files import CONFIG, first_line, local_folder
 
 __all__ = ["load_model", "new_like"]
 
@@ -31,12 +31,12 @@ def load_model(
         token: Hub token, or True for the stored one.
 
     Returns:
-        The model in evaluation mode and the processor; None, with a warning, where there is no processor.
+        The model in evaluation mode and the processor; None and a warning if there is no processor.
 
     Raises:
-        FileNotFoundError: for a folder that is not there or holds no config.json.
-        OSError: when the Hub has no such model, or does not give it.
-        ValueError: for a model that is no image classifier, or that comes without a trained classification head.
+        FileNotFoundError: there is no such folder, or it holds no config.json.
+        OSError: the Hub has no such model, or does not give it.
+        ValueError: the model is no image classifier, or it comes without a trained classification head.
     """
     source = _model_source(name_or_path)
     hub: dict[str, Any] = {"revision": revision, "token": token, "trust_remote_code": False}
@@ -44,7 +44,7 @@ def load_model(
         config = AutoConfig.from_pretrained(source, **hub)
     except OSError as error:
         raise OSError(
-            f"no model {str(name_or_path)!r}: it is no local folder, and {source!r} could not be had from the Hub "
+            f"no model {str(name_or_path)!r}: it is no local folder, and the Hub did not give {source!r} "
             f"({first_line(error)}). A private or gated model needs token=."
         ) from error
     if commit := _commit(source, revision):
@@ -92,22 +92,21 @@ def new_like(model: Any) -> Any:
 
 def _model_source(name_or_path: str | Path) -> str:
     """The local folder or Hub id that a model's name stands for."""
-    path = as_path(name_or_path)
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            inside = sorted(found.parent.name for found in path.glob("*/config.json"))
+    if folder := local_folder(name_or_path):
+        if not (folder / CONFIG).is_file():
+            inside = sorted(config.parent.name for config in folder.glob(f"*/{CONFIG}"))
+            hint = f", such as those inside it: {inside}" if inside else ""
             raise FileNotFoundError(
-                f"the folder {str(path)!r} holds no config.json: name a folder that save_pretrained wrote"
-                + (f", as those inside it: {inside}" if inside else "")
+                f"the folder {str(folder)!r} holds no {CONFIG}: name a folder that save_pretrained wrote{hint}"
             )
-        return str(path)
+        return str(folder)
     bare = str(name_or_path).removeprefix("timm/")
     return str(name_or_path) if "/" in bare else _timm_source(bare) or str(name_or_path)
 
 
 def _commit(source: str, revision: str | None) -> str | None:
     """The commit of a Hub model that was just loaded, read off its place in the cache; transformers forgets it."""
-    cached = None if Path(source).is_dir() else try_to_load_from_cache(source, "config.json", revision=revision)
+    cached = None if Path(source).is_dir() else try_to_load_from_cache(source, CONFIG, revision=revision)
     return Path(cached).parent.name if isinstance(cached, str) else None
 
 

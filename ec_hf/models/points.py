@@ -127,11 +127,12 @@ def describe_hidden_states(
             when left out.
 
     Raises:
-        ValueError: if the model returns no hidden states.
+        ValueError: the model returns no hidden states.
     """
     channels, height, width = shape or image_shape(model)
     blank = torch.zeros(1, channels, height, width, device=model.device, dtype=model.dtype)
-    states = _hidden_states(model, blank)
+    with torch.no_grad():
+        _, states = _forward(model, blank)
     raw = [_shape_of(state, (height, width)) for state in states]
     isotropic = len({(shape["channels"], shape["height"], shape["width"]) for shape in raw}) == 1
     kind = "tokens" if isotropic and len(raw) > 1 else "map"
@@ -151,7 +152,7 @@ def select_points(
             counted from the output. An empty list selects none.
 
     Raises:
-        ValueError: for an index that the model does not have or that is named twice, with the choice there is.
+        ValueError: the model has no such index, or an index is named twice; the message shows the choice.
     """
     if points == "auto":
         return tuple(states[index] for index in _auto_indices(model, states))
@@ -191,12 +192,8 @@ def classifier_pooling(model: PreTrainedModel, state: SupervisionPoint) -> str:
     return "mean" if gradient is None or not gradient[:, 0].any() else "cls"
 
 
-def _hidden_states(model: PreTrainedModel, images: Tensor) -> Sequence[Any]:
-    with torch.no_grad():
-        return _forward(model, images)[1]
-
-
 def _forward(model: PreTrainedModel, images: Tensor) -> tuple[Any, Sequence[Any]]:
+    """The model's output and its hidden states, in evaluation mode."""
     was_training = model.training
     model.eval()
     try:
@@ -243,7 +240,7 @@ def _auto_indices(model: PreTrainedModel, states: Sequence[SupervisionPoint]) ->
         count = len(states) - first
         wanted = min(AUTO_DEPTHS, count)
         return [first + round(count * (k + 1) / wanted) - 1 for k in range(wanted)]
-    if len(states) > AUTO_DEPTHS + 2:  # one entry a block: keep the last block of each resolution
+    if len(states) > AUTO_DEPTHS + 2:  # one state a block: keep the last one of each resolution
         ends = [
             i
             for i, state in enumerate(states)

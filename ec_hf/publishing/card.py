@@ -17,7 +17,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ec_hf.auditing.report import SPLITS, AuditReport, Measurement, ModelInfo
 from ec_hf.command import public
-from ec_hf.data.manifests import whole_classes
+from ec_hf.data.manifests import whole_class_count
 from ec_hf.models.finish import UNREACHABLE
 from ec_hf.publishing.disclosure import FIGURES_WITH_CLASSES, disclosed_manifest, disclosed_record, disclosed_report
 from ec_hf.publishing.licenses import LICENSES, base_license
@@ -254,7 +254,7 @@ def context(contents: Contents, repo_id: str | None, licence: Mapping[str, str])
         "detail": contents.detail,
         "manifest": manifest,
         "amount": _escaped(_amount(manifest)) if manifest else None,
-        "whole": whole_classes(manifest) if manifest else None,
+        "whole": whole_class_count(manifest) if manifest else None,
         "request_rows": _request_rows(contents) if manifest else [],
         "history": _history(manifest, report),
         "finish": record.get("finish", "keep"),
@@ -280,7 +280,7 @@ def _audit_parts(contents: Contents, report: AuditReport) -> dict[str, Any]:
         "roles": {info.role for info in report.models.values()},
         "parameters": f"{report.models[_unlearned(report)].parameters:,}",
         "glance_columns": ["", *heads, "aim"],
-        "glance": _glance(report, list(names), whole_classes(contents.manifest) if contents.manifest else None),
+        "glance": _glance(report, list(names), whole_class_count(contents.manifest) if contents.manifest else None),
         "models": [
             (
                 model_label(name),
@@ -350,7 +350,7 @@ def _cell(each: Measurement | None) -> str:
 
 def _amount(manifest: Mapping[str, Any]) -> str:
     """What a request took away, in a few words."""
-    forget, whole = manifest["parts"]["forget"], whole_classes(manifest) or 0
+    forget, whole = manifest["parts"]["forget"], whole_class_count(manifest) or 0
     images, names = f"{forget['rows']:,} training images", list(forget.get("per_class", ()))
     if not whole or whole < len(names):
         return images

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from ec_hf.auditing.report import AuditReport
-from ec_hf.data.manifests import whole_classes
+from ec_hf.data.manifests import whole_class_count
 
 __all__ = ["DETAILS", "FIGURES_WITH_CLASSES", "disclosed_manifest", "disclosed_record", "disclosed_report"]
 
@@ -37,7 +37,7 @@ def disclosed_manifest(manifest: Mapping[str, Any], detail: str = "hashes") -> d
     kept = {key: manifest[key] for key in EVERYWHERE if key in manifest}
     kept["request"] = {"hash": manifest["request"]["hash"]}
     kept["parts"] = {name: _part(part, detail) for name, part in manifest["parts"].items()}
-    if (whole := whole_classes(manifest)) is not None:
+    if (whole := whole_class_count(manifest)) is not None:
         kept["parts"]["forget"]["whole_classes"] = whole
     return {**kept, **history, "detail": detail}
 

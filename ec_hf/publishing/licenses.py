@@ -7,6 +7,8 @@ from pathlib import Path
 import yaml
 from huggingface_hub import ModelCard
 
+from ec_hf.files import CARD
+
 __all__ = ["LICENSES", "base_license"]
 
 LICENSES = frozenset(
@@ -26,21 +28,21 @@ KEYS = ("license", "license_name", "license_link")
 
 
 def base_license(name_or_path: str | Path | None, token: str | bool | None = None) -> dict[str, str]:
-    """What the card of a model says of its licence: `license`, and the name and link of one that is "other".
+    """What the card of a model says of its licence: `license`, and for "other" `license_name` and `license_link`.
 
     Args:
         name_or_path: a folder with a README.md, or a Hub id.
-        token: of the Hub.
+        token: Hub token, or True for the stored one.
 
     Returns:
-        Empty where there is no card, it names no licence, or the Hub cannot be reached.
+        The keys that the card has; none if there is no card, it names no licence, or the Hub does not answer.
     """
     if not name_or_path:
         return {}
-    local = Path(name_or_path)
+    folder = Path(name_or_path)
     try:
-        card = ModelCard.load(local / "README.md" if local.is_dir() else str(name_or_path), token=token)  # type: ignore[arg-type]
+        card = ModelCard.load(folder / CARD if folder.is_dir() else str(name_or_path), token=token)  # type: ignore[arg-type]
     except (OSError, ValueError, yaml.YAMLError):
         return {}
-    found = {key: getattr(card.data, key, None) for key in KEYS}
-    return {key: value for key, value in found.items() if isinstance(value, str)}
+    metadata = {key: getattr(card.data, key, None) for key in KEYS}
+    return {key: value for key, value in metadata.items() if isinstance(value, str)}

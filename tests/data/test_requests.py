@@ -215,6 +215,13 @@ def test_save_never_overwrites_anything_else(tmp_path, content):
     assert path.read_text() == content
 
 
+def test_a_failed_save_leaves_no_file(tmp_path):
+    path = tmp_path / "request.json"
+    with pytest.raises(UnicodeEncodeError):
+        ForgetRequest(classes=["\udc80"]).save(path)
+    assert not path.exists()
+
+
 @pytest.mark.parametrize("content", ["no json", "[1]", '{"rows": [-1]}', '{"row": [1]}'])
 def test_load_names_the_file_that_holds_no_request(tmp_path, content):
     path = tmp_path / "broken.json"
@@ -235,4 +242,4 @@ def test_summary_is_one_sentence_that_names_classes_and_hides_id_values():
         "values; every row whose 'age' lies between 0 and 9; every row whose 'k' is one of 1, 2; every row whose "
         "'site' is 'x'."
     )
-    assert ForgetRequest(classes=["cat"]).summary() == "Forget the class 'cat'."
+    assert ForgetRequest(classes=["cat"], rows=[3]).summary() == "Forget the class 'cat'; the row 3."

@@ -7,7 +7,6 @@ import torch
 from accelerate import Accelerator
 from helpers.heads import make_heads
 from helpers.models import FAMILIES, TIMM, make_images, make_model, make_processor
-from torch import nn
 from torch.utils.data import DataLoader
 
 from ec_hf.models.heads import ECHeads
@@ -131,7 +130,7 @@ def test_fitting_runs_the_model_without_gradient():
     heads = make_heads(model)
     seen = []
 
-    def record(module: nn.Module, args, output) -> None:
+    def record(*_) -> None:
         seen.append(torch.is_inference_mode_enabled())
 
     model.vit.embeddings.register_forward_hook(record)

@@ -3,7 +3,7 @@ import json
 import pytest
 from helpers.reports import make_report
 
-from ec_hf.data.manifests import manifest, whole_classes
+from ec_hf.data.manifests import manifest, whole_class_count
 from ec_hf.data.requests import ForgetRequest
 from ec_hf.data.splitting import split
 from ec_hf.publishing.disclosure import DETAILS, disclosed_manifest, disclosed_record, disclosed_report
@@ -54,7 +54,7 @@ def test_what_was_left_out_stays_out(document, first, second):
 
 
 def test_whole_classes_are_counted_also_where_they_are_not_named(document):
-    assert whole_classes(document) == whole_classes(disclosed_manifest(document, "hashes")) == 1
+    assert whole_class_count(document) == whole_class_count(disclosed_manifest(document, "hashes")) == 1
 
 
 def test_a_report_of_hashes_keeps_every_number_and_loses_every_name():

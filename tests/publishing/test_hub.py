@@ -28,7 +28,6 @@ from helpers.trainers import make_trainer
 from huggingface_hub import ModelCard, constants
 from transformers import AutoModelForImageClassification
 
-import ec_hf.publishing.hub
 from ec_hf import ECHeads, ForgetRequest, cli, split
 from ec_hf.auditing.earlier import checked_again
 from ec_hf.auditing.report import AuditReport
@@ -234,6 +233,30 @@ def test_weights_in_several_files_are_sent_with_their_index(tmp_path):
     AutoModelForImageClassification.from_pretrained(tmp_path / "out")
 
 
+def test_weights_in_hundreds_of_files_are_one_commit(client, finished_folder, tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    shutil.copy(finished_folder / "config.json", folder)
+    names = [f"model-{number:05}-of-00300.safetensors" for number in range(1, 301)]
+    for name in names:
+        (folder / name).write_bytes(name.encode())
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {name: name for name in names}}))
+    with running_hub(lfs=False) as server:
+        client(server.url, xet=True)
+        push(finished_folder, REPO)
+        push(folder, REPO, commit_message="In many files")
+        assert server.repos[REPO].messages == ["initial commit", "Unlearned model", "In many files"]
+        files = set(server.files(REPO))
+    assert files == {".gitattributes", "README.md", "config.json", "model.safetensors.index.json", *names}
+
+
+def test_a_misspelt_choice_is_a_type_error_before_anything_is_done(hub, finished_folder):
+    for publish in (push, push_later):
+        with pytest.raises(TypeError, match="manifest_details"):
+            publish(finished_folder, REPO, manifest_details="rows")
+    assert hub.requests == []
+
+
 def test_a_folder_without_a_model_is_refused(tmp_path):
     with pytest.raises(PushError, match=r"no config\.json: name the folder of a finished model"):
         push(tmp_path, REPO)
@@ -270,7 +293,8 @@ torch.save(model.state_dict(), "state.pt")
     assert state.keys() == ours.keys() and all(torch.equal(state[key], ours[key]) for key in ours)
 
 
-def test_a_timm_model_goes_out_and_comes_back(hub, tmp_path):
+@pytest.mark.usefixtures("hub")
+def test_a_timm_model_goes_out_and_comes_back(tmp_path):
     model = make_model("timm ViT")
     model.save_pretrained(tmp_path / "model")
     push(tmp_path / "model", REPO)
@@ -278,8 +302,9 @@ def test_a_timm_model_goes_out_and_comes_back(hub, tmp_path):
     assert all(torch.equal(value, loaded[key]) for key, value in model.state_dict().items())
 
 
+@pytest.mark.usefixtures("hub")
 @pytest.mark.parametrize("where", ["hub", "folder"])
-def test_manifest_and_audit_come_back(hub, finished_folder, where):
+def test_manifest_and_audit_come_back(finished_folder, where):
     push(finished_folder, REPO)
     found = load_report(REPO if where == "hub" else finished_folder)
     assert found.manifest["request"]["hash"] == REQUEST.content_hash
@@ -287,7 +312,8 @@ def test_manifest_and_audit_come_back(hub, finished_folder, where):
     assert found.audit.request["class_count" if where == "hub" else "classes"] == (2 if where == "hub" else [1, 3])
 
 
-def test_a_model_that_was_never_audited_or_never_unlearned(hub, finished_folder, tmp_path):
+@pytest.mark.usefixtures("hub")
+def test_a_model_that_was_never_audited_or_never_unlearned(finished_folder, tmp_path):
     shutil.copytree(finished_folder, tmp_path / "model")
     (tmp_path / "model" / "audit.json").unlink()
     push(tmp_path / "model", REPO)
@@ -296,7 +322,7 @@ def test_a_model_that_was_never_audited_or_never_unlearned(hub, finished_folder,
     push(tmp_path / "model", REPO)
     with pytest.raises(FileNotFoundError, match=r"no forget_manifest\.json: it was not unlearned with ec_hf"):
         load_report(REPO)
-    with pytest.raises(FileNotFoundError, match=r"could not be had from the Hub .* needs token="):
+    with pytest.raises(FileNotFoundError, match=r"the Hub did not give its forget_manifest\.json .* needs token="):
         load_report("alice/none")
 
 
@@ -309,9 +335,11 @@ def test_heads_travel_with_the_model_or_alone_and_only_when_asked_for(hub, finis
     assert set(hub.files(REPO)) == FILES | HEADS
     push(finished_folder, "alice/other", with_heads="alice/heads", private=True)
     assert set(hub.files("alice/other")) == FILES
-    assert set(hub.files("alice/heads")) == {".gitattributes", "README.md", "config.json", "model.safetensors"}
-    assert hub.repos["alice/heads"].private
-    for repo in (REPO, "alice/heads"):
+    push_later(finished_folder, "alice/other", with_heads="alice/heads-later", private=False).result()
+    for repo in ("alice/heads", "alice/heads-later"):
+        assert set(hub.files(repo)) == {".gitattributes", "README.md", "config.json", "model.safetensors"}
+        assert hub.repos[repo].private == (repo == "alice/heads")
+    for repo in (REPO, "alice/heads", "alice/heads-later"):
         loaded = ECHeads.from_pretrained(repo, token=TOKEN).state_dict()
         assert all(torch.equal(loaded[key], value) for key, value in ours.items())
 
@@ -319,7 +347,7 @@ def test_heads_travel_with_the_model_or_alone_and_only_when_asked_for(hub, finis
 # Repositories
 
 
-def test_a_second_push_sends_what_changed_and_takes_away_what_is_gone(hub, finished_folder, tmp_path):
+def test_a_second_push_sends_what_changed_and_takes_away_what_is_gone(hub, finished_folder):
     push(finished_folder, REPO, manifest_detail="classes", with_heads=True)
     assert set(hub.files(REPO)) == FILES | NAMED | HEADS
     commits, uploads = list(hub.repos[REPO].messages), sum("PUT" in request for request in hub.requests)
@@ -351,7 +379,8 @@ def test_nothing_is_exported_over_other_files(finished_folder):
 
 
 @pytest.mark.parametrize("token", [OTHER_TOKEN, "hf_" + "x" * 30, False], ids=["another's", "unknown", "none"])
-def test_a_private_repository_opens_with_the_right_token_only(hub, finished_folder, token):
+@pytest.mark.usefixtures("hub")
+def test_a_private_repository_opens_with_the_right_token_only(finished_folder, token):
     push(finished_folder, REPO, private=True)
     with pytest.raises(FileNotFoundError, match="private or gated"):
         load_report(REPO, token=token)
@@ -368,7 +397,8 @@ def test_what_should_be_private_is_not_pushed_to_a_public_repository(hub, finish
     assert hub.repos[REPO].messages == commits
 
 
-def test_a_branch_is_made_and_main_stays_as_it_was(hub, finished_folder, tmp_path):
+@pytest.mark.usefixtures("hub")
+def test_a_branch_is_made_and_main_stays_as_it_was(finished_folder, tmp_path):
     push(finished_folder, REPO)
     make_model("ViT", seed=1).save_pretrained(tmp_path)
     assert push(tmp_path, REPO, revision="second").endswith(f"{REPO}/tree/second")
@@ -445,11 +475,12 @@ def test_no_network_is_told_from_other_failures(client, finished_folder, monkeyp
         push(finished_folder, REPO)
 
 
-def test_a_full_disk_is_told_from_other_failures(hub, finished_folder, monkeypatch):
-    def full(*args):
+@pytest.mark.usefixtures("hub")
+def test_a_full_disk_is_told_from_other_failures(finished_folder, monkeypatch):
+    def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(ec_hf.hub.shutil, "copyfile", full)
+    monkeypatch.setattr(shutil, "copyfile", full)
     with pytest.raises(PushError, match=r"the disk is full; make room in .* or set TMPDIR"):
         push(finished_folder, REPO)
 
@@ -530,9 +561,9 @@ def test_a_hub_id_goes_in_a_hub_id_comes_out_and_earlier_requests_stay_on_record
     assert {*FILES, *HEADS} - set(files) == set() and hub.repos["alice/second"].private
     assert not any(name.startswith(("report", "checkpoint")) or "retrieval" in name for name in files)
     found = load_report("alice/second")
-    assert [each["request"]["hash"] for each in found.manifest["history"]] == [REQUEST.content_hash]
-    again = {each.model for each in found.audit.find("accuracy", split="request 1")}
-    assert again == {"original", "EC"}, "class names in the published manifest are enough to check again"
+    assert [document["request"]["hash"] for document in found.manifest["history"]] == [REQUEST.content_hash]
+    measured_again = {row.model for row in found.audit.find("accuracy", split="request 1")}
+    assert measured_again == {"original", "EC"}, "class names in the published manifest are enough to check again"
     assert found.audit.models["original"].id == REPO
     assert found.audit.dataset["images"]["retain_train"] == 40, "bee and dog would be learnt again"
     card = ModelCard(files["README.md"].decode())
@@ -577,7 +608,8 @@ def test_a_push_that_fails_stops_no_training(hub, tmp_path, caplog):
     assert hub.repos[REPO].messages[-1] == "End of training"
 
 
-def test_missing_rights_are_known_before_training(hub, tmp_path, monkeypatch):
+@pytest.mark.usefixtures("hub")
+def test_missing_rights_are_known_before_training(tmp_path):
     with pytest.raises(PushError, match="the name belongs to someone else"):
         make_trainer(tmp_path / "out", push_to_hub=True, hub_model_id="bob/pets")
     with pytest.raises(ValueError, match="'checkpoint' would publish optimizer states"):
@@ -641,8 +673,8 @@ def test_the_next_manifest_lists_all_earlier_requests(hub, finished_folder, tmp_
     (folder / "forget_manifest.json").write_text(json.dumps(document))
     push(folder, REPO)
     found = earlier_manifests(REPO)
-    assert [each["request"]["hash"] for each in found] == [REQUEST.content_hash, second.content_hash]
-    assert all("history" not in each and each["detail"] == "hashes" for each in found)
+    assert [document["request"]["hash"] for document in found] == [REQUEST.content_hash, second.content_hash]
+    assert all("history" not in document and document["detail"] == "hashes" for document in found)
     assert REQUEST.content_hash[:12] in hub.files(REPO)["README.md"].decode()
     make_model("ViT").save_pretrained(tmp_path / "plain")
     assert earlier_manifests(tmp_path / "plain") == []

@@ -16,4 +16,4 @@ def test_there_is_none_without_a_readable_card(tmp_path):
 
 def test_the_licences_are_ids():
     assert {"apache-2.0", "mit", "cc-by-nc-4.0", "other"} <= LICENSES
-    assert all(each == each.lower() and " " not in each for each in LICENSES)
+    assert all(name == name.lower() and " " not in name for name in LICENSES)
