@@ -44,7 +44,8 @@ from ec_hf.files import HEADS
 from ec_hf.models.loading import load_model
 from ec_hf.publishing.card import card
 from ec_hf.publishing.hub import PushError
-from ec_hf.reporting.verdict import verdict
+from ec_hf.reporting.tables import to_rich
+from ec_hf.reporting.verdict import findings
 from train_original import train_original
 
 UNNAMED = "trainer_output"  # what TrainingArguments calls the folder where none was named
@@ -189,8 +190,8 @@ def main() -> None:
         text = card(config.output_dir, manifest_detail=recipe.manifest_detail)
         Path(config.output_dir, "README.md").write_text(text, encoding="utf-8")
         console = Console()
-        console.print(report)
-        console.print(*verdict(report), sep="\n")
+        console.print(to_rich(report))
+        console.print(*map(str, findings(report)), sep="\n")
         print(f"\nIn {config.output_dir}: the unlearned model, its card, EC heads, manifest, audit and figures")
     if config.push_to_hub:
         publish(trainer, recipe)

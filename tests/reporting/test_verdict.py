@@ -6,7 +6,8 @@ import pytest
 from helpers.reports import make_report
 
 from ec_hf import AuditReport
-from ec_hf.reporting.verdict import verdict
+from ec_hf.reporting.findings import Finding
+from ec_hf.reporting.verdict import findings
 
 
 def report_of(models=("original", "unlearned", "retrained", "random_init"), **kwargs) -> AuditReport:
@@ -28,6 +29,16 @@ def change(report: AuditReport, metric: str, function, model: str = "unlearned",
 
 def without(report: AuditReport, *metrics: str) -> AuditReport:
     return replace(report, measurements=[row for row in report.measurements if row.metric not in metrics])
+
+
+def verdict(report: AuditReport) -> list[str]:
+    """What a terminal shows."""
+    return [str(finding) for finding in findings(report)]
+
+
+def found(report: AuditReport, topic: str, model: str = "unlearned") -> Finding | None:
+    """The finding on a topic, where there is one."""
+    return next((each for each in findings(report) if each.topic == topic and each.model in (model, None)), None)
 
 
 def text_of(report: AuditReport) -> str:
