@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from helpers.reports import DIGITS, FORGOTTEN, make_report
+from helpers.reports import DIGITS, FORGOTTEN, make_report, renamed
 from huggingface_hub import ModelCard
 
 from ec_hf.auditing.report import AuditReport, Measurement
@@ -202,6 +202,15 @@ def test_every_reader_finds_the_numbers_of_the_report(folder):
         "## What is not guaranteed",
     ):
         assert sentence in text
+
+
+def test_a_model_whose_name_begins_like_another_has_findings_of_its_own(tmp_path):
+    report = renamed(make_report(), {"unlearned": "ec", "delete": "ec: once more"})
+    text = card(write(tmp_path, report=report))
+    before, _, after = text.partition("Beside it, for comparison, *ec: once more*:")
+    assert "**The audit found: forgotten at the output and in the layers" in before
+    assert "Once more: " not in text
+    assert after.lstrip().startswith("- Forgotten in its answers but not in its scores")
 
 
 def test_every_number_comes_from_the_files(folder, tmp_path):

@@ -121,6 +121,13 @@ def test_terminal_shows_every_column_and_intervals_where_there_is_room(width):
     assert "k-NN, retain test" in shown(make_report(), width, full=True)
 
 
+def test_names_cannot_bring_html_into_a_table():
+    name = "<img src=x>"
+    report = AuditReport(models={name: ModelInfo("ViT", 1, "unlearned")})
+    report.measurements.append(Measurement("accuracy", name, 0.5, split="retain_test", note="a <b>note</b>"))
+    assert "<" not in to_markdown(report).replace("&lt;", "")
+
+
 def test_reports_without_numbers_say_so():
     assert to_markdown(AuditReport()) == ""
     assert "no measurement" in shown(AuditReport(), 80)
