@@ -164,7 +164,7 @@ def read(folder: str | Path, detail: str | None = None) -> Contents:
         disclosed_manifest(manifest, detail) if manifest else {},
         disclosed_report(AuditReport.load(files.path / AUDIT), detail) if files.has(AUDIT) else None,
         tuple(shown),
-        base_license(folder) if files.has(CARD) else {},
+        base_license(files.path) if files.has(CARD) else {},
         detail,
     )
 
