@@ -157,12 +157,13 @@ def audit_command(argv: Sequence[str]) -> None:
     if state.is_main_process:
         from rich.console import Console
 
-        from ec_hf.reporting.verdict import verdict
+        from ec_hf.reporting.tables import to_rich
+        from ec_hf.reporting.verdict import findings
 
         write_audit(report, folder, splits=splits if what.show_images else None, image_column=what.image_column)
         console = Console()
-        console.print(report)
-        console.print(*verdict(report), sep="\n")
+        console.print(to_rich(report))
+        console.print(*map(str, findings(report)), sep="\n")
         console.print(f"\nIn {folder}: audit.json, report.html, figures/", highlight=False)
     state.wait_for_everyone()
     state.destroy_process_group()

@@ -16,6 +16,7 @@ from matplotlib.lines import Line2D
 
 from ec_hf.objectives import get_objective
 from ec_hf.reporting.figures import RC, STYLES, render
+from ec_hf.reporting.markdown import table
 
 Lines = Sequence[Mapping[str, Any]]
 LOOKS = {  # colours of Okabe and Ito
@@ -148,7 +149,7 @@ def summary(found: Found) -> str:
         [found.title(*key), *(_mean([read(run) for run in runs]) for read in heads.values())]
         for key, runs in found.cells.items()
     ]
-    return markdown(["model", *heads], rows)
+    return table(["model", *heads], rows)
 
 
 def effects(found: Found) -> str:
@@ -172,7 +173,7 @@ def effects(found: Found) -> str:
             good &= bool(is_good(change))
             row.append(f"{change:+.{_digits(name)}f}{'' if is_good(change) else ' ✗'}")
         rows.append([*row, "yes" if good else "no"])
-    return markdown(["host", *(f"Δ {name}" for name in wanted), "all as wanted"], rows)
+    return table(["host", *(f"Δ {name}" for name in wanted), "all as wanted"], rows)
 
 
 def by_layer(found: Found, metric: str) -> str:
@@ -184,7 +185,7 @@ def by_layer(found: Found, metric: str) -> str:
             rows.append(
                 [name, *(_mean([at(metric, "forget_test", layer)(run) for run in runs]) for layer in found.layers)]
             )
-    return markdown(["model", *(layer.removeprefix("hidden_states.") for layer in found.layers)], rows)
+    return table(["model", *(layer.removeprefix("hidden_states.") for layer in found.layers)], rows)
 
 
 def _digits(name: str) -> int:
@@ -199,11 +200,6 @@ def _mean(values: Sequence[float | None]) -> str:
     digits = 0 if abs(mean) >= 1000 else 1 if abs(mean) > 1.5 or max(values) > 1.5 else 2  # type: ignore[type-var,operator]
     spread = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""  # type: ignore[arg-type]
     return f"{mean:.{digits}f}{spread}"
-
-
-def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table."""
-    return "\n".join("| " + " | ".join(row) + " |" for row in [heads, ["---"] * len(heads), *rows])
 
 
 # Figures

@@ -45,7 +45,8 @@ from ec_hf.files import CARD, HEADS, MANIFEST, ModelFolder
 from ec_hf.models.loading import load_model
 from ec_hf.publishing.card import card
 from ec_hf.publishing.hub import PushError
-from ec_hf.reporting.verdict import verdict
+from ec_hf.reporting.tables import to_rich
+from ec_hf.reporting.verdict import findings
 from train_original import train_original
 
 UNNAMED = "trainer_output"  # what TrainingArguments calls the folder where none was named
@@ -263,8 +264,8 @@ def write_results(report: AuditReport, recipe: RecipeArguments, config: ECConfig
     write_audit(report, folder.path)
     folder.write(CARD, card(folder.path, manifest_detail=recipe.manifest_detail))
     console = Console()
-    console.print(report)
-    console.print(*verdict(report), sep="\n")
+    console.print(to_rich(report))
+    console.print(*map(str, findings(report)), sep="\n")
     print(f"\nIn {config.output_dir}: the unlearned model, its card, EC heads, manifest, audit and figures")
 
 

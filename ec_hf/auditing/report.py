@@ -185,18 +185,6 @@ class AuditReport:
             raise ValueError(f"this is no audit report: {error}") from error
         return cls(**{**data, **parts, "models": models})
 
-    def to_markdown(self) -> str:
-        """Its tables as Markdown; see `ec_hf.reporting.tables`."""
-        from ec_hf.reporting.tables import to_markdown
-
-        return to_markdown(self)
-
-    def __rich__(self) -> Any:
-        """Its main tables, as `rich` prints them in a terminal; see `ec_hf.reporting.tables`."""
-        from ec_hf.reporting.tables import to_rich
-
-        return to_rich(self)
-
     def save(self, path: str | Path) -> None:
         """Writes the report as JSON; NaN and infinity are refused, for they are not JSON."""
         text = json.dumps(self.to_dict(), indent=1, allow_nan=False)

@@ -6,10 +6,10 @@ import difflib
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jinja2
 import yaml
@@ -18,21 +18,17 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from ec_hf.auditing.report import SPLITS, AuditReport, Measurement, ModelInfo
 from ec_hf.command import public
 from ec_hf.data.manifests import whole_class_count
+from ec_hf.files import AUDIT, CARD, CONFIG, FIGURES, MANIFEST, RECORD, ModelFolder
 from ec_hf.models.finish import UNREACHABLE
 from ec_hf.publishing.disclosure import FIGURES_WITH_CLASSES, disclosed_manifest, disclosed_record, disclosed_report
 from ec_hf.publishing.licenses import LICENSES, base_license
 from ec_hf.reporting.figures import CAPTIONS
-from ec_hf.reporting.tables import (
-    ARROWS,
-    MISSING,
-    forget_split,
-    metric_title,
-    model_label,
-    split_label,
-    to_markdown,
-    value_text,
-)
-from ec_hf.reporting.verdict import verdict
+from ec_hf.reporting.findings import by_model
+from ec_hf.reporting.labels import ARROWS, MISSING, interval_text, metric_title, model_label, split_label, value_text
+from ec_hf.reporting.markdown import escaped, table
+from ec_hf.reporting.reading import forget_split
+from ec_hf.reporting.tables import sections
+from ec_hf.reporting.verdict import findings
 
 __all__ = ["TAGS", "card", "check_card"]
 
@@ -51,19 +47,40 @@ ROLES = {
 }
 
 RETRAINED = "as retrained"
+
+
+class Glance(NamedTuple):
+    """A row of the short table at the head of the card.
+
+    Attributes:
+        metric: key of the metric.
+        split: of the images; "forget" is where the metric has forgotten images.
+        deepest: whether it is read at the deepest layer.
+        says: what it says, in words.
+        aim: what is wished for.
+    """
+
+    metric: str
+    split: str
+    deepest: bool
+    says: str
+    aim: str
+
+
 AT_A_GLANCE = (
-    # metric, split ("forget": where the metric has forgotten images), of the deepest layer, what it says, aim
-    ("accuracy", "forget", False, "forgotten images: right answers", RETRAINED),
-    ("accuracy", "retain_test", False, "kept images: right answers", "as before"),
-    ("linear_probe", "forget", True, "forgotten images: right answers of a new classifier on features", RETRAINED),
-    (
+    Glance("accuracy", "forget", False, "forgotten images: right answers", RETRAINED),
+    Glance("accuracy", "retain_test", False, "kept images: right answers", "as before"),
+    Glance(
+        "linear_probe", "forget", True, "forgotten images: right answers of a new classifier on features", RETRAINED
+    ),
+    Glance(
         "linear_cka",
         "forget",
         True,
         "forgotten images: likeness of features to those before (CKA, 1 is the same)",
         RETRAINED,
     ),
-    (
+    Glance(
         "mia_loss",
         "forget_train",
         False,
@@ -135,23 +152,19 @@ def card(
 
 def read(folder: str | Path, detail: str | None = None) -> Contents:
     """The files of a folder, reduced to `detail`."""
-    folder = Path(folder)
-    if not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"{str(folder)!r} holds no config.json: name the folder of a finished model")
-    config, record, manifest = (
-        _json(folder / name) for name in ("config.json", "ec_config.json", "forget_manifest.json")
-    )
+    files = ModelFolder(folder)
+    files.require_model()
+    config, record, manifest = (files.read(name) for name in (CONFIG, RECORD, MANIFEST))
     detail = detail or manifest.get("detail") or "hashes"
-    there = [name for name in CAPTIONS if name != "retrieval" and (folder / "figures" / f"{name}.png").is_file()]
-    shown = [name for name in there if detail != "hashes" or name not in FIGURES_WITH_CLASSES]
-    audit = folder / "audit.json"
+    drawn = [name for name in CAPTIONS if name != "retrieval" and files.has(f"{FIGURES}/{name}.png")]
+    shown = [name for name in drawn if detail != "hashes" or name not in FIGURES_WITH_CLASSES]
     return Contents(
         config,
         disclosed_record(record, detail),
         disclosed_manifest(manifest, detail) if manifest else {},
-        disclosed_report(AuditReport.load(audit), detail) if audit.is_file() else None,
+        disclosed_report(AuditReport.load(files.path / AUDIT), detail) if files.has(AUDIT) else None,
         tuple(shown),
-        base_license(folder) if (folder / "README.md").is_file() else {},
+        base_license(files.path) if files.has(CARD) else {},
         detail,
     )
 
@@ -250,10 +263,10 @@ def context(contents: Contents, repo_id: str | None, licence: Mapping[str, str])
         "labels": len(config["id2label"]) if "id2label" in config else config.get("num_labels"),
         "base_model": record.get("base_model"),
         "revision": record.get("base_model_revision"),
-        "licence": _licence_sentence(contents, licence),
+        "licence": _licence_sentence(licence),
         "detail": contents.detail,
         "manifest": manifest,
-        "amount": _escaped(_amount(manifest)) if manifest else None,
+        "amount": escaped(_amount(manifest)) if manifest else None,
         "whole": whole_class_count(manifest) if manifest else None,
         "request_rows": _request_rows(contents) if manifest else [],
         "history": _history(manifest, report),
@@ -268,7 +281,7 @@ def context(contents: Contents, repo_id: str | None, licence: Mapping[str, str])
         "report": report,
         "parameters": None,
         **(_audit_parts(contents, report) if report else {}),
-        "table": _table,
+        "table": table,
     }
 
 
@@ -292,7 +305,7 @@ def _audit_parts(contents: Contents, report: AuditReport) -> dict[str, Any]:
             for name, info in report.models.items()
         ],
         "images": [(split_label(split), f"{count:,}") for split, count in report.dataset.get("images", {}).items()],
-        "sections": [part.partition("\n\n")[::2] for part in f"\n{to_markdown(report)}".split("\n### ")[1:]],
+        "sections": sections(report),
         "figures": [{"name": name, "caption": CAPTIONS[name]} for name in contents.figures],
         "arrows": ARROWS,
         "kept": [
@@ -303,19 +316,15 @@ def _audit_parts(contents: Contents, report: AuditReport) -> dict[str, Any]:
 
 
 def _sentences(report: AuditReport) -> dict[str, Any]:
-    """The verdict in three parts: on this model (its summary apart), on other unlearned ones, on the audit itself."""
-    names = [name for name, info in report.models.items() if info.role == "unlearned"]
-    parts: dict[str, list[str]] = {name: [] for name in names}
-    general = []
-    for sentence in verdict(report):
-        name = next((name for name in names if sentence.startswith(f"{model_label(name)}: ")), None)
-        if name is None:
-            general.append(sentence)
-        else:
-            text = sentence.removeprefix(f"{model_label(name)}: ")
-            parts[name].append(text[0].upper() + text[1:])
-    headline, *findings = parts.pop(_unlearned(report)) or ["The audit says nothing on this model."]
-    return {"headline": headline, "findings": findings, "others": parts, "general": general}
+    """The verdict in three parts: on this model (its headline apart), on other unlearned ones, on the audit itself."""
+    found = by_model(findings(report))
+    general, own = found.pop(None), found.pop(_unlearned(report))
+    return {
+        "headline": next(finding.text for finding in own if finding.topic == "summary"),
+        "findings": [finding.sentence for finding in own if finding.topic != "summary"],
+        "others": {name: [finding.sentence for finding in each] for name, each in found.items()},
+        "general": [finding.sentence for finding in general],
+    }
 
 
 def _columns(report: AuditReport) -> dict[str, ModelInfo]:
@@ -328,24 +337,25 @@ def _columns(report: AuditReport) -> dict[str, ModelInfo]:
 def _glance(report: AuditReport, models: Sequence[str], whole: int | None) -> list[list[str]]:
     """A question a row: before, this model, retrained, and what is wished for."""
     rows, lacking = [], "low" if whole else "as for unseen images"
-    for metric, split, layered, says, aim in AT_A_GLANCE:
-        where: dict[str, Any] = {"split": forget_split(report, metric) if split == "forget" else split}
-        where |= {"layer": _deepest(report)} if layered else {}
-        where |= {"reference": "original"} if metric == "linear_cka" else {}
-        found = [next(report.find(metric, model=name, **where), None) for name in models]
-        if found[models.index(_unlearned(report))] is not None:
-            rows.append([says, *map(_cell, found), aim if aim != RETRAINED or len(models) > 2 else lacking])
+    for glance in AT_A_GLANCE:
+        where: dict[str, Any] = {"split": glance.split}
+        if glance.split == "forget":
+            where["split"] = forget_split(report, glance.metric)
+        if glance.deepest:
+            where["layer"] = _deepest(report)
+        if glance.metric == "linear_cka":
+            where["reference"] = "original"
+        measured = {name: next(report.find(glance.metric, model=name, **where), None) for name in models}
+        if measured[_unlearned(report)] is not None:
+            aim = glance.aim if glance.aim != RETRAINED or len(models) > 2 else lacking
+            rows.append([glance.says, *map(_cell, measured.values()), aim])
     return rows
 
 
 def _cell(each: Measurement | None) -> str:
     if each is None or not _finite(each.value):
         return MISSING
-    shown = value_text(each.metric, each.value)
-    if each.low is None or each.high is None:
-        return shown
-    low, high = (value_text(each.metric, end).removesuffix(" %") for end in (each.low, each.high))
-    return f"{shown} [{low}, {high}]"
+    return f"{value_text(each.metric, each.value)} {interval_text(each)}".strip()
 
 
 def _amount(manifest: Mapping[str, Any]) -> str:
@@ -355,7 +365,8 @@ def _amount(manifest: Mapping[str, Any]) -> str:
     if not whole or whole < len(names):
         return images
     few = [*names[:FEW], *([f"{len(names) - FEW} more"] if len(names) > FEW else [])]
-    return f"{whole} class{'es' * (whole > 1)}{': ' if few else ''}{', '.join(few)} ({images})"
+    classes = "1 class" if whole == 1 else f"{whole} classes"
+    return f"{classes}{': ' if few else ''}{', '.join(few)} ({images})"
 
 
 def _request_rows(contents: Contents) -> list[tuple[str, str]]:
@@ -378,22 +389,24 @@ def _request_rows(contents: Contents) -> list[tuple[str, str]]:
 
 
 def _history(manifest: Mapping[str, Any], report: AuditReport | None) -> list[tuple[str, ...]]:
-    rows: list[tuple[str, ...]] = []
-    for number, earlier in enumerate(manifest.get("history", ()), start=1):
-        again = "no"
-        if report:
-            found = next(report.find("accuracy", model=_unlearned(report), split=f"request {number}"), None)
-            again = f"{_cell(found)} classified right" if found else "no"
-        rows.append(
-            (
-                f"request {number}",
-                earlier.get("date", MISSING),
-                _amount(earlier),
-                f"`{earlier['request']['hash']}`",
-                again,
-            )
+    return [
+        (
+            f"request {number}",
+            earlier.get("date", MISSING),
+            _amount(earlier),
+            f"`{earlier['request']['hash']}`",
+            _checked_again(report, number),
         )
-    return rows
+        for number, earlier in enumerate(manifest.get("history", ()), start=1)
+    ]
+
+
+def _checked_again(report: AuditReport | None, number: int) -> str:
+    """What the audit found of an earlier request, counted from 1."""
+    if report is None:
+        return "no"
+    again = next(report.find("accuracy", model=_unlearned(report), split=f"request {number}"), None)
+    return f"{_cell(again)} classified right" if again else "no"
 
 
 def _method(record: Mapping[str, Any]) -> str:
@@ -421,7 +434,7 @@ def _points(record: Mapping[str, Any]) -> list[tuple[str, ...]]:
     ]
 
 
-def _licence_sentence(contents: Contents, licence: Mapping[str, str]) -> str:
+def _licence_sentence(licence: Mapping[str, str]) -> str:
     if not licence:
         return (
             "No licence is named: that of the model it starts from could not be read. Ask whoever gave you that model."
@@ -440,10 +453,10 @@ def _license(contents: Contents, token: str | bool | None) -> dict[str, str]:
 
 def _unlearned(report: AuditReport) -> str:
     """The model that the folder holds: the first unlearned one."""
-    found = next((name for name, info in report.models.items() if info.role == "unlearned"), None)
-    if found is None:
+    name = next((name for name, info in report.models.items() if info.role == "unlearned"), None)
+    if name is None:
         raise ValueError("audit.json holds no unlearned model: audit the model of this folder, or take the file away")
-    return found
+    return name
 
 
 def _deepest(report: AuditReport) -> str | None:
@@ -471,25 +484,3 @@ def _is_number(value: Any) -> bool:
 
 def _finite(value: float | None) -> bool:
     return value is not None and math.isfinite(value)
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [list(map(_escaped, line)) for line in (head, *rows)]
-    lines.insert(1, ["---"] * len(head))
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _escaped(cell: str) -> str:
-    return cell.replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
-
-
-def _json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: expected an object, found {type(content).__name__}")
-    return content

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
 from ec_hf.auditing.report import AuditReport, Measurement
-from ec_hf.reporting.tables import class_names, forget_split, layer_label, model_label, split_label
+from ec_hf.reporting.labels import class_names, layer_label, model_label, split_label
+from ec_hf.reporting.reading import forget_split
 
 __all__ = ["CAPTIONS", "draw", "save_figures"]
 
@@ -35,6 +36,10 @@ RETAIN_COLOURS = ("#0072B2", "#56B4E9", "#009E73", "#E69F00", "#CC79A7", "#8C6D3
 RETAIN_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
 FORGET_RED = "#C8102E"
 GUIDE: dict[str, Any] = {"color": "#7F7F7F", "linewidth": 1, "linestyle": (0, (6, 3)), "zorder": 1}
+QUERY_FRAME: dict[str, Any] = {"edgecolor": FORGET_RED, "linewidth": 1.5, "linestyle": "--"}
+SAME_CLASS_FRAME: dict[str, Any] = {"edgecolor": "#0072B2", "linewidth": 3}
+OTHER_CLASS_FRAME: dict[str, Any] = {"edgecolor": "#AAAAAA", "linewidth": 0.8}
+STAR: dict[str, Any] = {"s": 46, "marker": "*", "color": FORGET_RED, "edgecolors": "white", "linewidths": 0.3}
 MAX_TICKS, MAX_CLASSES, MAX_QUERIES, MAX_NEIGHBOURS = 11, 12, 3, 8
 RC: Any = {
     "font.size": 9,
@@ -137,15 +142,15 @@ def render(figure: Figure, target: Any, kind: str | None = None) -> None:
 
 def _cka(report: AuditReport) -> Figure | None:
     splits = (forget_split(report, "linear_cka"), "retain_test")
-    rows = []
-    for reference in ("original", "retrained"):
-        cells = [_measured(report.find("linear_cka", split=split, reference=reference)) for split in splits]
-        if any(cells):
-            rows.append((reference, cells))
-    if not rows:
+    panels = {
+        reference: [_measured(report.find("linear_cka", split=split, reference=reference)) for split in splits]
+        for reference in ("original", "retrained")
+    }
+    panels = {reference: cells for reference, cells in panels.items() if any(cells)}
+    if not panels:
         return None
-    figure, axes = _axes(len(rows), 2, height=2.7)
-    for line, (reference, cells) in zip(axes, rows, strict=True):
+    figure, axes = _axes(len(panels), 2, height=2.7)
+    for line, (reference, cells) in zip(axes, panels.items(), strict=True):
         for axis, cell, split in zip(line, cells, splits, strict=True):
             _curves(report, axis, cell)
             _floor(report, axis, cell, split)
@@ -157,8 +162,8 @@ def _cka(report: AuditReport) -> Figure | None:
 
 def _probe(report: AuditReport) -> Figure | None:
     titles = {"linear_probe": "linear probe", "knn": "nearest neighbours"}
-    found = {metric: _measured(report.find(metric, split=forget_split(report, metric))) for metric in titles}
-    panels = {metric: cell for metric, cell in found.items() if cell}
+    panels = {metric: _measured(report.find(metric, split=forget_split(report, metric))) for metric in titles}
+    panels = {metric: cell for metric, cell in panels.items() if cell}
     if not panels:
         return None
     figure, axes = _axes(1, len(panels), height=2.9)
@@ -191,14 +196,7 @@ def _embedding(report: AuditReport) -> Figure | None:
         here = [point for point, label in zip(xy, labels, strict=True) if label in forgotten]
         if here:
             label = f"forgotten: {_few([names(k) for k in forgotten])}"
-            star: dict[str, Any] = {
-                "s": 46,
-                "marker": "*",
-                "color": FORGET_RED,
-                "edgecolors": "white",
-                "linewidths": 0.3,
-            }
-            axis.scatter(*zip(*here, strict=True), label=label, zorder=3, **star)
+            axis.scatter(*zip(*here, strict=True), label=label, zorder=3, **STAR)
         axis.set_title(model_label(name))
         axis.set(xticks=[], yticks=[])
         axis.spines[["top", "right"]].set_visible(True)
@@ -226,91 +224,101 @@ def _relearning(report: AuditReport) -> Figure | None:
 
 
 def _confusion(report: AuditReport) -> Figure | None:
-    tables = {name: each for name, each in report.confusion.items() if each and name not in _floors(report)}
+    tables = {name: table for name, table in report.confusion.items() if table and name not in _floors(report)}
     if not tables:
         return None
     true = list(dict.fromkeys(name for table in tables.values() for name in table))
     rows = true[:MAX_CLASSES]
+    columns, complete = _predicted_classes(list(tables.values()), rows)
+    figure, axes = _axes(len(tables), 1, height=0.5 + 0.25 * len(rows), extra=0.7)
+    for axis, (name, table) in zip((line[0] for line in axes), tables.items(), strict=True):
+        _heat_map(axis, _percentages(table, rows, columns, complete), rows, columns)
+        axis.set_title(model_label(name))
+    labels = [_short(column, 14) for column in columns]
+    if not complete:
+        labels.append("others")
+    _ticks(axes[-1][0], list(range(len(labels))), labels, slanted=max(map(len, labels)) > 70 / len(labels))
+    axes[-1][0].set_xlabel("predicted class")
+    some = f" (the first {len(rows)} of {len(true)})" if len(rows) < len(true) else ""
+    figure.supylabel(f"forgotten class{some}", fontsize=9)
+    return figure
+
+
+def _predicted_classes(
+    tables: Sequence[Mapping[str, Mapping[str, int]]], rows: Sequence[str]
+) -> tuple[list[str], bool]:
+    """The columns, forgotten classes first and then the others that models predict most; whether these are all."""
     totals: Counter[str] = Counter()
-    for table in tables.values():
+    for table in tables:
         for name in rows:
             counts = table.get(name, {})
-            totals.update({each: n / max(sum(counts.values()), 1) for each, n in counts.items()})
+            totals.update({predicted: n / max(sum(counts.values()), 1) for predicted, n in counts.items()})
     frequent = [name for name, _ in totals.most_common(MAX_CLASSES)]
     own = rows if len(rows) <= MAX_CLASSES // 2 else [name for name in rows if name in frequent]
     columns = [*own, *(name for name in frequent if name not in rows)][:MAX_CLASSES]
-    more = not set(totals) <= set(columns)
-    figure, axes = _axes(len(tables), 1, height=0.5 + 0.25 * len(rows), extra=0.7)
-    for axis, (name, table) in zip((row[0] for row in axes), tables.items(), strict=True):
-        shares = []
-        for row in rows:
-            counts = table.get(row, {})
-            total = max(sum(counts.values()), 1)
-            line = [100 * counts.get(column, 0) / total for column in columns]
-            shares.append(line + [100 * sum(counts.values()) / total - sum(line)] * more)
-        axis.imshow(shares, cmap="Blues", vmin=0, vmax=100, aspect="auto")
-        for y, line in enumerate(shares):
-            for x, share in enumerate(line):
-                if share >= 0.5:
-                    axis.text(
-                        x,
-                        y,
-                        f"{share:.0f}",
-                        ha="center",
-                        va="center",
-                        fontsize=8,
-                        color="white" if share > 60 else "black",
-                    )
-                if x < len(columns) and columns[x] == rows[y]:
-                    axis.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, fill=False, edgecolor="black", linewidth=1.4))
-        axis.set_title(model_label(name))
-        axis.set_yticks(range(len(rows)), [_short(row) for row in rows])
-        axis.set_xticks(range(len(columns) + more), [])
-        axis.tick_params(length=0)
-        axis.spines[:].set_visible(False)
-    labels = [_short(column, 14) for column in columns] + ["others"] * more
-    _ticks(axes[-1][0], list(range(len(labels))), labels, slanted=max(map(len, labels)) > 70 / len(labels))
-    axes[-1][0].set_xlabel("predicted class")
-    figure.supylabel(
-        "forgotten class" + (f" (the first {len(rows)} of {len(true)})" if len(rows) < len(true) else ""), fontsize=9
-    )
-    return figure
+    return columns, set(totals) <= set(columns)
+
+
+def _percentages(
+    table: Mapping[str, Mapping[str, int]], rows: Sequence[str], columns: Sequence[str], complete: bool
+) -> list[list[float]]:
+    """Of the images of each true class, the part of each predicted one; what is in no column comes last."""
+    shares = []
+    for name in rows:
+        counts = table.get(name, {})
+        total = max(sum(counts.values()), 1)
+        line = [100 * counts.get(column, 0) / total for column in columns]
+        others = 100 * sum(counts.values()) / total - sum(line)
+        shares.append(line if complete else [*line, others])
+    return shares
+
+
+def _heat_map(axis: Axes, shares: Sequence[Sequence[float]], rows: Sequence[str], columns: Sequence[str]) -> None:
+    axis.imshow(shares, cmap="Blues", vmin=0, vmax=100, aspect="auto")
+    for y, line in enumerate(shares):
+        for x, share in enumerate(line):
+            if share >= 0.5:
+                colour = "white" if share > 60 else "black"
+                axis.text(x, y, f"{share:.0f}", ha="center", va="center", fontsize=8, color=colour)
+            if x < len(columns) and columns[x] == rows[y]:
+                axis.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, fill=False, edgecolor="black", linewidth=1.4))
+    axis.set_yticks(range(len(rows)), [_short(name) for name in rows])
+    axis.set_xticks(range(len(shares[0])), [])
+    axis.tick_params(length=0)
+    axis.spines[:].set_visible(False)
 
 
 def _retrieval(report: AuditReport, images: Sequence[Any]) -> Figure | None:
     queries = list(dict.fromkeys(each.query for each in report.retrievals))[:MAX_QUERIES]
     trained = [each for each in report.retrievals if each.model not in _floors(report)]
-    rows = [each for query in queries for each in trained if each.query == query]
-    if not rows:
+    retrievals = [each for query in queries for each in trained if each.query == query]
+    if not retrievals:
         return None
-    count = min(max(len(each.neighbours) for each in rows), MAX_NEIGHBOURS)
-    largest = max(k for each in rows for k in [each.query, *each.neighbours[:count]])
+    count = min(max(len(each.neighbours) for each in retrievals), MAX_NEIGHBOURS)
+    largest = max(k for each in retrievals for k in [each.query, *each.neighbours[:count]])
     if largest >= len(images):
         raise ValueError(
             f"images: the report names image {largest}, there are {len(images)}; pass the images of the split "
             "'forget_test' followed by those of 'retain_test', as they were audited"
         )
+    by_original = {each.query: each for each in reversed(retrievals) if each.model == "original"}
     names = class_names(report)
     side = WIDTH / (count + 2.2)
-    figure, axes = _axes(len(rows), count + 1, height=side + 0.2)
-    for line, each in zip(axes, rows, strict=True):
-        first = next((r for r in rows if r.query == each.query and r.model == "original"), None)
-        known = set(first.neighbours) if first and first is not each else set()
-        cells = [(each.query, each.query_label), *zip(each.neighbours[:count], each.labels[:count], strict=True)]
-        for axis, cell in zip(line, cells, strict=False):
-            _tile(axis, images[cell[0]], _short(names(cell[1]), int(14 * side)))
-            if axis is line[0]:
-                axis.set_ylabel(textwrap.fill(model_label(each.model), 12), rotation=0, ha="right", va="center")
-                frame: dict[str, Any] = {"edgecolor": FORGET_RED, "linewidth": 1.5, "linestyle": "--"}
-            elif cell[1] == each.query_label:
-                frame = {"edgecolor": "#0072B2", "linewidth": 3}
-            else:
-                frame = {"edgecolor": "#AAAAAA", "linewidth": 0.8}
-            for spine in axis.spines.values():
-                spine.set(**frame, visible=True)
-            if axis is not line[0] and cell[0] in known:
+    figure, axes = _axes(len(retrievals), count + 1, height=side + 0.2)
+    for line, retrieval in zip(axes, retrievals, strict=True):
+        original = by_original.get(retrieval.query)
+        known = set(original.neighbours) if original and original is not retrieval else set()
+        shown = [retrieval.query, *retrieval.neighbours[:count]]
+        labels = [retrieval.query_label, *retrieval.labels[:count]]
+        for axis, k, label in zip(line, shown, labels, strict=False):
+            _tile(axis, images[k], _short(names(label), int(14 * side)))
+        line[0].set_ylabel(textwrap.fill(model_label(retrieval.model), 12), rotation=0, ha="right", va="center")
+        _frame(line[0], QUERY_FRAME)
+        for axis, k, label in zip(line[1:], shown[1:], labels[1:], strict=False):
+            _frame(axis, SAME_CLASS_FRAME if label == retrieval.query_label else OTHER_CLASS_FRAME)
+            if k in known:
                 axis.plot(0.88, 0.88, "o", color="black", mec="white", ms=8, transform=axis.transAxes)
-        for axis in line[len(cells) :]:
+        for axis in line[len(shown) :]:
             axis.remove()
     handles = [
         Line2D([], [], color=FORGET_RED, linestyle="--", label="query, a forget image"),
@@ -326,8 +334,8 @@ def _axes(rows: int, columns: int, height: float, extra: float = 0.4) -> tuple[F
     return figure, figure.subplots(rows, columns, squeeze=False).tolist()
 
 
-def _measured(found: Iterable[Measurement]) -> list[Measurement]:
-    return [each for each in found if each.layer is not None and each.value is not None]
+def _measured(measurements: Iterable[Measurement]) -> list[Measurement]:
+    return [each for each in measurements if each.layer is not None and each.value is not None]
 
 
 def _curves(report: AuditReport, axis: Axes, cell: Sequence[Measurement]) -> None:
@@ -430,6 +438,11 @@ def _mark(order: int) -> dict[str, Any]:
         "color": RETAIN_COLOURS[order % len(RETAIN_COLOURS)],
         "marker": RETAIN_MARKERS[order % len(RETAIN_MARKERS)],
     }
+
+
+def _frame(axis: Axes, look: Mapping[str, Any]) -> None:
+    for spine in axis.spines.values():
+        spine.set(**look, visible=True)
 
 
 def _tile(axis: Axes, image: Any, label: str) -> None:

@@ -11,18 +11,13 @@ from typing import Any
 import jinja2
 
 from ec_hf.auditing.report import AuditReport
+from ec_hf.files import write_text
 from ec_hf.metrics import METRICS
 from ec_hf.reporting.figures import CAPTIONS, draw, render
-from ec_hf.reporting.tables import (
-    ARROWS,
-    layer_tables,
-    main_table,
-    metric_title,
-    model_label,
-    output_table,
-    split_label,
-)
-from ec_hf.reporting.verdict import verdict
+from ec_hf.reporting.findings import Finding, by_model
+from ec_hf.reporting.labels import ARROWS, metric_title, model_label, split_label
+from ec_hf.reporting.tables import layer_tables, main_table, output_table
+from ec_hf.reporting.verdict import findings
 
 __all__ = ["page", "write_page"]
 
@@ -72,9 +67,7 @@ def write_page(report: AuditReport, path: str | Path, *, images: Sequence[Any] |
     Raises:
         ValueError: `images` has fewer images than the report's retrievals name.
     """
-    text, path = page(report, images=images), Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
+    write_text(path, page(report, images=images))
 
 
 def page(report: AuditReport, *, images: Sequence[Any] | None = None) -> str:
@@ -96,10 +89,12 @@ def page(report: AuditReport, *, images: Sequence[Any] | None = None) -> str:
         for name, figure in draw(report, images=images).items()
     ]
     main, *rest = main_table(report), output_table(report), *layer_tables(report)
+    judged = by_model(findings(report))
     used = {each.metric for each in report.measurements}
     return environment.get_template("report.html.jinja").render(
         report=report,
-        judged=_judged(report),
+        judged=[(model_label(name), _sentences(found)) for name, found in judged.items() if name is not None],
+        general=_sentences(judged[None]),
         models=[(model_label(name), ROLES.get(info.role, info.role), info) for name, info in report.models.items()],
         counts=[(split_label(split), count) for split, count in (report.dataset.get("images") or {}).items()],
         main=main,
@@ -111,15 +106,8 @@ def page(report: AuditReport, *, images: Sequence[Any] | None = None) -> str:
     )
 
 
-def _judged(report: AuditReport) -> dict[str, list[str]]:
-    """The verdict by model; under "" what is about all of them."""
-    names = [model_label(name) for name in report.models]
-    judged: dict[str, list[str]] = {}
-    for line in verdict(report):
-        name = next((name for name in names if line.startswith(f"{name}: ")), "")
-        text = line.removeprefix(f"{name}: ") if name else line
-        judged.setdefault(name, []).append((text[0].upper() + text[1:]).replace(" %", "\N{NO-BREAK SPACE}%"))
-    return judged
+def _sentences(found: Sequence[Finding]) -> list[str]:
+    return [finding.sentence.replace(" %", "\N{NO-BREAK SPACE}%") for finding in found]
 
 
 def _data_uri(figure: Any) -> str:

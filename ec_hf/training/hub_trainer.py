@@ -10,6 +10,10 @@ from transformers import Trainer
 from transformers.trainer_utils import HubStrategy
 from transformers.utils import PushInProgress
 
+from ec_hf.files import CARD, ModelFolder
+from ec_hf.publishing.card import card
+from ec_hf.publishing.hub import PushError, explained, push, push_later
+
 __all__ = ["PublishingTrainer"]
 
 
@@ -20,8 +24,6 @@ class PublishingTrainer(Trainer):
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """Make the repository before training; what stands against a push is known before any step is done."""
-        from ec_hf.publishing.hub import explained
-
         strategy = HubStrategy(self.args.hub_strategy)
         if strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
             raise ValueError(
@@ -33,11 +35,9 @@ class PublishingTrainer(Trainer):
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write the card of what lies in the output folder as its README.md."""
-        from ec_hf.publishing.card import card
-
-        folder = Path(self.args.output_dir or "")
+        folder = ModelFolder(self.args.output_dir or "")
         if self.is_world_process_zero():
-            (folder / "README.md").write_text(card(folder), encoding="utf-8")
+            folder.write(CARD, card(folder.path))
 
     def push_to_hub(  # type: ignore[override]
         self,
@@ -46,7 +46,12 @@ class PublishingTrainer(Trainer):
         token: str | None = None,
         revision: str | None = None,
         private: bool | None = None,
-        **choices: Any,
+        *,
+        with_heads: bool | str = False,
+        manifest_detail: str = "hashes",
+        finish: str = "keep",
+        license: str | None = None,
+        readme: str | Path | None = None,
     ) -> Any:
         """Save the model and publish the output folder; see `ec_hf.publishing.hub.push`.
 
@@ -56,7 +61,11 @@ class PublishingTrainer(Trainer):
             token: Hub token; that of the arguments if left out.
             revision: branch; that of the arguments if left out.
             private: whether a new repository is private; as the arguments say if left out.
-            **choices: `with_heads`, `manifest_detail`, `finish`, `readme`.
+            with_heads: as for `push`.
+            manifest_detail: as for `push`.
+            finish: as for `push`.
+            license: as for `push`.
+            readme: as for `push`.
 
         Returns:
             Address of the repository, or a future of it; None in processes other than the first.
@@ -64,8 +73,6 @@ class PublishingTrainer(Trainer):
         Raises:
             PushError: with the command that pushes again.
         """
-        from ec_hf.publishing.hub import push, push_later
-
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         self.save_model(_internal_call=True)
         if not self.is_world_process_zero():
@@ -73,13 +80,18 @@ class PublishingTrainer(Trainer):
         self._finish_current_push()
         target = self._push_target(token=token, revision=revision, private=private)
         return (push if blocking else push_later)(
-            self.args.output_dir or "", commit_message=commit_message, **target, **choices
+            self.args.output_dir or "",
+            commit_message=commit_message,
+            with_heads=with_heads,
+            manifest_detail=manifest_detail,
+            finish=finish,
+            license=license,
+            readme=readme,
+            **target,
         )
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """What `Trainer` does after a save, with what `export` lets through; a failure stops no training."""
-        from ec_hf.publishing.hub import PushError, push_later
-
         if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
             return
         pushing = self.push_in_progress

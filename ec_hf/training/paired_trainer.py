@@ -10,9 +10,8 @@ from datasets import Dataset as HFDataset
 from torch import Tensor, stack
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from ec_hf.data.columns import find_label_column, read_column
 from ec_hf.data.pairing import PairedBatchSampler, PairedDataset
-from ec_hf.models.inputs import ImageCollator
+from ec_hf.models.inputs import ImageCollator, label_ids_of
 from ec_hf.objectives.base import Progress
 from ec_hf.training.config import ECConfig
 from ec_hf.training.hub_trainer import PublishingTrainer
@@ -99,8 +98,7 @@ class PairedTrainer(PublishingTrainer):
         collator = self.data_collator
         if not (isinstance(dataset, HFDataset) and isinstance(collator, ImageCollator)):
             return None
-        values = read_column(dataset, find_label_column(dataset, self.args.label_column)).unique().to_pylist()
-        return {value if collator.label_ids is None else collator.label_ids[value] for value in values}
+        return set(label_ids_of(dataset, collator, self.args.label_column).tolist())
 
     def progress(self) -> Progress:
         """Where in the run the next step is."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -12,6 +14,7 @@ MODELS = ("original", "unlearned", "delete", "retrained", "random_init")
 DIGITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 FORGOTTEN = [3, 5, 8]
 IMAGES = {"forget_train": 1200, "retain_train": 2800, "forget_test": 300, "retain_test": 700}
+FIXED = ("original", "random_init")  # models that unlearning does not make
 ROLES = {"original": "original", "retrained": "retrained", "random_init": "floor"}
 
 # At the output: accuracy on forget, on retain, on forget with masked logits, on forget after quantisation to 8 bits.
@@ -32,6 +35,12 @@ DEPTH = {
 }
 
 
+# How fast a curve of relearning rises, a step.
+SPEED = {"original": 1.0, "delete": 0.2, "unlearned": 0.03, "retrained": 0.025, "random_init": 0.004}
+STEPS = [0, 5, 10, 20, 40, 80]
+RELEARNING = {"learning_rate": 0.001, "batch_size": 32, "images": 48, "seed": 0}
+
+
 def make_report(models: Sequence[str] = MODELS, layers: int = 10, seed: int = 0) -> AuditReport:
     """A report on ten digits of which 3, 5 and 8 were forgotten.
 
@@ -42,123 +51,157 @@ def make_report(models: Sequence[str] = MODELS, layers: int = 10, seed: int = 0)
     """
     rng = np.random.default_rng(seed)
     names = [f"hidden_states.{k}" for k in range(layers)]
-    rows: list[Measurement] = []
-
-    def add(metric: str, model: str, value: float, width: float = 0.0, **where) -> None:
-        low, high = (round(max(value - width, 0), 4), round(min(value + width, 1), 4)) if width else (None, None)
-        where.setdefault("count", IMAGES.get(where.get("split") or ""))
-        rows.append(Measurement(metric, model, round(value, 4), low=low, high=high, **where))
-
+    measurements: list[Measurement] = []
     for model in models:
-        forget, retain, masked, eight_bits = OUTPUT[model]
-        fixed = model in ("original", "random_init")
-        for split in IMAGES:
-            value = forget if "forget" in split else retain
-            add("accuracy", model, min(value + 0.005 * ("train" in split), 1), 0.012, split=split, chance=0.1)
-            add("confidence", model, 0.3 + 0.65 * value, split=split, chance=0.1)
-            add("entropy", model, 2.3 * (1 - value) * 0.4 + 0.03, split=split)
-        add("accuracy_masked", model, masked, split="forget_test", chance=0.0)
-        add("accuracy_masked", model, min(retain + 0.002, 1), 0.01, split="retain_test", chance=1 / 7)
-        add("accuracy_int8", model, eight_bits, 0.01, split="forget_test", chance=0.1)
-        add("accuracy_int8", model, retain - 0.002, 0.01, split="retain_test", chance=0.1)
-        near, kept, far, probe, neighbours = DEPTH[model]
-        for k, layer in enumerate([*names, "logits"]):
-            depth = min(k / max(layers - 1, 1), 1)
-            jitter = 0.0 if fixed else 0.01 * float(rng.standard_normal())
-            for reference, forget_end, retain_end in (("original", near, kept), ("retrained", far, 0.9 * kept)):
-                if reference == model or reference not in models:
-                    continue
-                for split, end in (("forget_test", forget_end), ("retain_test", retain_end)):
-                    start = 0.08 if model == "random_init" else 0.99
-                    value = float(np.clip(start + (end - start) * depth**0.7 + jitter, 0, 1))
-                    add("linear_cka", model, value, 0.02, split=split, layer=layer, reference=reference)
-                    if model != "random_init":
-                        biased = value + 0.3 * (1 - value)
-                        add("linear_cka_uuef", model, biased, split=split, layer=layer, reference=reference)
-            for metric, end in (("linear_probe", probe), ("knn", neighbours)):
-                value = float(np.clip(0.45 + (end - 0.45) * depth + jitter, 0, 1))
-                add(metric, model, value, 0.025, split="forget_test", layer=layer, chance=0.1)
-                kept_value = 0.3 if model == "random_init" else 0.6 + 0.38 * depth
-                add(metric, model, kept_value, 0.015, split="retain_test", layer=layer, chance=0.1)
-            random = 0.45 - 0.24 * depth
-            advantage = 0.45 + (probe - 0.45) * depth - random
-            add("probe_advantage", model, advantage, split="forget_test", layer=layer, reference="random_init")
-            if model == "original":
-                add("split_half_cka", model, 0.97 - 0.02 * depth, 0.01, split="forget_test", layer=layer)
-        add("mia_loss", model, 0.512 if not fixed else 0.561, 0.03, split="forget_train", chance=0.5)
-        add("mia_confidence", model, 0.508 if not fixed else 0.558, 0.03, split="forget_train", chance=0.5)
-        if fixed:
-            continue
-        add("h_mean", model, 2 * retain * (0.953 - forget) / (retain + 0.953 - forget))
-        add("aus", model, (1 - (0.989 - retain)) / (1 + forget))
-        if "retrained" in models and model != "retrained":
-            add("tug_of_war", model, (1 - forget) * (1 - abs(retain - 0.987)), reference="retrained")
-            add("avg_gap", model, 0.01, reference="retrained")
-            add("js_divergence", model, 0.08 + 0.1 * (model == "delete"), split="forget_test", reference="retrained")
-            add("activation_distance", model, 0.3, split="forget_test", reference="retrained")
-            add("agreement", model, 0.61 - 0.2 * (model == "delete"), split="forget_test", reference="retrained")
-            add("idi", model, 0.04 if model == "unlearned" else 0.87, 0.06, reference="retrained")
-
-    steps = [0, 5, 10, 20, 40, 80]
-    speed = {"original": 1.0, "delete": 0.2, "unlearned": 0.03, "retrained": 0.025, "random_init": 0.004}
-    curves = []
-    for model in models:
-        for mode, factor in (("head", 1.0), ("full", 2.0)):
-            start, rate = OUTPUT[model][0], speed[model] * factor
-            accuracy = [round(start + (0.95 - start) * (1 - float(np.exp(-rate * s))), 4) for s in steps]
-            settings = {"learning_rate": 0.001, "batch_size": 32, "images": 48, "seed": 0}
-            curves.append(RelearningCurve(model, mode, steps, accuracy, settings))
-            area = float(np.trapezoid(accuracy, steps) / steps[-1])
-            add("relearning_area", model, area, split="forget_test", count=300, note=mode)
-
-    classes = FORGOTTEN
-    points = 12
-    labels = np.repeat(np.arange(10), points)
-    centres = 40 * rng.standard_normal((10, 2))
-    embedding = {
-        model: (centres[labels] * (0.5 if model == "random_init" else 1) + 5 * rng.standard_normal((len(labels), 2)))
-        for model in models
-    }
-    mixed = ("unlearned", "retrained")
-    for model in set(models) & set(mixed):
-        rows_of_forgotten = np.isin(labels, classes)
-        embedding[model][rows_of_forgotten] = 30 * rng.standard_normal((int(rows_of_forgotten.sum()), 2))
+        measurements += [*_output(model), *_by_layer(model, models, names, rng), *_membership(model)]
+        if model not in FIXED:
+            measurements += [*_scores(model), *(_to_retrained(model) if "retrained" in models else [])]
+    curves = [_curve(model, mode) for model in models for mode in ("head", "full")]
+    measurements += [_area(curve) for curve in curves]
     return AuditReport(
-        models={
-            name: ModelInfo(
-                "ViTForImageClassification",
-                1_842_634,
-                ROLES.get(name, "unlearned"),
-                id=None if name == "random_init" else f"someone/vit-digits-{name}",
-                revision=None if name == "random_init" else "0123456789abcdef0123456789abcdef01234567",
-            )
-            for name in models
-        },
+        models={name: _info(name) for name in models},
         layers=names,
-        measurements=rows,
+        measurements=measurements,
         dataset={"name": "mnist5k", "images": dict(IMAGES), "class_names": list(DIGITS)},
-        request={"hash": "5f3c" * 16, "summary": "Forget the classes three, five, eight.", "classes": list(classes)},
+        request={"hash": "5f3c" * 16, "summary": "Forget the classes three, five, eight.", "classes": list(FORGOTTEN)},
         references=[
             "Retrained: trained without the forget set; what it still tells about it comes from the retain set."
             if "retrained" in models
             else "No retrained model: random weights mark the floor, classes that were never forgotten the ceiling."
         ],
         notes=["Membership inference by SVC was not asked for."],
-        confusion={model: _confusion(model, rng) for model in models},
         relearning=curves,
+        embedding=_embedding(models, rng),
+        confusion={model: _confusion(model, rng) for model in models},
         retrievals=[
             Retrieval(model, query, label, *_neighbours(model, query, label, rng))
             for query, label in ((4, 3), (113, 5))
             for model in models
         ],
-        embedding={
-            "labels": labels.tolist(),
-            "points": {model: np.round(xy, 2).tolist() for model, xy in embedding.items()},
-        },
         settings={"images_per_split": None, "seed": 0, "pooling": "all", "bootstrap_resamples": 1000},
         seconds={"forward": 21.4, "metrics": 3.2, "probe": 6.8},
         versions={"ec_hf": "0.1.0", "torch": "2.9.0", "transformers": "5.20.0"},
     )
+
+
+def _row(metric: str, model: str, value: float, width: float = 0.0, **where) -> Measurement:
+    """A number with an interval of so much to each side, cut to shares."""
+    low, high = (round(max(value - width, 0), 4), round(min(value + width, 1), 4)) if width else (None, None)
+    where.setdefault("count", IMAGES.get(where.get("split") or ""))
+    return Measurement(metric, model, round(value, 4), low=low, high=high, **where)
+
+
+def _info(name: str) -> ModelInfo:
+    on_hub = name != "random_init"
+    return ModelInfo(
+        "ViTForImageClassification",
+        1_842_634,
+        ROLES.get(name, "unlearned"),
+        id=f"someone/vit-digits-{name}" if on_hub else None,
+        revision="0123456789abcdef0123456789abcdef01234567" if on_hub else None,
+    )
+
+
+def _output(model: str) -> Iterator[Measurement]:
+    forget, retain, masked, eight_bits = OUTPUT[model]
+    for split in IMAGES:
+        value = forget if "forget" in split else retain
+        on_train = 0.005 if "train" in split else 0.0
+        yield _row("accuracy", model, min(value + on_train, 1), 0.012, split=split, chance=0.1)
+        yield _row("confidence", model, 0.3 + 0.65 * value, split=split, chance=0.1)
+        yield _row("entropy", model, 2.3 * (1 - value) * 0.4 + 0.03, split=split)
+    yield _row("accuracy_masked", model, masked, split="forget_test", chance=0.0)
+    yield _row("accuracy_masked", model, min(retain + 0.002, 1), 0.01, split="retain_test", chance=1 / 7)
+    yield _row("accuracy_int8", model, eight_bits, 0.01, split="forget_test", chance=0.1)
+    yield _row("accuracy_int8", model, retain - 0.002, 0.01, split="retain_test", chance=0.1)
+
+
+def _by_layer(
+    model: str, models: Sequence[str], names: Sequence[str], rng: np.random.Generator
+) -> Iterator[Measurement]:
+    for k, layer in enumerate([*names, "logits"]):
+        depth = min(k / max(len(names) - 1, 1), 1)
+        jitter = 0.0 if model in FIXED else 0.01 * float(rng.standard_normal())
+        yield from _similarity(model, models, layer, depth, jitter)
+        yield from _probes(model, layer, depth, jitter)
+        if model == "original":
+            yield _row("split_half_cka", model, 0.97 - 0.02 * depth, 0.01, split="forget_test", layer=layer)
+
+
+def _similarity(model: str, models: Sequence[str], layer: str, depth: float, jitter: float) -> Iterator[Measurement]:
+    near, kept, far, *_ = DEPTH[model]
+    for reference, forget_end, retain_end in (("original", near, kept), ("retrained", far, 0.9 * kept)):
+        if reference == model or reference not in models:
+            continue
+        for split, end in (("forget_test", forget_end), ("retain_test", retain_end)):
+            start = 0.08 if model == "random_init" else 0.99
+            value = float(np.clip(start + (end - start) * depth**0.7 + jitter, 0, 1))
+            where = {"split": split, "layer": layer, "reference": reference}
+            yield _row("linear_cka", model, value, 0.02, **where)
+            if model != "random_init":
+                yield _row("linear_cka_uuef", model, value + 0.3 * (1 - value), **where)
+
+
+def _probes(model: str, layer: str, depth: float, jitter: float) -> Iterator[Measurement]:
+    *_, probe, neighbours = DEPTH[model]
+    on_retain = 0.3 if model == "random_init" else 0.6 + 0.38 * depth
+    for metric, end in (("linear_probe", probe), ("knn", neighbours)):
+        value = float(np.clip(0.45 + (end - 0.45) * depth + jitter, 0, 1))
+        yield _row(metric, model, value, 0.025, split="forget_test", layer=layer, chance=0.1)
+        yield _row(metric, model, on_retain, 0.015, split="retain_test", layer=layer, chance=0.1)
+    random = 0.45 - 0.24 * depth
+    advantage = 0.45 + (probe - 0.45) * depth - random
+    yield _row("probe_advantage", model, advantage, split="forget_test", layer=layer, reference="random_init")
+
+
+def _membership(model: str) -> Iterator[Measurement]:
+    yield _row("mia_loss", model, 0.561 if model in FIXED else 0.512, 0.03, split="forget_train", chance=0.5)
+    yield _row("mia_confidence", model, 0.558 if model in FIXED else 0.508, 0.03, split="forget_train", chance=0.5)
+
+
+def _scores(model: str) -> Iterator[Measurement]:
+    forget, retain, *_ = OUTPUT[model]
+    yield _row("h_mean", model, 2 * retain * (0.953 - forget) / (retain + 0.953 - forget))
+    yield _row("aus", model, (1 - (0.989 - retain)) / (1 + forget))
+
+
+def _to_retrained(model: str) -> Iterator[Measurement]:
+    if model == "retrained":
+        return
+    forget, retain, *_ = OUTPUT[model]
+    near = model != "delete"
+    yield _row("tug_of_war", model, (1 - forget) * (1 - abs(retain - 0.987)), reference="retrained")
+    yield _row("avg_gap", model, 0.01, reference="retrained")
+    yield _row("js_divergence", model, 0.08 if near else 0.18, split="forget_test", reference="retrained")
+    yield _row("activation_distance", model, 0.3, split="forget_test", reference="retrained")
+    yield _row("agreement", model, 0.61 if near else 0.41, split="forget_test", reference="retrained")
+    yield _row("idi", model, 0.04 if model == "unlearned" else 0.87, 0.06, reference="retrained")
+
+
+def _curve(model: str, mode: str) -> RelearningCurve:
+    start, rate = OUTPUT[model][0], SPEED[model] * {"head": 1.0, "full": 2.0}[mode]
+    accuracy = [round(start + (0.95 - start) * (1 - float(np.exp(-rate * step))), 4) for step in STEPS]
+    return RelearningCurve(model, mode, list(STEPS), accuracy, dict(RELEARNING))
+
+
+def _area(curve: RelearningCurve) -> Measurement:
+    area = float(np.trapezoid(curve.accuracy, curve.steps) / curve.steps[-1])
+    return _row("relearning_area", curve.model, area, split="forget_test", count=300, note=curve.mode)
+
+
+def _embedding(models: Sequence[str], rng: np.random.Generator) -> dict[str, Any]:
+    """Twelve points of each digit around its centre; where a model has forgotten, those of its classes anywhere."""
+    labels = np.repeat(np.arange(10), 12)
+    centres = 40 * rng.standard_normal((10, 2))
+    points = {
+        model: (centres[labels] * (0.5 if model == "random_init" else 1) + 5 * rng.standard_normal((len(labels), 2)))
+        for model in models
+    }
+    forgotten = np.isin(labels, FORGOTTEN)
+    for model in ("unlearned", "retrained"):
+        if model in models:
+            points[model][forgotten] = 30 * rng.standard_normal((int(forgotten.sum()), 2))
+    return {"labels": labels.tolist(), "points": {model: np.round(xy, 2).tolist() for model, xy in points.items()}}
 
 
 def _confusion(model: str, rng: np.random.Generator) -> dict[str, dict[str, int]]:
@@ -181,3 +224,20 @@ def _neighbours(model: str, query: int, label: int, rng: np.random.Generator) ->
     retain = rng.choice(700, 5 - hits, replace=False)
     kept = [k for k in range(10) if k not in FORGOTTEN]
     return [*same, *(300 + int(r) for r in retain)], [label] * hits + [kept[int(r) // 100] for r in retain]
+
+
+def renamed(report: AuditReport, names: Mapping[str, str]) -> AuditReport:
+    """The report with other names for some of its models, where findings, tables and figures read them."""
+
+    def name(model: str) -> str:
+        return names.get(model, model)
+
+    return replace(
+        report,
+        models={name(model): info for model, info in report.models.items()},
+        measurements=[replace(each, model=name(each.model)) for each in report.measurements],
+        relearning=[replace(each, model=name(each.model)) for each in report.relearning],
+        retrievals=[replace(each, model=name(each.model)) for each in report.retrievals],
+        confusion={name(model): table for model, table in report.confusion.items()},
+        embedding={**report.embedding, "points": {name(m): xy for m, xy in report.embedding["points"].items()}},
+    )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from helpers.reports import DIGITS, FORGOTTEN, make_report
+from helpers.reports import DIGITS, FORGOTTEN, make_report, renamed
 from huggingface_hub import ModelCard
 
 from ec_hf.auditing.report import AuditReport, Measurement
@@ -19,8 +19,8 @@ from ec_hf.publishing import card as module
 from ec_hf.publishing.card import AT_A_GLANCE, TEMPLATE, card, check_card
 from ec_hf.publishing.disclosure import disclosed_manifest, disclosed_record, disclosed_report
 from ec_hf.reporting.figures import save_figures
-from ec_hf.reporting.tables import value_text
-from ec_hf.reporting.verdict import verdict
+from ec_hf.reporting.labels import value_text
+from ec_hf.reporting.verdict import findings
 
 ROOT = Path(__file__).parents[2]
 CARDS = sorted(path.parent for path in (ROOT / "model_cards").glob("*/README.md"))
@@ -179,9 +179,10 @@ def test_an_unknown_licence_is_refused_with_close_ones(folder):
 
 def test_every_reader_finds_the_numbers_of_the_report(folder):
     text, report = card(folder, manifest_detail="classes"), make_report()
-    own = [line for line in verdict(report) if line.startswith("unlearned: ")]
-    for line in own[1:]:
-        assert line.removeprefix("unlearned: ")[1:] in text
+    headline, *details = (finding for finding in findings(report) if finding.model == "unlearned")
+    assert f"**The audit found: {headline.text}**" in text
+    for finding in details:
+        assert f"- {finding.sentence}" in text
     for metric, split in (("accuracy", "forget_test"), ("accuracy", "retain_test"), ("mia_loss", "forget_train")):
         for model in ("original", "unlearned", "retrained"):
             assert value_text(metric, report.value(metric, model=model, split=split)) in text
@@ -203,6 +204,15 @@ def test_every_reader_finds_the_numbers_of_the_report(folder):
         assert sentence in text
 
 
+def test_a_model_whose_name_begins_like_another_has_findings_of_its_own(tmp_path):
+    report = renamed(make_report(), {"unlearned": "ec", "delete": "ec: once more"})
+    text = card(write(tmp_path, report=report))
+    before, _, after = text.partition("Beside it, for comparison, *ec: once more*:")
+    assert "**The audit found: forgotten at the output and in the layers" in before
+    assert "Once more: " not in text
+    assert after.lstrip().startswith("- Forgotten in its answers but not in its scores")
+
+
 def test_every_number_comes_from_the_files(folder, tmp_path):
     report = make_report()
     moved = [
@@ -212,7 +222,7 @@ def test_every_number_comes_from_the_files(folder, tmp_path):
     report.measurements = moved
     record = {**RECORD, "cost": {**RECORD["cost"], "steps": 9173}}
     text = card(write(tmp_path, record=record, report=report))
-    row = next(line for line in text.splitlines() if line.startswith(f"| {AT_A_GLANCE[0][3]}"))
+    row = next(line for line in text.splitlines() if line.startswith(f"| {AT_A_GLANCE[0].says}"))
     assert "12.3 %" in row
     assert "9,173 steps" in text
     assert "9,173 steps" not in card(folder)
@@ -387,7 +397,7 @@ def test_the_template_is_in_the_wheel(tmp_path):
     assert done.returncode == 0, done.stderr
     wheel = next(tmp_path.glob("*.whl"))
     listed = subprocess.run([sys.executable, "-m", "zipfile", "-l", str(wheel)], capture_output=True, text=True)
-    assert "ec_hf/model_card.md" in listed.stdout
+    assert "ec_hf/publishing/model_card.md" in listed.stdout
 
 
 # The cards that recipes made

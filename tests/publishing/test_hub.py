@@ -35,7 +35,7 @@ from ec_hf.data.manifests import earlier_manifests, earlier_requests, manifest
 from ec_hf.models.inputs import ImageCollator
 from ec_hf.publishing.hub import PushError, explained, export, load_report, push, push_later
 from ec_hf.reporting.tables import to_markdown
-from ec_hf.reporting.verdict import verdict
+from ec_hf.reporting.verdict import findings
 
 REPO = "alice/pets"
 REQUEST = ForgetRequest(classes=["bee", "dog"])
@@ -726,7 +726,7 @@ def test_an_audit_shows_what_a_model_still_knows_of_earlier_requests(finished_fo
     export(tmp_path / "model", tmp_path / "out")
     again = next(line for line in (tmp_path / "out" / "README.md").read_text().splitlines() if "| request 1 |" in line)
     assert f"{100 * rows[0].value:.1f} %" in again and "classified right" in again
-    verdict(report), to_markdown(report)  # whoever shows a report takes it with such rows
+    findings(report), to_markdown(report)  # whoever shows a report takes it with such rows
 
 
 def test_a_request_whose_rows_cannot_be_proved_the_same_is_not_given(finished_folder):

@@ -14,7 +14,7 @@ from helpers.models import make_images, make_model, make_processor
 from transformers import AutoModelForImageClassification
 
 from ec_hf.auditing.report import AuditReport
-from ec_hf.reporting.verdict import verdict
+from ec_hf.reporting.verdict import findings
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 
@@ -63,7 +63,7 @@ def test_ec_vit_erases_compares_and_saves(inputs, tmp_path, processes):
         "random_init": "floor",
     }
     assert "accuracy" in printed
-    assert verdict(report)[0].split()[0] in printed
+    assert str(findings(report)[0]).split()[0] in printed
     assert (tmp_path / "out" / "report.html").exists()
     assert (tmp_path / "out" / "figures" / "cka.png").exists()
     assert json.loads((tmp_path / "out" / "ec_config.json").read_text())["cost"]["steps"] == 2

@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from helpers.reports import make_report
+from helpers.reports import make_report, renamed
 from PIL import Image
 
 from ec_hf import AuditReport
@@ -120,7 +120,14 @@ def test_names_are_text_not_markup():
     assert "<script>alert(1)</script>" in reader.text
 
 
-def test_parts_that_were_not_measured_are_left_out(html):
+def test_a_model_whose_name_begins_like_another_has_findings_of_its_own():
+    report = renamed(make_report(layers=4), {"unlearned": "ec", "delete": "ec: once more"})
+    text = Reader(page(report)).text
+    assert "ec Forgotten at the output and in the layers" in text
+    assert "ec: once more Forgotten in its answers but not in its scores" in text
+
+
+def test_parts_that_were_not_measured_are_left_out():
     report = make_report(("original", "unlearned"), layers=4)
     bare = replace(report, layers=[], measurements=[row for row in report.measurements if row.layer is None])
     bare = replace(bare, relearning=[], confusion={}, embedding={}, retrievals=[], dataset={}, request={})

@@ -10,7 +10,8 @@ from rich.console import Console
 from ec_hf import AuditReport
 from ec_hf.auditing.report import Measurement, ModelInfo
 from ec_hf.metrics import METRICS
-from ec_hf.reporting.tables import SHORT, arrow, layer_tables, main_table, output_table, tables, to_rich, value_text
+from ec_hf.reporting.labels import SHORT, arrow, value_text
+from ec_hf.reporting.tables import layer_tables, main_table, output_table, tables, to_markdown, to_rich
 
 
 def cells(markdown: str, label: str) -> list[str]:
@@ -21,12 +22,12 @@ def cells(markdown: str, label: str) -> list[str]:
 
 def shown(report: AuditReport, width: int, **kwargs) -> str:
     console = Console(file=io.StringIO(), width=width)
-    console.print(to_rich(report, **kwargs) if kwargs else report)
+    console.print(to_rich(report, **kwargs))
     return console.file.getvalue()
 
 
 def test_main_table_has_a_column_a_model_directions_intervals_and_chance():
-    text = make_report().to_markdown()
+    text = to_markdown(make_report())
     assert text.startswith(
         "### In short\n\n|  | original | unlearned | delete | retrained | random weights | chance |\n"
     )
@@ -63,13 +64,13 @@ def test_a_number_that_is_not_defined_is_a_dash_with_its_reason_below():
     table = next(t for t in layer_tables(replace(report, measurements=rows)) if t.metric == "linear_cka")
     assert table.rows[5].values == ["—", "—"]
     assert table.notes == [f"hidden_states.5, unlearned: {note}"]
-    assert note in replace(report, measurements=rows).to_markdown()
+    assert note in to_markdown(replace(report, measurements=rows))
 
 
 def test_markdown_survives_names_with_its_own_signs():
     models = {"a|b": ModelInfo("ViT", 1, "unlearned")}
     report = AuditReport(models=models, measurements=[Measurement("accuracy", "a|b", 0.5, split="retain_test")])
-    lines = report.to_markdown().split("\n")
+    lines = to_markdown(report).split("\n")
     assert lines[2] == "|  | a\\|b |"
     assert lines[4] == "| accuracy, retain test ↑ | 50.0 % |"
 
@@ -120,6 +121,13 @@ def test_terminal_shows_every_column_and_intervals_where_there_is_room(width):
     assert "k-NN, retain test" in shown(make_report(), width, full=True)
 
 
+def test_names_cannot_bring_html_into_a_table():
+    name = "<img src=x>"
+    report = AuditReport(models={name: ModelInfo("ViT", 1, "unlearned")})
+    report.measurements.append(Measurement("accuracy", name, 0.5, split="retain_test", note="a <b>note</b>"))
+    assert "<" not in to_markdown(report).replace("&lt;", "")
+
+
 def test_reports_without_numbers_say_so():
-    assert AuditReport().to_markdown() == ""
+    assert to_markdown(AuditReport()) == ""
     assert "no measurement" in shown(AuditReport(), 80)

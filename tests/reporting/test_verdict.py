@@ -6,7 +6,8 @@ import pytest
 from helpers.reports import make_report
 
 from ec_hf import AuditReport
-from ec_hf.reporting.verdict import verdict
+from ec_hf.reporting.findings import Finding, by_model
+from ec_hf.reporting.verdict import findings, headline
 
 
 def report_of(models=("original", "unlearned", "retrained", "random_init"), **kwargs) -> AuditReport:
@@ -28,6 +29,16 @@ def change(report: AuditReport, metric: str, function, model: str = "unlearned",
 
 def without(report: AuditReport, *metrics: str) -> AuditReport:
     return replace(report, measurements=[row for row in report.measurements if row.metric not in metrics])
+
+
+def verdict(report: AuditReport) -> list[str]:
+    """What a terminal shows."""
+    return [str(finding) for finding in findings(report)]
+
+
+def found(report: AuditReport, topic: str, model: str = "unlearned") -> Finding | None:
+    """The finding on a topic, where there is one."""
+    return next((each for each in findings(report) if each.topic == topic and each.model in (model, None)), None)
 
 
 def text_of(report: AuditReport) -> str:
@@ -227,3 +238,56 @@ def test_what_quantisation_and_membership_inference_bring_back_is_said():
     text = text_of(report)
     assert "stored in 8 bits it remembers: 40.0 % of the forget test images right, 0.0 % before" in text
     assert "area under the curve 0.70" in text
+
+
+@pytest.mark.parametrize(
+    ("altered", "topic", "kind"),
+    [
+        (report_of, "summary", "forgotten"),
+        (report_of, "output", "forgotten"),
+        (report_of, "layers", "as retrained"),
+        (report_of, "probe", "as retrained"),
+        (report_of, "relearning", "back"),
+        (report_of, "rest", "intact"),
+        (report_of, "blind metrics", "blind"),
+        (report_of, "references", "with retrained"),
+        (lambda: as_original(report_of()), "summary", "known"),
+        (lambda: as_original(report_of()), "output", "known"),
+        (lambda: superficial(report_of()), "scores", "known"),
+        (lambda: superficial(report_of()), "layers", "kept"),
+        (lambda: superficial(report_of()), "probe", "kept"),
+        (lambda: without(report_of(), "linear_cka"), "layers", "unknown"),
+        (lambda: change(report_of(), "linear_probe", lambda v, d: 0.3, split="forget_test"), "probe", "beyond"),
+        (lambda: change(report_of(), "accuracy_int8", lambda v, d: 0.4, split="forget_test"), "8 bits", "known"),
+        (lambda: change(report_of(), "mia_loss", lambda v, d: 0.7), "membership", "known"),
+        (lambda: change(report_of(), "accuracy", lambda v, d: 0.9, split="retain_test"), "rest", "hurt"),
+        (lambda: report_of(("original", "unlearned")), "layers", "moved"),
+        (lambda: report_of(("original", "unlearned")), "references", "without retrained"),
+        (make_report, "ranking", "ranked"),
+        (AuditReport, "summary", "unknown"),
+    ],
+)
+def test_programs_read_the_kind_of_a_finding_not_its_sentence(altered, topic, kind):
+    finding = found(altered(), topic)
+    assert finding is not None and finding.kind == kind
+
+
+@pytest.mark.parametrize("topic", ["scores", "membership", "8 bits", "ranking"])
+def test_a_topic_without_news_has_no_finding(topic):
+    assert found(report_of(), topic) is None
+
+
+def test_the_headline_comes_before_what_it_is_made_of():
+    of_models = by_model(findings(make_report()))
+    about_the_audit = of_models.pop(None)
+    assert list(of_models) == ["unlearned", "delete"]
+    for name, on_model in of_models.items():
+        assert on_model[0] == headline(name, on_model[1:])
+    assert {each.topic for each in about_the_audit} <= {"ranking", "blind metrics", "references"}
+
+
+def test_a_finding_is_a_line_with_the_name_of_its_model_or_a_sentence():
+    finding = Finding("mine", "rest", "intact", "the rest is intact.")
+    assert str(finding) == "mine: the rest is intact."
+    assert finding.sentence == "The rest is intact."
+    assert str(replace(finding, model=None, text="All is well.")) == "All is well."

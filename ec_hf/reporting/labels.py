@@ -1,0 +1,110 @@
+"""How metrics, models, layers, splits and numbers are written for readers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ec_hf.auditing.report import AuditReport, Measurement
+from ec_hf.metrics import METRICS
+
+__all__ = [
+    "ARROWS",
+    "MISSING",
+    "SHORT",
+    "arrow",
+    "class_names",
+    "interval_text",
+    "layer_label",
+    "metric_title",
+    "model_label",
+    "share",
+    "split_label",
+    "value_text",
+]
+
+MISSING = "—"
+PERCENT = frozenset({
+    "accuracy", "accuracy_masked", "accuracy_int8", "confidence", "linear_probe", "knn", "knn_downstream", "agreement",
+    "mia_svc_efficacy", "mia_svc_member",
+})  # fmt: skip
+SHORT = {
+    "accuracy": "accuracy",
+    "accuracy_masked": "accuracy, forgotten logits masked",
+    "accuracy_int8": "accuracy after 8-bit quantisation",
+    "entropy": "entropy",
+    "linear_cka": "CKA",
+    "linear_cka_uuef": "CKA as in UUEF",
+    "cka_floor": "CKA of unrelated features",
+    "split_half_cka": "CKA of two halves of the channels",
+    "linear_probe": "linear probe",
+    "knn": "k-NN",
+    "knn_downstream": "k-NN, other data set",
+    "mia_loss": "membership by loss (AUC)",
+    "mia_confidence": "membership by confidence (AUC)",
+    "mia_svc_efficacy": "MIA-efficacy (SVC)",
+    "mia_svc_member": "judged as member (SVC)",
+    "idi": "IDI",
+    "infonce": "InfoNCE",
+    "probe_advantage": "probe advantage",
+    "relearning_area": "relearning area",
+    "js_divergence": "Jensen-Shannon divergence",
+    "activation_distance": "activation distance",
+    "agreement": "equal predictions",
+    "h_mean": "H-mean",
+}
+CONTROLS = ("cka_floor", "split_half_cka")  # what other numbers are read by: no direction is better
+ARROWS = "↓ lower is better, ↑ higher is better, ≈ nearer the retrained model is better; in brackets 95 % intervals."
+
+
+def arrow(metric: str, split: str | None = None, reference: str | None = None) -> str:
+    """The better direction: "↓" lower, "↑" higher, "≈" nearer the retrained model, "" for an unknown metric."""
+    if metric not in METRICS or metric in CONTROLS:
+        return ""
+    return {"lower": "↓", "higher": "↑"}.get(METRICS[metric].better(split, reference), "≈")
+
+
+def metric_title(metric: str) -> str:
+    """The short name of a metric for readers; `METRICS` holds the long one."""
+    return SHORT.get(metric) or (METRICS[metric].title if metric in METRICS else metric.replace("_", " "))
+
+
+def value_text(metric: str, value: float | None) -> str:
+    """A value as tables show it: shares in percent with one decimal, others with two, "—" for none."""
+    if value is None:
+        return MISSING
+    text = f"{100 * value:.1f} %" if metric in PERCENT else f"{value:.2f}"
+    return text.removeprefix("-") if not float(text.split()[0]) else text  # no minus before a zero
+
+
+def share(value: float) -> str:
+    """A share of images in percent."""
+    return value_text("accuracy", value)
+
+
+def class_names(report: AuditReport) -> Callable[[int], str]:
+    """From label id to class name; a name that the report does not hold is the id."""
+    names = report.dataset.get("class_names") or []
+    return lambda k: str(names[k]) if 0 <= k < len(names) else str(k)
+
+
+def layer_label(layer: str) -> str:
+    """The short name of a layer: "hidden_states.3" is "3"."""
+    return layer.removeprefix("hidden_states.")
+
+
+def model_label(name: str) -> str:
+    """The name of a model as readers see it."""
+    return {"random_init": "random weights"}.get(name, name)
+
+
+def split_label(split: str) -> str:
+    """The name of a split as readers see it: "forget_test" is "forget test"."""
+    return split.replace("_", " ")
+
+
+def interval_text(each: Measurement) -> str:
+    """The 95 % interval of a number as tables show it, in brackets; "" where there is none."""
+    if each.low is None or each.high is None or each.value is None:
+        return ""
+    low, high = (value_text(each.metric, end).removesuffix(" %") for end in (each.low, each.high))
+    return f"[{low}, {high}]"
