@@ -18,7 +18,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from itertools import count
 from operator import or_
@@ -98,10 +98,11 @@ def main() -> None:
 
     request = read_request(recipe)
     state.print(request.summary())
-    config.output_dir = new_folder(config)
+    config = replace(config, output_dir=new_folder(config))
     state.wait_for_everyone()  # no process writes before all have looked
     given = given_model(recipe)
     data = load_data(recipe, config, request, given)
+    config = replace(config, label_column=data.columns["label_column"])
     original, processor = given.model, given.processor
     heads_folder = None  # of a user's own model the heads go into the output folder alone
     if original is None:
@@ -180,9 +181,9 @@ def given_model(recipe: RecipeArguments) -> GivenModel:
 def load_data(recipe: RecipeArguments, config: ECConfig, request: ForgetRequest, given: GivenModel) -> Data:
     """Load the images and split them; what earlier requests named is not retained either."""
     images = load_images(recipe.dataset_name, config=recipe.dataset_config)
-    config.label_column = find_label_column(next(iter(images.values())), config.label_column)
-    train, test = train_and_test(images, label_column=config.label_column, seed=config.seed)
-    columns = {"label_column": config.label_column, "id_column": recipe.id_column}
+    label_column = find_label_column(next(iter(images.values())), config.label_column)
+    train, test = train_and_test(images, label_column=label_column, seed=config.seed)
+    columns = {"label_column": label_column, "id_column": recipe.id_column}
     splits = four_splits(train, test, request, **columns)
     earlier, notes = earlier_requests(given.history, train, **columns)
     if earlier:
@@ -349,10 +350,16 @@ def trainer_for(
 
 def erase_logits(original: PreTrainedModel, config: ECConfig, data: Data, processor: Any) -> PreTrainedModel:
     """DELETE with retain cross-entropy and no supervision points: what changing the last layer's output gives."""
-    args = copy.copy(config)
-    args.objective, args.objective_kwargs, args.points, args.heads = "delete", {"retain_weight": 1.0}, [], None
-    args.output_dir, args.save_strategy = str(Path(config.output_dir) / "delete"), "no"
-    args.push_to_hub = False
+    args = replace(
+        config,
+        objective="delete",
+        objective_kwargs={"retain_weight": 1.0},
+        points=[],
+        heads=None,
+        output_dir=str(Path(config.output_dir) / "delete"),
+        save_strategy="no",
+        push_to_hub=False,
+    )
     trainer = trainer_for(original, args, data, processor)
     trainer.train()
     return trainer.model

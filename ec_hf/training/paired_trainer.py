@@ -120,6 +120,22 @@ class PairedTrainer(PublishingTrainer):
             "retain": self.images_looked_at["retain"] + batches * args.per_device_train_batch_size,
         }
 
+    def evaluate_now(self) -> list[dict[str, float]]:
+        """Evaluate outside the training loop; the new lines of the log."""
+        before = len(self.state.log_history)
+        self.is_in_train = True  # else full_eval settings would round the weights
+        self.evaluate()
+        self.is_in_train = False
+        return self.state.log_history[before:]
+
+    def let_training_wrap_the_model(self) -> None:
+        """Accelerate takes a model that was evaluated before for one that is wrapped for several processes already.
+
+        Each of them would then train on its own.
+        """
+        if vars(self.model).pop("_is_accelerate_prepared", False):
+            self.model_wrapped = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+
     def note(self, terms: LossTerms) -> None:
         """Keep what a batch cost until the next line of the log."""
         self.batches_seen += 1

@@ -197,7 +197,7 @@ class ECTrainer(PairedTrainer):
         start = time.perf_counter()
         evaluates_first = self.args.eval_on_start
         self._prepare(evaluate=evaluates_first and not checkpoint)
-        self._let_training_wrap_the_model()
+        self.let_training_wrap_the_model()
         try:
             if self.eraser.host.trains:
                 self.args.eval_on_start = evaluates_first and not self.log_of_original
@@ -206,7 +206,7 @@ class ECTrainer(PairedTrainer):
                     self._put_last_good_back()
             else:  # the objective has edited the model, and nothing is left to train
                 if self.args.eval_strategy != "no":
-                    self._evaluate_now()
+                    self.evaluate_now()
                 result = TrainOutput(0, 0.0, {})
         finally:
             self.args.eval_on_start = evaluates_first
@@ -238,29 +238,13 @@ class ECTrainer(PairedTrainer):
         if self.eraser.prepared:
             return
         if self.eraser.looks and evaluate:
-            self.log_of_original = self._evaluate_now()
+            self.log_of_original = self.evaluate_now()
         self.eraser.prepare(
             partial(self.look_at, "forget"),
             partial(self.look_at, "retain"),
             take=lambda rows: self.data_collator(self.train_dataset.__getitems__(rows)),
             autocast=self.compute_loss_context_manager,
         )
-
-    def _evaluate_now(self) -> list[dict[str, float]]:
-        """Evaluate outside the training loop; the new lines of the log."""
-        before = len(self.state.log_history)
-        self.is_in_train = True  # else full_eval settings would round the weights
-        self.evaluate()
-        self.is_in_train = False
-        return self.state.log_history[before:]
-
-    def _let_training_wrap_the_model(self) -> None:
-        """Accelerate takes a model that was evaluated before for one that is wrapped for several processes already.
-
-        Each of them would then train on its own.
-        """
-        if vars(self.model).pop("_is_accelerate_prepared", False):
-            self.model_wrapped = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
 
     def _put_last_good_back(self) -> None:
         good = self.state.best_model_checkpoint
