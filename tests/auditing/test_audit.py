@@ -322,8 +322,8 @@ def test_models_may_have_processors_of_their_own():
 
 
 def test_what_is_asked_for_is_measured_too(whole, monkeypatch):
-    monkeypatch.setattr("ec_hf.measure.infonce", partial(infonce, trials=1, steps=20))
-    monkeypatch.setattr("ec_hf.auditing.relearn", partial(relearn, steps=(0, 1, 4)))
+    monkeypatch.setattr("ec_hf.auditing.measure.infonce", partial(infonce, trials=1, steps=20))
+    monkeypatch.setattr("ec_hf.auditing.run.relearn", partial(relearn, steps=(0, 1, 4)))
     downstream = make_images(30, seed=2).rename_column("label", "kind").cast_column("kind", Value("int64"))
     downstream = downstream.map(lambda row: {"kind": row["kind"] + 70}).rename_column("kind", "labels")
     models = {"ec": whole.models["unlearned"]}
@@ -457,7 +457,7 @@ SWAPPED = {"id2label": {0: "bee", 1: "ant", 2: "cat", 3: "dog", 4: "elk"}}
     ],
 )
 def test_wrong_input_is_refused_before_the_pass(monkeypatch, kwargs, error, message):
-    monkeypatch.setattr("ec_hf.auditing.collect", lambda *args, **kwargs: pytest.fail("the pass has begun"))
+    monkeypatch.setattr("ec_hf.auditing.run.collect", lambda *args, **kwargs: pytest.fail("the pass has begun"))
     with pytest.raises(error, match=message):
         run(**{name: make() for name, make in kwargs.items()})
 
