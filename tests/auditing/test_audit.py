@@ -159,7 +159,7 @@ def test_what_is_kept_of_features_does_not_grow_with_the_data(monkeypatch):
 
     collect = auditing.collect
     monkeypatch.setattr(auditing, "collect", remember)
-    monkeypatch.setattr("ec_hf.auditing.subjects.FORGET_SAMPLE", 12)
+    monkeypatch.setattr("ec_hf.auditing.question.FORGET_SAMPLE", 12)
     run(train=100, test=50, train_sample=25, test_sample=25)
     assert kept["forget_train"]["hidden_states.4"] == (12, 32)
     assert kept["retain_train"]["logits"] == (15, 5)
@@ -322,8 +322,8 @@ def test_models_may_have_processors_of_their_own():
 
 
 def test_what_is_asked_for_is_measured_too(whole, monkeypatch):
-    monkeypatch.setattr("ec_hf.auditing.measure.infonce", partial(infonce, trials=1, steps=20))
-    monkeypatch.setattr("ec_hf.auditing.run.relearn", partial(relearn, steps=(0, 1, 4)))
+    monkeypatch.setattr("ec_hf.auditing.measures.probes.infonce", partial(infonce, trials=1, steps=20))
+    monkeypatch.setattr("ec_hf.auditing.relearning.relearn", partial(relearn, steps=(0, 1, 4)))
     downstream = make_images(30, seed=2).rename_column("label", "kind").cast_column("kind", Value("int64"))
     downstream = downstream.map(lambda row: {"kind": row["kind"] + 70}).rename_column("kind", "labels")
     models = {"ec": whole.models["unlearned"]}
