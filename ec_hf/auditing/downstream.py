@@ -73,7 +73,9 @@ def downstream_accuracies(question: Question, subjects: Mapping[str, Subject]) -
     (known, known_labels), (asked, asked_labels) = looked_at(bank), looked_at(queries)
     measurements = []
     for name, subject in frozen.items():
-        hits = knn_hits(known[name], known_labels, asked[name], asked_labels, k=min(NEIGHBOURS, len(known_labels)))
+        hits = np.full(len(asked_labels), np.nan)
+        if np.isfinite(known[name]).all() and np.isfinite(asked[name]).all():
+            hits = knn_hits(known[name], known_labels, asked[name], asked_labels, k=min(NEIGHBOURS, len(known_labels)))
         fields = {"split": "downstream", "layer": subject.layers[0], "chance": 1 / len(ids)}
         measurements.append(mean_over_images("knn_downstream", name, hits, question.seed, **fields))
     bare = ", ".join(name for name, subject in subjects.items() if not subject.points)

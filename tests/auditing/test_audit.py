@@ -295,10 +295,12 @@ def test_a_model_without_hidden_states_is_measured_by_its_output():
 def test_values_that_overflow_on_some_images_become_none_with_a_note():
     model = LogitsOnly(transformers.PretrainedConfig(**LABELS), scale=3e38)
     model.linear.weight.data *= 100
-    report = run(unlearned=model)
-    found = next(report.find("confidence", model="unlearned", split="forget_test"))
-    assert found.value is None
-    assert "not finite" in found.note
+    report = run(unlearned=model, downstream=make_images(30, seed=2))
+    for wanted in ({"metric": "confidence", "split": "forget_test"}, {"metric": "knn_downstream"}):
+        found = next(report.find(model="unlearned", **wanted))
+        assert found.value is None
+        assert "not finite" in found.note
+    assert report.value("knn_downstream", model="original") is not None
     assert next(report.find("linear_cka", model="unlearned", layer="logits")).value is None
 
 
@@ -451,6 +453,7 @@ SWAPPED = {"id2label": {0: "bee", 1: "ant", 2: "cat", 3: "dog", 4: "elk"}}
             "no image to forget",
         ),
         ({"batch_size": lambda: 0}, ValueError, "batch_size must be at least 1"),
+        ({"downstream": lambda: make_images(4)}, ValueError, "at least five rows"),
         ({"pooling": lambda: "max"}, ValueError, "pooling='max'"),
         ({"pooling": lambda: "cls", "original": lambda: make_model("ResNet")}, ValueError, "no CLS token"),
         ({"colour": lambda: 1}, TypeError, "colour"),
