@@ -119,10 +119,10 @@ class AuditReport:
         relearning: curves, where they were asked for.
         retrievals: nearest images of a few forget images.
         embedding: t-SNE of pooled deepest features: {"labels": [...], "points": {model: [[x, y], ...]}}; label ids.
-        settings: of the audit: sample sizes, seed, pooling, modes.
+        settings: settings of the audit: sample sizes, seed, pooling, modes.
         seconds: wall time by part.
-        versions: of the packages.
-        schema_version: of this layout.
+        versions: versions of the packages.
+        schema_version: version of this layout.
     """
 
     models: dict[str, ModelInfo] = field(default_factory=dict)
