@@ -73,19 +73,31 @@ def audit(
         >>> report.save("audit.json")  # doctest: +SKIP
     """
     chosen = AuditSettings(**settings)
-    from ec_hf.auditing.run import parts_of, report_of
+    from accelerate import PartialState
 
-    parts = parts_of(train, test, request, splits, label_column, id_column)
-    return report_of(
-        chosen,
-        original,
-        unlearned,
-        retrained,
-        parts,
-        request,
-        downstream,
-        processor=processor,
-        dataset_name=dataset_name,
-        image_column=image_column,
-        label_column=label_column,
-    )
+    from ec_hf.auditing.downstream import bank_and_queries
+    from ec_hf.auditing.forward import evaluating
+    from ec_hf.auditing.question import checked_splits, question_of
+    from ec_hf.auditing.run import Clock, answer
+    from ec_hf.auditing.subjects import class_names_of, labels_of, load_models, subjects_of
+
+    clock = Clock()
+    given = checked_splits(train, test, request, splits, label_column=label_column, id_column=id_column)
+    halves = None if downstream is None else bank_and_queries(downstream)
+    with clock("loading"):
+        loaded = load_models(original, unlearned, retrained, processor=processor, seed=chosen.seed)
+    with evaluating((each.model for each in loaded.values()), PartialState().device):
+        columns = {"image_column": image_column, "label_column": label_column}
+        subjects, notes = subjects_of(loaded, given, pooling=chosen.pooling, **columns)
+        collator = subjects["original"].collator
+        question = question_of(
+            {name: each.info for name, each in loaded.items()},
+            given,
+            {name: labels_of(part, collator, label_column) for name, part in given.items()},
+            class_names_of(loaded["original"].model),
+            chosen,
+            request=request,
+            downstream=halves,
+            dataset_name=dataset_name,
+        )
+        return answer(question, subjects, notes, clock)

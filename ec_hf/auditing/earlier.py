@@ -9,7 +9,10 @@ from accelerate import PartialState
 from datasets import Dataset
 from transformers import PreTrainedModel
 
+from ec_hf.auditing.forward import collect, evaluating
+from ec_hf.auditing.measures.outputs import mean_over_images
 from ec_hf.auditing.report import Measurement
+from ec_hf.auditing.subjects import Subject, labels_of
 from ec_hf.models.inputs import ImageCollator
 
 __all__ = ["checked_again"]
@@ -34,17 +37,15 @@ def checked_again(
         collator: makes ``pixel_values`` and ``labels`` for all of them.
         label_column: as for `split`.
         batch_size: images a batch and process.
-        seed: of the bootstrap.
+        seed: seed of the bootstrap's random draws.
     """
-    from ec_hf.auditing.forward import collect, evaluating
-    from ec_hf.auditing.measure import mean
-    from ec_hf.auditing.subjects import Subject, labels_of
-
     subjects = {name: Subject(model, collator) for name, model in models.items()}
-    rows, no_features = [], np.empty(0, dtype=int)
+    no_features = np.empty(0, dtype=int)
+    measurements = []
     with evaluating(models.values(), PartialState().device):
         for name, part in sets.items():
             labels = labels_of(part, collator, label_column)
-            found = collect(subjects, part, labels, no_features, batch_size=batch_size, name=name)
-            rows += [mean("accuracy", each, found.outputs[each]["hit"], seed, split=name) for each in models]
-    return rows
+            shown = collect(subjects, part, labels, no_features, batch_size=batch_size, name=name)
+            hits = {model: figures["hit"] for model, figures in shown.outputs.items()}
+            measurements += [mean_over_images("accuracy", model, hits[model], seed, split=name) for model in models]
+    return measurements

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,36 +14,13 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from ec_hf.auditing.outputs import distances, outputs_of
+from ec_hf.auditing.collected import Collected
+from ec_hf.auditing.per_image import distances_to, output_figures
 from ec_hf.auditing.similarity import UUEF_BATCH, Similarity
 from ec_hf.auditing.subjects import Subject
 from ec_hf.distributed import from_all, in_order, own_share
 
-__all__ = ["Collected", "collect", "evaluating", "features_of"]
-
-
-@dataclass
-class Collected:
-    """What the models showed on one split; all rows in the split's order.
-
-    Attributes:
-        labels: `(n,)` label ids.
-        rows: `(m,)` rows of the split whose features were kept.
-        outputs: model -> figure of `outputs_of` or `distances` -> `(n,)`, one entry an image.
-        features: model -> layer -> `(m, width)` float32, of the kept rows.
-        cka: metric -> (model, reference) -> layer of the model -> value over all rows, or None and the reason.
-    """
-
-    labels: np.ndarray
-    rows: np.ndarray
-    outputs: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
-    features: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
-    cka: dict[str, dict[tuple[str, str], dict[str, tuple[float | None, str | None]]]] = field(default_factory=dict)
-
-    @property
-    def kept_labels(self) -> np.ndarray:
-        """`(m,)` label ids of the kept rows."""
-        return self.labels[self.rows]
+__all__ = ["collect", "evaluating", "features_of"]
 
 
 @torch.inference_mode()
@@ -52,7 +28,7 @@ def collect(
     subjects: Mapping[str, Subject],
     dataset: Dataset,
     labels: np.ndarray,
-    rows: np.ndarray,
+    kept: np.ndarray,
     *,
     references: Sequence[str] = (),
     uuef: bool = False,
@@ -72,39 +48,38 @@ def collect(
         subjects: the models by name, on their device and in evaluation mode.
         dataset: the split; it may be empty.
         labels: `(n,)` label ids of all its rows.
-        rows: ascending rows whose features are kept.
+        kept: ascending rows whose features are kept.
         references: names of models that the others are compared with by CKA.
         uuef: also compute CKA as UUEF does, under "linear_cka_uuef".
         masked: label ids whose logits are masked for `hit_masked`.
         pooling: see `ec_hf.models.points.pool`.
         batch_size: images a batch and process.
         num_workers: processes that load images, as in `DataLoader`.
-        name: of the split, for the progress bar.
+        name: name of the split, for the progress bar.
     """
-    found, block = Collected(labels, rows), UUEF_BATCH if uuef else 1
-    layers = {each: subject.layers for each, subject in subjects.items()}
-    similarity = Similarity(layers, references, uuef=uuef)
-    outputs: dict[str, dict[str, list[np.ndarray]]] = {each: {} for each in subjects}
-    kept: dict[str, list[list[Tensor]]] = {each: [[] for _ in layers[each]] for each in subjects}
+    block = UUEF_BATCH if uuef else 1
     own = own_share(len(labels), block)
-    keeps, done = np.isin(own, rows), 0
-    for pixels, targets in _batches(subjects, dataset, own, batch_size, num_workers, f"Audit of {name}"):
-        chosen = torch.as_tensor(keeps[done : (done := done + len(targets))])
-        features = {each: subject.run(pixels[each], pooling) for each, subject in subjects.items()}
-        logits = {each: values[-1].cpu().numpy() for each, values in features.items()}
-        for each, values in features.items():
-            figures = outputs_of(logits[each], targets.numpy(), masked)
-            if "retrained" in logits and each != "retrained":
-                figures |= distances(logits[each], logits["retrained"])
-            for key, figure in figures.items():
-                outputs[each].setdefault(key, []).append(figure)
+    own_kept = torch.from_numpy(np.isin(own, kept))
+    similarity = Similarity({model: subject.layers for model, subject in subjects.items()}, references, uuef=uuef)
+    figures: dict[str, list[dict[str, np.ndarray]]] = {model: [] for model in subjects}
+    features: dict[str, list[list[Tensor]]] = {model: [] for model in subjects}
+    batches = _batches(subjects, dataset, own, batch_size, num_workers, title=f"Audit of {name}")
+    done = 0
+    for pixels, targets in batches:
+        chosen = own_kept[done : (done := done + len(targets))]
+        layers = {model: subject.run(pixels[model], pooling) for model, subject in subjects.items()}
+        for model, batch_figures in _figures(layers, targets.numpy(), masked).items():
+            figures[model].append(batch_figures)
             if chosen.any():
-                for into, value in zip(kept[each], values, strict=True):
-                    into.append(value[chosen.to(value.device)].cpu())
-        similarity.update(features)
-    _put_together(found, layers, outputs, kept, block)
-    found.cka = similarity.values()
-    return found
+                features[model].append([layer[chosen.to(layer.device)].cpu() for layer in layers[model]])
+        similarity.update(layers)
+    return Collected(
+        labels,
+        kept,
+        outputs={model: _figures_of_all(parts, len(labels), block) for model, parts in figures.items()},
+        features={model: _features_of_all(parts, subjects[model], kept, block) for model, parts in features.items()},
+        cka=similarity.values(),
+    )
 
 
 @torch.inference_mode()
@@ -117,7 +92,8 @@ def features_of(
     for pixels, _ in _batches(subjects, dataset, own_share(count), batch_size, title=title):
         for name, subject in subjects.items():
             parts[name].append(subject.run(pixels[name], pooling)[0].cpu().numpy())
-    return {name: in_order(np.concatenate(each) if each else None, np.arange(count)) for name, each in parts.items()}
+    rows = np.arange(count)
+    return {name: in_order(np.concatenate(own) if own else None, rows) for name, own in parts.items()}
 
 
 def _batches(
@@ -146,23 +122,29 @@ def _batches(
         yield pixels, next(iter(batch.values()))["labels"]
 
 
-def _put_together(
-    found: Collected,
-    layers: Mapping[str, Sequence[str]],
-    outputs: Mapping[str, Mapping[str, list[np.ndarray]]],
-    kept: Mapping[str, list[list[Tensor]]],
-    block: int,
-) -> None:
-    """Brings the figures and features of all processes into the order of the split."""
-    every = np.arange(len(found.labels))
-    for name in layers:
-        figures = {key: np.concatenate(parts) for key, parts in outputs[name].items()}
-        keys = max(from_all([list(figures)]), key=len)  # a process may have seen no image
-        found.outputs[name] = {key: in_order(figures.get(key), every, block) for key in keys}
-        found.features[name] = {
-            layer: in_order(torch.cat(parts).numpy() if parts else None, found.rows, block)
-            for layer, parts in zip(layers[name], kept[name], strict=True)
-        }
+def _figures(
+    layers: Mapping[str, Sequence[Tensor]], labels: np.ndarray, masked: Sequence[int]
+) -> dict[str, dict[str, np.ndarray]]:
+    """The figures of each image of a batch by model, with the distances to the retrained model where there is one."""
+    logits = {model: values[-1].cpu().numpy() for model, values in layers.items()}
+    figures = {model: output_figures(own, labels, masked) for model, own in logits.items()}
+    if "retrained" in logits:
+        for model in figures.keys() - {"retrained"}:
+            figures[model] |= distances_to(logits["retrained"], logits[model])
+    return figures
+
+
+def _figures_of_all(own: list[dict[str, np.ndarray]], count: int, block: int) -> dict[str, np.ndarray]:
+    """The figures of the batches of all processes, in the order of the split."""
+    keys = max(from_all([list(own[0]) if own else []]), key=len)  # a process may have seen no image
+    joined = {key: np.concatenate([batch[key] for batch in own]) if own else None for key in keys}
+    return {key: in_order(values, np.arange(count), block) for key, values in joined.items()}
+
+
+def _features_of_all(own: list[list[Tensor]], subject: Subject, kept: np.ndarray, block: int) -> dict[str, np.ndarray]:
+    """The kept features of all processes by layer, in the order of the kept rows."""
+    joined = [torch.cat(parts).numpy() for parts in zip(*own, strict=True)] if own else [None] * len(subject.layers)
+    return {layer: in_order(values, kept, block) for layer, values in zip(subject.layers, joined, strict=True)}
 
 
 @contextmanager

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-__all__ = ["quantized"]
+from ec_hf.auditing.forward import features_of
+from ec_hf.auditing.measures.outputs import mean_over_images
+from ec_hf.auditing.question import Question, drawn_evenly
+from ec_hf.auditing.report import Measurement
+from ec_hf.auditing.subjects import Subject
+
+__all__ = ["int8_accuracies", "quantized"]
 
 ROUNDED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+INT8_IMAGES = 1000
 
 
 def quantized(model: PreTrainedModel, bits: int = 8) -> PreTrainedModel:
@@ -22,7 +30,7 @@ def quantized(model: PreTrainedModel, bits: int = 8) -> PreTrainedModel:
 
     Args:
         model: any model; it stays as it is.
-        bits: of a weight, from 2 to 16.
+        bits: bits of a weight, from 2 to 16.
 
     Raises:
         ValueError: for bits outside 2..16.
@@ -37,3 +45,23 @@ def quantized(model: PreTrainedModel, bits: int = 8) -> PreTrainedModel:
             step = step.clamp_min(torch.finfo(torch.float32).tiny).view(-1, *[1] * (weight.dim() - 1))
             weight.copy_((weight.float() / step).round() * step)
     return model
+
+
+def int8_accuracies(question: Question, subjects: Mapping[str, Subject]) -> list[Measurement]:
+    """Accuracy of the unlearned models on forgotten test images after their weights were rounded to 8 bits.
+
+    Args:
+        question: what is asked.
+        subjects: the models by name.
+    """
+    labels = question.labels["forget_test"]
+    chosen = drawn_evenly(INT8_IMAGES, labels, question.seed)
+    images = question.splits["forget_test"].select(chosen)
+    measurements = []
+    for name in question.unlearned:
+        rounded = {name: Subject(quantized(subjects[name].model, bits=8), subjects[name].collator)}
+        logits = features_of(rounded, images, batch_size=question.settings.batch_size)[name]
+        hits = logits.argmax(1) == labels[chosen]
+        fields = {"split": "forget_test", "chance": 1 / logits.shape[1]}
+        measurements.append(mean_over_images("accuracy_int8", name, hits, question.seed, **fields))
+    return measurements

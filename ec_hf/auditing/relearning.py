@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import ConcatDataset, DataLoader
 from transformers import PreTrainedModel
 
-from ec_hf.auditing.report import RelearningCurve
+from ec_hf.auditing.question import Question, drawn_evenly
+from ec_hf.auditing.report import Measurement, RelearningCurve
+from ec_hf.auditing.subjects import Subject
+from ec_hf.distributed import spread
+from ec_hf.metrics import relearning_area
 from ec_hf.models.points import describe_hidden_states, hidden_state_kwargs, image_shape, take
 
-__all__ = ["STEPS", "head_parameters", "relearn"]
+__all__ = ["STEPS", "head_parameters", "relearn", "relearning_curves"]
 
 STEPS = (0, 1, 2, 4, 8, 16, 32, 64)
 LEARNING_RATES = {"head": 1e-2, "full": 1e-4}
+IMAGES, HELD_OUT = 48, 300
 
 
 def head_parameters(model: PreTrainedModel) -> list[str]:
@@ -78,40 +85,25 @@ def relearn(
         steps: after which optimiser steps accuracy is measured, ascending from 0.
         learning_rate: 1e-2 for "head" and 1e-4 for "full" if left out.
         batch_size: images a step; at most the whole sample.
-        seed: of the order of the sample.
-        name: of the model in the report.
+        seed: seed of the order of the sample.
+        name: name of the model in the report.
 
     Raises:
         ValueError: for an empty dataset, another mode, steps that do not ascend from 0, a model whose labels do not
             reach those of the images (a class that was dropped cannot be relearnt), or a loss that is not finite
             (a class whose logit was masked).
     """
-    if mode not in LEARNING_RATES:
-        raise ValueError(f'mode={mode!r}: expected "head" or "full"')
     steps = [int(step) for step in steps]
-    if not steps or steps[0] != 0 or any(after <= before for before, after in pairwise(steps)):
-        raise ValueError(f"steps={steps}: expected steps that ascend from 0")
-    if batch_size < 1 or not len(sample) or not len(held_out):
-        raise ValueError(
-            f"{len(sample)} images to fine-tune on, {len(held_out)} held out, batches of {batch_size}: expected at "
-            "least one of each"
-        )
+    _check(mode, steps, batch_size, sample, held_out)
     learning_rate = LEARNING_RATES[mode] if learning_rate is None else learning_rate
-    model = copy.deepcopy(model).eval().requires_grad_(mode == "full")
-    if mode == "head":
-        wanted = set(head_parameters(model))
-        for each, parameter in model.named_parameters():
-            parameter.requires_grad_(each in wanted)
+    model = _trainable_copy(model, mode)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=0.0)
     generator = torch.Generator().manual_seed(seed)
     loader = DataLoader(sample, batch_size=batch_size, shuffle=True, generator=generator, collate_fn=collator)
     tests = DataLoader(held_out, batch_size=batch_size, collate_fn=collator)
-    accuracy, batches = [_accuracy(model, tests)], iter(loader)
-    for step in range(1, steps[-1] + 1):
-        if (batch := next(batches, None)) is None:
-            batches = iter(loader)
-            batch = next(batches)
+    accuracy = [_accuracy(model, tests)]
+    for step, batch in zip(range(1, steps[-1] + 1), _again_and_again(loader), strict=False):
         pixels, labels = _on_device(batch, model)
         loss = nn.functional.cross_entropy(model(pixel_values=pixels).logits.float(), labels)
         if not torch.isfinite(loss):
@@ -134,6 +126,77 @@ def relearn(
         "parameters": sum(parameter.numel() for parameter in trained),
     }
     return RelearningCurve(model=name, mode=mode, steps=steps, accuracy=accuracy, settings=settings)
+
+
+def relearning_curves(
+    question: Question, subjects: Mapping[str, Subject]
+) -> tuple[list[RelearningCurve], list[Measurement], list[str]]:
+    """Fine-tunes copies of all models on a few forget images among as many retain images; asks held-out forget images.
+
+    Those are test images of the forgotten classes, or the other forgotten rows.
+
+    Args:
+        question: what is asked.
+        subjects: the models by name.
+
+    Returns:
+        The curves, the area under each, and notes on what could not be learnt.
+    """
+    labels, splits, seed = question.labels, question.splits, question.seed
+    few = drawn_evenly(IMAGES, labels["forget_train"], seed)
+    split = "forget_test" if question.whole_classes else "forget_train"
+    rest = np.arange(len(labels[split]))
+    if not question.whole_classes:
+        rest = np.setdiff1d(rest, few)
+    asked = rest[drawn_evenly(HELD_OUT, labels[split][rest], seed)]
+    if not len(few) or not len(asked):
+        return [], [], ["Relearning needs forgotten training images, and others of them to ask about."]
+    beside = drawn_evenly(len(few), labels["retain_train"], seed)
+    sample: ConcatDataset = ConcatDataset([splits["forget_train"].select(few), splits["retain_train"].select(beside)])
+    held_out = splits[split].select(asked)
+
+    def curve_or_note(name: str, mode: str) -> RelearningCurve | str:
+        subject = subjects[name]
+        try:
+            return relearn(subject.model, sample, held_out, subject.collator, mode=mode, seed=seed, name=name)
+        except ValueError as error:
+            return f"Relearning ({mode}) of {name}: {error}"
+
+    results = spread([partial(curve_or_note, name, mode) for mode in ("head", "full") for name in subjects])
+    curves = [result for result in results if isinstance(result, RelearningCurve)]
+    areas = [_area(curve, split, len(asked)) for curve in curves]
+    return curves, areas, [result for result in results if isinstance(result, str)]
+
+
+def _area(curve: RelearningCurve, split: str, count: int) -> Measurement:
+    area = relearning_area(curve.steps, curve.accuracy)
+    return Measurement("relearning_area", curve.model, area, split, count=count, note=curve.mode)
+
+
+def _check(mode: str, steps: Sequence[int], batch_size: int, sample: Any, held_out: Any) -> None:
+    if mode not in LEARNING_RATES:
+        raise ValueError(f'mode={mode!r}: expected "head" or "full"')
+    if not steps or steps[0] != 0 or any(after <= before for before, after in pairwise(steps)):
+        raise ValueError(f"steps={steps}: expected steps that ascend from 0")
+    if batch_size < 1 or not len(sample) or not len(held_out):
+        raise ValueError(
+            f"{len(sample)} images to fine-tune on, {len(held_out)} held out, batches of {batch_size}: expected at "
+            "least one of each"
+        )
+
+
+def _trainable_copy(model: PreTrainedModel, mode: str) -> PreTrainedModel:
+    """A copy in evaluation mode of which all parameters, or those of the head alone, take a gradient."""
+    model = copy.deepcopy(model).eval().requires_grad_(mode == "full")
+    for name in head_parameters(model) if mode == "head" else ():
+        model.get_parameter(name).requires_grad_(True)
+    return model
+
+
+def _again_and_again(loader: DataLoader) -> Iterator[dict[str, Tensor]]:
+    """The batches of a loader without end, shuffled anew each time round."""
+    while True:
+        yield from loader
 
 
 @torch.no_grad()

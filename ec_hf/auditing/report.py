@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from ec_hf.files import read_json, write_json
+
 __all__ = ["SCHEMA_VERSION", "AuditReport", "Measurement", "ModelInfo", "RelearningCurve", "Retrieval"]
 
 SCHEMA_VERSION = 1
-FORGET_SPLITS = ("forget_train", "forget_test")
 SPLITS = ("forget_train", "retain_train", "forget_test", "retain_test")
 
 
@@ -119,10 +119,10 @@ class AuditReport:
         relearning: curves, where they were asked for.
         retrievals: nearest images of a few forget images.
         embedding: t-SNE of pooled deepest features: {"labels": [...], "points": {model: [[x, y], ...]}}; label ids.
-        settings: of the audit: sample sizes, seed, pooling, modes.
+        settings: settings of the audit: sample sizes, seed, pooling, modes.
         seconds: wall time by part.
-        versions: of the packages.
-        schema_version: of this layout.
+        versions: versions of the packages.
+        schema_version: version of this layout.
     """
 
     models: dict[str, ModelInfo] = field(default_factory=dict)
@@ -144,16 +144,16 @@ class AuditReport:
     def find(self, metric: str | None = None, **wanted: Any) -> Iterator[Measurement]:
         """The measurements whose fields equal those given; a field that is not given may be anything."""
         wanted |= {"metric": metric} if metric else {}
-        return (each for each in self.measurements if all(getattr(each, k) == v for k, v in wanted.items()))
+        return (row for row in self.measurements if all(getattr(row, k) == v for k, v in wanted.items()))
 
     def value(self, metric: str, **wanted: Any) -> float | None:
         """The value of the first measurement that `find` gives; None where there is none."""
-        return next((each.value for each in self.find(metric, **wanted)), None)
+        return next((row.value for row in self.find(metric, **wanted)), None)
 
     def profile(self, metric: str, **wanted: Any) -> dict[str, float | None]:
         """Layer -> value of a layer-wise metric, shallow to deep, for the layers where it was measured."""
-        found = {each.layer: each.value for each in self.find(metric, **wanted)}
-        return {layer: found[layer] for layer in [*self.layers, "logits"] if layer in found}
+        values = {row.layer: row.value for row in self.find(metric, **wanted)}
+        return {layer: values[layer] for layer in [*self.layers, "logits"] if layer in values}
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain JSON values; empty fields of a measurement are left out."""
@@ -186,9 +186,8 @@ class AuditReport:
         return cls(**{**data, **parts, "models": models})
 
     def save(self, path: str | Path) -> None:
-        """Writes the report as JSON; NaN and infinity are refused, for they are not JSON."""
-        text = json.dumps(self.to_dict(), indent=1, allow_nan=False)
-        Path(path).write_text(text + "\n", encoding="utf-8")
+        """Writes the report as JSON, whole or not at all; NaN and infinity are refused, for they are not JSON."""
+        write_json(path, self.to_dict(), indent=1)
 
     @classmethod
     def load(cls, path: str | Path) -> AuditReport:
@@ -197,7 +196,8 @@ class AuditReport:
         Raises:
             ValueError: the file is no JSON or no report of this schema version.
         """
+        content = read_json(path)
         try:
-            return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
+            return cls.from_dict(content)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:  # what computes is imported when an audit starts, so that a command line answers at once
-    pass
+from typing import Any
 
 __all__ = ["AuditSettings"]
 

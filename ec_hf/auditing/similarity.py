@@ -12,6 +12,7 @@ import torch
 from accelerate import PartialState
 from torch import Tensor
 
+from ec_hf.auditing.collected import CKAByLayer
 from ec_hf.distributed import from_all
 from ec_hf.metrics import BatchedCKA, CKAStream
 
@@ -72,11 +73,11 @@ class Similarity:
             except ValueError:
                 self._undefined.add((pair, i))
 
-    def values(self) -> dict[str, dict[tuple[str, str], dict[str, tuple[float | None, str | None]]]]:
+    def values(self) -> dict[str, dict[tuple[str, str], CKAByLayer]]:
         """Over all processes: metric -> (model, reference) -> layer of the model -> value, or None and why."""
         broken, undefined = set(from_all(list(self._broken))), set(from_all(list(self._undefined)))
         streams = [_merged(stream) for stream, _ in self._streams]
-        found: dict[str, dict[tuple[str, str], dict[str, tuple[float | None, str | None]]]] = {}
+        values: dict[str, dict[tuple[str, str], CKAByLayer]] = {}
         for (pair, i), place in self._place.items():
             lost = (pair[0], i) in broken or (pair[1], self._partner[pair][i]) in broken
             layer = self._layers[pair[0]][i]
@@ -84,9 +85,9 @@ class Similarity:
             if self._batched:
                 computed["linear_cka_uuef"] = partial(self._batch_mean, (pair, i), (pair, i) in undefined)
             for metric, compute in computed.items():
-                value = (None, NOT_FINITE) if lost else _or_reason(compute)
-                found.setdefault(metric, {}).setdefault(pair, {})[layer] = value
-        return found
+                of_pair = values.setdefault(metric, {}).setdefault(pair, {})
+                of_pair[layer] = (None, NOT_FINITE) if lost else _or_reason(compute)
+        return values
 
     def _batch_mean(self, key: tuple[tuple[str, str], int], undefined: bool) -> float:
         """The mean over the batches of all processes, each of which had whole batches."""

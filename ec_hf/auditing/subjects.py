@@ -1,13 +1,12 @@
-"""What an audit looks at, checked before it starts: models that can be compared, images that they can see."""
+"""The models under audit, checked before it starts: that they can be compared, and can see the images."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import ceil
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,22 +20,11 @@ from ec_hf.models.inputs import ImageCollator, collator_for
 from ec_hf.models.loading import load_model, new_like
 from ec_hf.models.points import SupervisionPoint, describe_hidden_states, hidden_state_kwargs, pool, take
 
-__all__ = [
-    "Subject",
-    "choose_rows",
-    "info",
-    "labels_of",
-    "load_models",
-    "random_init",
-    "stratified_rows",
-    "subjects_of",
-]
+__all__ = ["Loaded", "Subject", "class_names_of", "info", "labels_of", "load_models", "random_init", "subjects_of"]
 
 RESERVED = ("original", "retrained", "random_init")
-FORGET_SAMPLE = 300
-"""Images of the forgotten classes that keep their features, where there are so many: intervals need them."""
-LEAST_PER_CLASS = 5
 RANDOM_INIT = 0x5EED_F100
+"""Added to the seed of random weights, so that they are not those that training from the same seed began with."""
 
 
 @dataclass
@@ -64,23 +52,61 @@ class Subject:
         output = self.model(pixel_values=pixels.to(self.model.device, self.model.dtype), **kwargs)
         states = output.hidden_states if self.points else ()
         features = [pool(take(states, point), point, pooling) for point in self.points]
-        return [each.float() for each in (*features, output.logits)]
+        return [layer.float() for layer in (*features, output.logits)]
+
+
+class Loaded(NamedTuple):
+    """A model as it was loaded.
+
+    Attributes:
+        model: the classifier.
+        processor: its image processor; None for images that hold ``pixel_values``.
+        info: who it is.
+    """
+
+    model: PreTrainedModel
+    processor: Any
+    info: ModelInfo
 
 
 def load_models(
-    original: Any, unlearned: Any, retrained: Any = None
-) -> tuple[dict[str, PreTrainedModel], dict[str, Any], dict[str, ModelInfo]]:
-    """The models by name, the image processors that came with them, and who they are; all fit to be compared.
+    original: Any, unlearned: Any, retrained: Any = None, *, processor: Any = None, seed: int = 0
+) -> dict[str, Loaded]:
+    """The models by name, all fit to be compared; without a retrained one, a model of random weights joins.
+
+    A model has the processor that is given for it, else the one that came with it, else that of another model.
 
     Args:
         original: a model, or a Hub id, folder or timm name.
         unlearned: the same, or several of them by name.
         retrained: the same, or None.
+        processor: image processor of all models, or of some by name.
+        seed: seed of the random weights.
 
     Raises:
         TypeError: for something that is neither a `PreTrainedModel` nor a name.
-        ValueError: for names that are reserved, weights that are not finite, and label sets that differ.
+        ValueError: for names that are reserved, weights that are not finite, label sets that differ, and processors of
+            models that are not there.
     """
+    models: dict[str, PreTrainedModel] = {}
+    infos: dict[str, ModelInfo] = {}
+    own_processors: dict[str, Any] = {}
+    for name, given in _named(original, unlearned, retrained).items():
+        by_name = isinstance(given, (str, Path))
+        models[name], own_processors[name] = (given, None) if isinstance(given, PreTrainedModel) else load_model(given)
+        infos[name] = info(models[name], name if name in RESERVED else "unlearned", by_name=by_name)
+        _check_finite(name, models[name])
+        _check_labels(name, models[name], models["original"])
+    processors = _processors(own_processors, processor)
+    loaded = {name: Loaded(model, processors[name], infos[name]) for name, model in models.items()}
+    if retrained is None:
+        floor = random_init(models["original"], seed)
+        loaded["random_init"] = Loaded(floor, processors["original"], info(floor, "floor"))
+    return loaded
+
+
+def _named(original: Any, unlearned: Any, retrained: Any) -> dict[str, PreTrainedModel | str | Path]:
+    """What was given for the models, by their names in the report."""
     several = dict(unlearned) if isinstance(unlearned, Mapping) else {"unlearned": unlearned}
     if not several or (taken := [name for name in several if name in RESERVED]):
         problem = f"the name {taken[0]!r} is taken" if several else "it is empty"
@@ -90,14 +116,17 @@ def load_models(
         if not isinstance(model, (PreTrainedModel, str, Path)):
             hint = "; a bare timm model is loaded by its name" if isinstance(model, nn.Module) else ""
             raise TypeError(f"{name}: expected a PreTrainedModel or its name, got {type(model).__name__}{hint}")
-    models, processors, infos = {}, {}, {}
-    for name, given in named.items():
-        by_name = not isinstance(given, PreTrainedModel)
-        models[name], processors[name] = load_model(given) if by_name else (given, None)
-        infos[name] = info(models[name], name if name in RESERVED else "unlearned", by_name=by_name)
-        _check_finite(name, models[name])
-        _check_labels(name, models[name], models["original"])
-    return models, {name: each for name, each in processors.items() if each is not None}, infos
+    return named
+
+
+def _processors(own: Mapping[str, Any], given: Any) -> dict[str, Any]:
+    """The image processor of each model: the one given for it, else its own, else the first there is."""
+    chosen = dict(given) if isinstance(given, Mapping) else dict.fromkeys(own, given)
+    if unknown := [name for name in chosen if name not in own]:
+        raise ValueError(f"processor: there is no model {unknown[0]!r}; there are {list(own)}")
+    known = {name: each for name, each in (*own.items(), *chosen.items()) if each is not None}
+    first = next(iter(known.values()), None)
+    return {name: known.get(name, first) for name in own}
 
 
 def info(model: PreTrainedModel, role: str, *, by_name: bool = False) -> ModelInfo:
@@ -124,8 +153,7 @@ def random_init(model: PreTrainedModel, seed: int) -> PreTrainedModel:
 
 
 def subjects_of(
-    models: Mapping[str, PreTrainedModel],
-    processors: Mapping[str, Any],
+    loaded: Mapping[str, Loaded],
     splits: Mapping[str, Dataset],
     *,
     pooling: str = "all",
@@ -135,8 +163,7 @@ def subjects_of(
     """Finds out, on one image, how each model is run; models whose processors do the same share a collator.
 
     Args:
-        models: by name, "original" among them.
-        processors: image processors by name of the model; a model without one uses the first there is.
+        loaded: the models by name, "original" among them.
         splits: datasets, at least one of them with a row.
         pooling: see `ec_hf.models.points.pool`.
         image_column: as for `ec_hf.models.inputs.collator_for`.
@@ -150,26 +177,40 @@ def subjects_of(
     """
     filled = {name: split for name, split in splits.items() if len(split)}
     example = next(iter(filled.values()))[0]
-    collators: dict[str, ImageCollator] = {}
+    shared: dict[str, ImageCollator] = {}
     subjects: dict[str, Subject] = {}
-    notes: list[str] = []
-    for name, model in models.items():
-        processor = processors.get(name, next(iter(processors.values()), None))
+    for name, (model, processor, _) in loaded.items():
         collator = collator_for(model, processor, filled, image_column=image_column, label_column=label_column)
         described = processor.to_dict() if hasattr(processor, "to_dict") else id(processor)
         key = json.dumps([described, collator.num_channels], sort_keys=True, default=str)
-        collator = collators.setdefault(key, collator)
-        pixels = collator([example])["pixel_values"]
-        subjects[name] = Subject(model, collator, _points(name, model, pixels, notes))
-        if pooling == "cls" and (bare := [point for point in subjects[name].points if not point.prefix]):
+        collator = shared.setdefault(key, collator)
+        points = _points(name, model, collator([example])["pixel_values"])
+        subjects[name] = Subject(model, collator, points)
+        if pooling == "cls" and (bare := [point for point in points if not point.prefix]):
             raise ValueError(f"pooling='cls': {bare[0]} of {name!r} has no CLS token; use 'all' or 'mean'")
+    return subjects, _limits(subjects)
+
+
+def _limits(subjects: Mapping[str, Subject]) -> list[str]:
+    """In words, what cannot be measured of the models, or not in the same way."""
+    notes = [
+        f"{name}: {type(subject.model).__name__} returns no hidden states, so only its output is measured."
+        for name, subject in subjects.items()
+        if not subject.points
+    ]
     depths = {name: len(subject.points) for name, subject in subjects.items()}
     if len({depth for depth in depths.values() if depth}) > 1:
         counts = ", ".join(f"{name} {depth}" for name, depth in depths.items())
         notes.append(f"Models of different depth (hidden states: {counts}): CKA compares the nearest relative depth.")
-    if len(collators) > 1:
+    if len({id(subject.collator) for subject in subjects.values()}) > 1:
         notes.append("The models have different image processors: each sees the images as its own prepares them.")
-    return subjects, notes
+    return notes
+
+
+def class_names_of(model: PreTrainedModel) -> list[str]:
+    """Names of a model's classes in the order of their label ids."""
+    names = {int(k): str(name) for k, name in (model.config.id2label or {}).items()}
+    return [names[k] for k in sorted(names)]
 
 
 def labels_of(dataset: Dataset, collator: ImageCollator, label_column: str | None = None) -> np.ndarray:
@@ -179,51 +220,8 @@ def labels_of(dataset: Dataset, collator: ImageCollator, label_column: str | Non
     return np.array([value if ids is None else ids[value] for value in values], dtype=np.int64)
 
 
-def stratified_rows(labels: np.ndarray, quota: int | Mapping[int, int], seed: int) -> np.ndarray:
-    """Ascending rows of which no class has more than its quota, drawn at random.
-
-    Args:
-        labels: `(n,)` label ids.
-        quota: rows a class, the same for all or by label id.
-        seed: of the draw.
-    """
-    order = np.random.default_rng(seed).permutation(len(labels))
-    order = order[np.argsort(labels[order], kind="stable")]
-    classes, starts, counts = np.unique(labels[order], return_index=True, return_counts=True)
-    wanted = [quota if isinstance(quota, int) else quota.get(int(k), 0) for k in classes]
-    place = np.arange(len(labels)) - np.repeat(starts, counts)
-    return np.sort(order[place < np.repeat(np.asarray(wanted, dtype=int), counts)])
-
-
-def choose_rows(
-    labels: Mapping[str, np.ndarray], classes: Sequence[int], sizes: Mapping[str, int], seed: int
-) -> tuple[dict[str, np.ndarray], int]:
-    """The rows of each split that keep their features, chosen from labels alone.
-
-    Each class has the same share of `sizes`, at least five rows; forgotten classes have more where they are few.
-
-    Args:
-        labels: label ids by split ("forget_train", ...).
-        classes: label ids that are forgotten as a whole.
-        sizes: about how many rows of "train" and of "test".
-        seed: of the draw.
-
-    Returns:
-        Ascending rows by split; and how many training rows of a class a balanced bank may hold.
-    """
-    rows, quotas = {}, {}
-    for part, size in sizes.items():
-        present = np.unique(np.concatenate([labels[f"forget_{part}"], labels[f"retain_{part}"]]))
-        quotas[part] = max(LEAST_PER_CLASS, ceil(size / max(len(present), 1)))
-        more = max(quotas[part], ceil(FORGET_SAMPLE / max(len(classes), 1)))
-        for half in ("forget", "retain"):
-            wanted = {int(k): more if k in classes else quotas[part] for k in present}
-            rows[f"{half}_{part}"] = stratified_rows(labels[f"{half}_{part}"], wanted, seed)
-    return rows, quotas["train"]
-
-
-def _points(name: str, model: PreTrainedModel, pixels: Tensor, notes: list[str]) -> list[SupervisionPoint]:
-    """The hidden states of a model, after a trial on one image; none, with a note, where it returns none."""
+def _points(name: str, model: PreTrainedModel, pixels: Tensor) -> list[SupervisionPoint]:
+    """The hidden states of a model, after a trial on one image; none where it returns none."""
     shape = tuple(pixels.shape[1:])
     try:
         with torch.inference_mode():
@@ -236,7 +234,6 @@ def _points(name: str, model: PreTrainedModel, pixels: Tensor, notes: list[str])
     try:
         return describe_hidden_states(model, shape)  # type: ignore[arg-type]
     except (ValueError, TypeError, IndexError, AttributeError):
-        notes.append(f"{name}: {type(model).__name__} returns no hidden states, so only its output is measured.")
         return []
 
 

@@ -12,6 +12,7 @@ from datasets.exceptions import DatasetNotFoundError
 from PIL import Image as PILImage
 
 from ec_hf.data.columns import find_label_column, read_column
+from ec_hf.data.sampling import held_out_rows
 from ec_hf.files import first_line, local_folder
 
 __all__ = ["load_images", "mnist5k", "train_and_test"]
@@ -74,7 +75,7 @@ def train_and_test(
         splits: datasets by split name, as from `load_images`; "train", or the only one, is the training part.
         label_column: the label column (`ClassLabel`, integers or text).
         test_size: share of each class that is held out.
-        seed: chooses the rows that are held out.
+        seed: seed of the random draw of the rows that are held out.
 
     Raises:
         ValueError: none of several splits is train, or `test_size` leaves one part empty.
@@ -121,19 +122,6 @@ def _has_labels(dataset: Dataset, label_column: str) -> bool:
     return label_column in dataset.column_names and any(
         label not in (None, -1) for label in read_column(dataset, label_column).unique().to_pylist()
     )
-
-
-def held_out_rows(labels: np.ndarray, test_size: float, seed: int) -> np.ndarray:
-    """Marks a random share of the rows of each class: rounded, but at least one and never all where there are two."""
-    if not 0 < test_size < 1:
-        raise ValueError(f"test_size is a share between 0 and 1, got {test_size}")
-    _, codes, counts = np.unique(labels, return_inverse=True, return_counts=True)
-    order = np.lexsort((np.random.default_rng(seed).random(len(labels)), codes))
-    place = np.arange(len(labels)) - np.repeat(counts.cumsum() - counts, counts)
-    wanted = np.clip(np.rint(counts * test_size).astype(int), counts > 1, counts - 1)
-    held_out = np.zeros(len(labels), dtype=bool)
-    held_out[order] = place < np.repeat(wanted, counts)
-    return held_out
 
 
 def _png(image: np.ndarray) -> bytes:

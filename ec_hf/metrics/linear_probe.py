@@ -26,8 +26,10 @@ def linear_probe(
     """Accuracy, on the test rows of some classes, of a multinomial logistic regression over all classes.
 
     The probe decides among all classes: between the forgotten ones alone even poor features do well. Features are
-    standardised by the training rows. The objective is scikit-learn's, `½ ‖W‖² + c · Σ cross-entropy` with a free
-    intercept, so the converged probe is that of `LogisticRegression(C=c)`.
+    standardised by the training rows. The objective is `½ ‖W‖² + c · Σ cross-entropy` with a row of W for each class
+    and a free intercept. The converged probe is that of scikit-learn's `LogisticRegression(C=c)` for three classes and
+    more. For two it is that of `LogisticRegression(C=2c)`: scikit-learn then has one row, the difference of the two
+    here, and penalises it twice as much.
 
     Args:
         train_x: Features `(n, p)`, tensor or array; fitted in float32.

@@ -63,9 +63,11 @@ def _linear_probe(
     is_train: np.ndarray,
     *,
     classes: list[int] | None = None,
-    c: float = 0.01,
+    c: float = 0.1,
 ) -> float:
-    return metrics.linear_probe(features[is_train], labels[is_train], features[~is_train], labels[~is_train], classes)
+    return metrics.linear_probe(
+        features[is_train], labels[is_train], features[~is_train], labels[~is_train], classes, c=c
+    )
 
 
 def _knn(

@@ -12,6 +12,8 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
+from typing import TypeVar
 
 import datasets
 import numpy as np
@@ -26,8 +28,9 @@ from ec_hf.auditing.audit import audit
 from ec_hf.auditing.subjects import Subject
 from ec_hf.data.splitting import four_splits
 from ec_hf.models.inputs import ImageCollator
-from ec_hf.models.points import SupervisionPoint, describe_hidden_states
+from ec_hf.models.points import describe_hidden_states
 
+Result = TypeVar("Result")
 SHAPES = {
     "small": {"image_size": 224, "patch_size": 16, "hidden_size": 384, "num_hidden_layers": 12},
     "tiny": {"image_size": 28, "patch_size": 7, "num_channels": 1, "hidden_size": 96, "num_hidden_layers": 10},
@@ -145,19 +148,24 @@ def gram_cka(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     return (k * m).sum() / (k.norm() * m.norm())
 
 
-def seconds(run: Callable[[], object]) -> float:
+def timed(run: Callable[[], Result]) -> tuple[float, Result]:
+    """Seconds of processor time, and what the run returns."""
     start = time.process_time()
-    run()
-    return time.process_time() - start
+    result = run()
+    return time.process_time() - start, result
 
 
-def main() -> None:
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=list(SHAPES), default="small")
     parser.add_argument("--images", type=int, default=300, help="two thirds of them for training")
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--only_audit", action="store_true", help="leave out the per-metric passes and UUEF's way")
-    arguments = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = parse_arguments()
     datasets.disable_progress_bars()
     torch.set_num_threads(1)
 
@@ -175,41 +183,35 @@ def main() -> None:
     )
     request = ForgetRequest(classes=FORGOTTEN)
     collator = ImageCollator(processor, num_channels=channels)
-    points: list[SupervisionPoint] = describe_hidden_states(models["original"])
+    points = describe_hidden_states(models["original"])
     subjects = {name: Subject(model, collator, points) for name, model in models.items()}
     passes = Passes(subjects, four_splits(train, test, request), arguments.batch_size)
-
-    reports = []
-
-    def whole() -> None:
-        reports.append(
-            audit(
-                models["original"],
-                models["unlearned"],
-                retrained=models["retrained"],
-                train=train,
-                test=test,
-                request=request,
-                processor=processor,
-                batch_size=arguments.batch_size,
-            )
-        )
+    whole = partial(
+        audit,
+        **models,
+        train=train,
+        test=test,
+        request=request,
+        processor=processor,
+        batch_size=arguments.batch_size,
+    )
 
     next(iter(passes.batches("retain_test")))  # what is imported at the first use is no cost of either
-    bare = [seconds(passes.bare)]
-    runs = {"the whole audit": whole}
+    first, _ = timed(passes.bare)
+    in_audit, report = timed(whole)
+    rows = {"the whole audit": in_audit}
     if not arguments.only_audit:
-        runs |= {"one pass for each metric": passes.per_metric, "CKA alone, in UUEF's way": passes.uuef}
-    found = {name: seconds(run) for name, run in runs.items()}
-    bare.append(seconds(passes.bare))
-    base = sum(bare) / len(bare)
+        rows["one pass for each metric"], _ = timed(passes.per_metric)
+        rows["CKA alone, in UUEF's way"], _ = timed(passes.uuef)
+    last, _ = timed(passes.bare)
+    bare = (first + last) / 2
     print(
         f"{arguments.model}, {arguments.images} images, three models; seconds of one thread, and times the bare passes"
     )
-    print(f"  {'bare forward passes':<28} {base:8.1f}   (first {bare[0]:.1f}, last {bare[1]:.1f})")
-    for name, value in found.items():
-        print(f"  {name:<28} {value:8.1f}   {value / base:5.2f} x")
-    print(f"  parts of the audit, wall time: {reports[0].seconds}; {len(reports[0].measurements)} measurements")
+    print(f"  {'bare forward passes':<28} {bare:8.1f}   (first {first:.1f}, last {last:.1f})")
+    for name, value in rows.items():
+        print(f"  {name:<28} {value:8.1f}   {value / bare:5.2f} x")
+    print(f"  parts of the audit, wall time: {report.seconds}; {len(report.measurements)} measurements")
 
 
 if __name__ == "__main__":

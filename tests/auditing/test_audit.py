@@ -159,7 +159,7 @@ def test_what_is_kept_of_features_does_not_grow_with_the_data(monkeypatch):
 
     collect = auditing.collect
     monkeypatch.setattr(auditing, "collect", remember)
-    monkeypatch.setattr("ec_hf.auditing.subjects.FORGET_SAMPLE", 12)
+    monkeypatch.setattr("ec_hf.auditing.question.FORGET_SAMPLE", 12)
     run(train=100, test=50, train_sample=25, test_sample=25)
     assert kept["forget_train"]["hidden_states.4"] == (12, 32)
     assert kept["retain_train"]["logits"] == (15, 5)
@@ -295,10 +295,12 @@ def test_a_model_without_hidden_states_is_measured_by_its_output():
 def test_values_that_overflow_on_some_images_become_none_with_a_note():
     model = LogitsOnly(transformers.PretrainedConfig(**LABELS), scale=3e38)
     model.linear.weight.data *= 100
-    report = run(unlearned=model)
-    found = next(report.find("confidence", model="unlearned", split="forget_test"))
-    assert found.value is None
-    assert "not finite" in found.note
+    report = run(unlearned=model, downstream=make_images(30, seed=2))
+    for wanted in ({"metric": "confidence", "split": "forget_test"}, {"metric": "knn_downstream"}):
+        found = next(report.find(model="unlearned", **wanted))
+        assert found.value is None
+        assert "not finite" in found.note
+    assert report.value("knn_downstream", model="original") is not None
     assert next(report.find("linear_cka", model="unlearned", layer="logits")).value is None
 
 
@@ -322,8 +324,8 @@ def test_models_may_have_processors_of_their_own():
 
 
 def test_what_is_asked_for_is_measured_too(whole, monkeypatch):
-    monkeypatch.setattr("ec_hf.measure.infonce", partial(infonce, trials=1, steps=20))
-    monkeypatch.setattr("ec_hf.auditing.relearn", partial(relearn, steps=(0, 1, 4)))
+    monkeypatch.setattr("ec_hf.auditing.measures.probes.infonce", partial(infonce, trials=1, steps=20))
+    monkeypatch.setattr("ec_hf.auditing.relearning.relearn", partial(relearn, steps=(0, 1, 4)))
     downstream = make_images(30, seed=2).rename_column("label", "kind").cast_column("kind", Value("int64"))
     downstream = downstream.map(lambda row: {"kind": row["kind"] + 70}).rename_column("kind", "labels")
     models = {"ec": whole.models["unlearned"]}
@@ -451,13 +453,14 @@ SWAPPED = {"id2label": {0: "bee", 1: "ant", 2: "cat", 3: "dog", 4: "elk"}}
             "no image to forget",
         ),
         ({"batch_size": lambda: 0}, ValueError, "batch_size must be at least 1"),
+        ({"downstream": lambda: make_images(4)}, ValueError, "at least five rows"),
         ({"pooling": lambda: "max"}, ValueError, "pooling='max'"),
         ({"pooling": lambda: "cls", "original": lambda: make_model("ResNet")}, ValueError, "no CLS token"),
         ({"colour": lambda: 1}, TypeError, "colour"),
     ],
 )
 def test_wrong_input_is_refused_before_the_pass(monkeypatch, kwargs, error, message):
-    monkeypatch.setattr("ec_hf.auditing.collect", lambda *args, **kwargs: pytest.fail("the pass has begun"))
+    monkeypatch.setattr("ec_hf.auditing.run.collect", lambda *args, **kwargs: pytest.fail("the pass has begun"))
     with pytest.raises(error, match=message):
         run(**{name: make() for name, make in kwargs.items()})
 

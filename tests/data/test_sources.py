@@ -130,7 +130,8 @@ def test_hub_and_timm_names_load_from_the_hub_with_their_commit(vit_folder, tmp_
         (cached.parent / "snapshots").mkdir()
         (cached.parent / "snapshots" / commit).symlink_to(folder)
     script = """
-from ec_hf.models.loading import load_images, load_model
+from ec_hf.data.sources import load_images
+from ec_hf.models.loading import load_model
 for name in ("some/vit", "test_vit", "test_vit.r160_in1k", "timm/test_vit"):
     model, processor = load_model(name)
     print(type(model).__name__, processor is not None, model.config._commit_hash)

@@ -44,7 +44,7 @@ def matched(scores, higher=True):
     return metrics.membership_auc(scores[:30][ROWS_OF[0]], scores[30:][ROWS_OF[1]], higher)
 
 
-OPTIONS = {"forgotten": [1], "classes": [1, 2], "k": 3, "trials": 1, "steps": 20, "batch_size": 20}
+OPTIONS = {"forgotten": [1], "classes": [1, 2], "k": 3, "c": 1e-4, "trials": 1, "steps": 20, "batch_size": 20}
 EXPECTED = {
     "accuracy": lambda: metrics.hits(LOGITS, LABELS).mean(),
     "accuracy_masked": lambda: metrics.masked_hits(LOGITS, LABELS, [1]).mean(),
@@ -58,7 +58,7 @@ EXPECTED = {
     "knn": lambda: metrics.knn(*SPLIT, 3, [1, 2]),
     "linear_cka": lambda: metrics.linear_cka(*PAIR),
     "linear_cka_uuef": lambda: metrics.linear_cka(*PAIR, mode="uuef", batch_size=20),
-    "linear_probe": lambda: metrics.linear_probe(*SPLIT, [1, 2]),
+    "linear_probe": lambda: metrics.linear_probe(*SPLIT, [1, 2], c=1e-4),
     "mia_confidence": lambda: matched(metrics.confidence(LOGITS)),
     "mia_loss": lambda: matched(metrics.loss(LOGITS, LABELS), False),
     "split_half_cka": lambda: metrics.split_half_cka(TABLE["features"]),
@@ -130,6 +130,15 @@ def test_options_reach_the_function_and_unknown_ones_are_refused(load):
         ValueError, match=r"linear_cka has no options \['unbiased'\]: it has \['batch_size', 'debiased'"
     ):
         load("linear_cka").compute(**pair, unbiased=True)
+
+
+def test_the_penalty_of_the_probe_is_that_of_the_function_where_it_is_given_and_where_not(load):
+    columns = {name: TABLE[name] for name in MODULES["linear_probe"][1]}
+    expected = {c: metrics.linear_probe(*SPLIT, c=c) for c in (1e-4, 10.0)}
+    assert expected[1e-4] != expected[10.0]
+    for c, value in expected.items():
+        assert load("linear_probe").compute(**columns, c=c) == {"linear_probe": value}
+    assert load("linear_probe").compute(**columns) == {"linear_probe": metrics.linear_probe(*SPLIT)}
 
 
 def test_errors_of_the_functions_come_through():

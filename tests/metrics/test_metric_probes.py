@@ -44,6 +44,13 @@ def test_the_probe_agrees_with_logistic_regression(rows, width, c):
     assert linear_probe(train_x, train_y, test_x, test_y, [1, 3], c=c) == pytest.approx(of_forgotten, abs=0.02)
 
 
+@pytest.mark.parametrize("c", [0.001, 0.01, 0.1])
+def test_the_probe_of_two_classes_is_logistic_regression_at_twice_the_c(c):
+    train_x, train_y, test_x, test_y = blobs(200, 24, classes=2, apart=0.3)
+    hits = probe_hits(train_x, train_y, test_x, test_y, c=c, max_iterations=500)
+    assert (hits == (sklearn_probe(train_x, train_y, test_x, 2 * c) == test_y)).all()
+
+
 @pytest.mark.parametrize("apart", [0.3, 0.8, 2.0])
 def test_the_probe_is_within_half_a_point_of_the_converged_one(apart):
     data = blobs(1500, 64, classes=10, apart=apart)

@@ -1,0 +1,90 @@
+"""What the outputs show: accuracy, confidence, entropy, distances to the retrained model, confusion."""
+
+from __future__ import annotations
+
+from math import log
+from typing import Any
+
+import numpy as np
+
+from ec_hf.auditing.collected import BySplit
+from ec_hf.auditing.question import Question
+from ec_hf.auditing.report import Measurement
+from ec_hf.auditing.similarity import NOT_FINITE
+from ec_hf.metrics import bootstrap_mean
+
+__all__ = ["confusion", "mean_over_images", "output_means"]
+
+FIGURES = {"accuracy": "hit", "accuracy_masked": "hit_masked", "confidence": "confidence", "entropy": "entropy"}
+"""Metric -> figure of each image whose mean it is."""
+DISTANCES = ("js_divergence", "activation_distance", "agreement")
+
+
+def mean_over_images(metric: str, model: str, values: np.ndarray, seed: int, **fields: Any) -> Measurement:
+    """The mean of one value an image, with its bootstrap interval.
+
+    Args:
+        metric: name of the metric.
+        model: name of the model.
+        values: `(n,)`, numbers or booleans.
+        seed: seed of the bootstrap's random draws.
+        **fields: other fields of the `Measurement`.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    if not np.isfinite(values).all():
+        return Measurement(metric, model, None, count=len(values), note=NOT_FINITE, **fields)
+    low, high = bootstrap_mean(values, seed=seed)
+    return Measurement(metric, model, float(values.mean()), low=low, high=high, count=len(values), **fields)
+
+
+def output_means(collected: BySplit, question: Question) -> list[Measurement]:
+    """Accuracy as it is and with the forgotten logits masked, confidence, entropy, distances to the retrained model.
+
+    Args:
+        collected: what the pass collected.
+        question: what is asked.
+    """
+    rows = []
+    for split, shown in collected.items():
+        chances = _chances(split, question)
+        for model, figures in shown.outputs.items() if len(shown.labels) else ():
+            for metric, figure in FIGURES.items():
+                if figure in figures:
+                    fields = {"split": split, "chance": chances[metric]}
+                    rows.append(mean_over_images(metric, model, figures[figure], question.seed, **fields))
+            for metric in DISTANCES:
+                if metric in figures:
+                    fields = {"split": split, "reference": "retrained"}
+                    rows.append(mean_over_images(metric, model, figures[metric], question.seed, **fields))
+    return rows
+
+
+def confusion(collected: BySplit, question: Question) -> dict[str, dict[str, dict[str, int]]]:
+    """What forgotten test images are taken for: model -> true class -> predicted class -> images, most first.
+
+    Args:
+        collected: what the pass collected.
+        question: what is asked.
+    """
+    shown, names = collected["forget_test"], question.class_names
+    table: dict[str, dict[str, dict[str, int]]] = {}
+    for model, figures in shown.outputs.items() if len(shown.labels) else ():
+        for true in question.whole_classes:
+            predicted, counts = np.unique(figures["prediction"][shown.labels == true], return_counts=True)
+            if len(predicted):
+                order = np.argsort(-counts, kind="stable")
+                most_first = {names[predicted[k]]: int(counts[k]) for k in order}
+                table.setdefault(model, {})[names[true]] = most_first
+    return table
+
+
+def _chances(split: str, question: Question) -> dict[str, float]:
+    """What a model without any knowledge would get; the masked classes cannot be named at all."""
+    classes = len(question.class_names)
+    unmasked = classes - len(question.whole_classes)
+    return {
+        "accuracy": 1 / classes,
+        "accuracy_masked": 1 / unmasked if split.startswith("retain") and unmasked else 0.0,
+        "confidence": 1 / classes,
+        "entropy": log(classes),
+    }
