@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -34,6 +33,7 @@ def matrix(tmp_path_factory):
     make_model("ViT").save_pretrained(folder / "model")
     make_processor().save_pretrained(folder / "model")
     make_model("ViT", seed=1).save_pretrained(folder / "retrained")
+    make_processor().save_pretrained(folder / "retrained")
     case = {"dataset": str(folder / "data"), "model": str(folder / "model"), "retrained": str(folder / "retrained")}
     return {
         "cases": {"tiny": case | {"forget_classes": ["bee", "dog"]}},
@@ -141,13 +141,13 @@ def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been(compare, matrix, fi
 
 
 def test_seeds_and_methods_that_are_added_later_are_run_alone(compare, matrix, finished, monkeypatch):
-    before, erased = os.stat(finished / "tiny.jsonl").st_size, []
+    before, erased = (finished / "tiny.jsonl").stat().st_size, []
     original = compare.Bench.erase
     monkeypatch.setattr(compare.Bench, "erase", lambda self, *args: erased.append(args) or original(self, *args))
     more = matrix | {"methods": matrix["methods"] | {"esc": {"variants": ["alone"], "search": {"share": [0.05, 0.1]}}}}
     compare.main([written(finished, more), "--output_dir", str(finished), "--case", "tiny"])
     assert {args[0].objective for args in erased} == {"esc"}
-    assert os.stat(finished / "tiny.jsonl").st_size > before
+    assert (finished / "tiny.jsonl").stat().st_size > before
 
 
 BAD = [
