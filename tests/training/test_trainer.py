@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 from transformers import TrainerCallback, TrainingArguments
 
-from ec_hf import ECHeads, ECTrainer, ForgetRequest, objectives, split
+from ec_hf import ECHeads, ECTrainer, ForgetRequest, split
 from ec_hf.objectives import Objective, Part, Step
 from ec_hf.training.record import announcement, run_record
 from ec_hf.training.stopping import StoppingRule
@@ -453,8 +453,7 @@ def test_the_record_says_which_sets_are_used_and_which_one_is_added(tmp_path, ob
 
 
 @pytest.mark.parametrize("name", ["own_objective:Demote", "demote"])
-def test_the_example_of_an_own_objective_trains_by_path_and_by_name(tmp_path, monkeypatch, name):
-    monkeypatch.setattr(objectives, "_OBJECTIVES", dict(objectives._OBJECTIVES))
+def test_the_example_of_an_own_objective_trains_by_path_and_by_name(tmp_path, monkeypatch, own_registry, name):
     monkeypatch.syspath_prepend(Path(__file__).parents[2] / "recipes")
     monkeypatch.delitem(sys.modules, "own_objective", raising=False)
     if name == "demote":
