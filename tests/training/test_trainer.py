@@ -40,6 +40,8 @@ def test_training_changes_the_backbone_and_leaves_a_plain_checkpoint(tmp_path, f
     assert not any(path.suffix in {".bin", ".pt", ".pth", ".pkl"} for path in tmp_path.iterdir())
 
 
+@pytest.mark.slow
+@pytest.mark.launch
 def test_the_checkpoint_loads_where_the_package_cannot_be_imported(tmp_path):
     trainer = make_trainer(tmp_path)
     trainer.train()
