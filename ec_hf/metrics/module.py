@@ -63,10 +63,9 @@ def _linear_probe(
     is_train: np.ndarray,
     *,
     classes: list[int] | None = None,
-    c: float = 0.1,
+    c: float = 0.01,
 ) -> float:
-    train, test = (features[is_train], labels[is_train]), (features[~is_train], labels[~is_train])
-    return metrics.linear_probe(*train, *test, classes, c=c)
+    return metrics.linear_probe(features[is_train], labels[is_train], features[~is_train], labels[~is_train], classes)
 
 
 def _knn(

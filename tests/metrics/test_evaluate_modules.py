@@ -44,7 +44,7 @@ def matched(scores, higher=True):
     return metrics.membership_auc(scores[:30][ROWS_OF[0]], scores[30:][ROWS_OF[1]], higher)
 
 
-OPTIONS = {"forgotten": [1], "classes": [1, 2], "k": 3, "c": 0.01, "trials": 1, "steps": 20, "batch_size": 20}
+OPTIONS = {"forgotten": [1], "classes": [1, 2], "k": 3, "trials": 1, "steps": 20, "batch_size": 20}
 EXPECTED = {
     "accuracy": lambda: metrics.hits(LOGITS, LABELS).mean(),
     "accuracy_masked": lambda: metrics.masked_hits(LOGITS, LABELS, [1]).mean(),
@@ -58,7 +58,7 @@ EXPECTED = {
     "knn": lambda: metrics.knn(*SPLIT, 3, [1, 2]),
     "linear_cka": lambda: metrics.linear_cka(*PAIR),
     "linear_cka_uuef": lambda: metrics.linear_cka(*PAIR, mode="uuef", batch_size=20),
-    "linear_probe": lambda: metrics.linear_probe(*SPLIT, [1, 2], c=0.01),
+    "linear_probe": lambda: metrics.linear_probe(*SPLIT, [1, 2]),
     "mia_confidence": lambda: matched(metrics.confidence(LOGITS)),
     "mia_loss": lambda: matched(metrics.loss(LOGITS, LABELS), False),
     "split_half_cka": lambda: metrics.split_half_cka(TABLE["features"]),
