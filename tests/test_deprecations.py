@@ -26,7 +26,9 @@ def test_a_deprecation_inside_a_library_is_an_error(library, category):
 
 
 @pytest.mark.parametrize("category", ["FutureWarning", "DeprecationWarning"])
-@pytest.mark.parametrize("caller", ["ec_hf.training.trainer", "helpers.models", "test_trainer", "train_original"])
+@pytest.mark.parametrize(
+    "caller", ["ec_hf.training.trainer", "helpers.models", "test_trainer", "train_original", "__main__"]
+)
 def test_a_deprecation_that_a_library_lays_at_its_callers_door_is_an_error(caller, category):
     names = {"__name__": caller, "old": deprecated("transformers.some.part", category, stacklevel=2)}
     exec("def call(): old()", names)
