@@ -70,11 +70,11 @@ def rank_generator() -> torch.Generator:
 
 class _GatherWithGrad(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, tensor: Tensor) -> Tensor:
+    def forward(_ctx, tensor: Tensor) -> Tensor:
         return gather(tensor)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> Tensor:
+    def backward(_ctx, grad: Tensor) -> Tensor:
         grad = grad.clone(memory_format=torch.contiguous_format)  # all_reduce writes in place
         dist.all_reduce(grad)
         rows = len(grad) // _world_size()

@@ -138,20 +138,7 @@ def read_matrix(path: str | Path) -> Matrix:
         if not getattr(matrix, name):
             raise ValueError(f"{path}: {name} is empty; name at least one.")
     cases = {name: _build(Case, each, f"{path}: cases.{name}") for name, each in matrix.cases.items()}
-    methods = {}
-    for name, each in matrix.methods.items():
-        where = f"{path}: methods.{name}"
-        methods[name] = method = _build(Method, {"objective": name} | (each or {}), where)
-        ranges = method.search | {"learning_rate": matrix.learning_rate}
-        for key, bounds in ranges.items():
-            if not (isinstance(bounds, list) and len(bounds) == 2 and 0 < float(bounds[0]) < float(bounds[1])):
-                raise ValueError(f"{where}: {key}={bounds!r}: expected a range [low, high] with 0 < low < high.")
-        if unknown := set(method.variants or ()) - set(matrix.variants):
-            raise ValueError(f"{where}: unknown variants {sorted(unknown)}; there are {list(matrix.variants)}.")
-        try:
-            get_objective(method.objective, **method.kwargs, **{k: _middle(v) for k, v in method.search.items()})
-        except (TypeError, ValueError, ImportError) as error:
-            raise ValueError(f"{where}: {error}") from error
+    methods = {name: _read_method(name, each, matrix, str(path)) for name, each in matrix.methods.items()}
     if wrong := set(matrix.select.values()) - {"erased", "retained"} or set(matrix.select) - set(matrix.variants):
         raise ValueError(f"{path}: select: {sorted(wrong)[0]!r} is no variant, or neither 'erased' nor 'retained'.")
     if matrix.trials < 1 or "max_steps" not in matrix.settings:
@@ -164,6 +151,21 @@ def read_matrix(path: str | Path) -> Matrix:
             raise ValueError(f"{path}: {name}: {sorted(unknown)} are no settings of ECConfig.")
     variants = {name: each or {} for name, each in matrix.variants.items()}
     return _build(Matrix, data | {"cases": cases, "methods": methods, "variants": variants}, str(path))
+
+
+def _read_method(name: str, data: Mapping[str, Any] | None, matrix: Matrix, path: str) -> Method:
+    where = f"{path}: methods.{name}"
+    method = _build(Method, {"objective": name} | (data or {}), where)
+    for key, bounds in (method.search | {"learning_rate": matrix.learning_rate}).items():
+        if not (isinstance(bounds, list) and len(bounds) == 2 and 0 < float(bounds[0]) < float(bounds[1])):
+            raise ValueError(f"{where}: {key}={bounds!r}: expected a range [low, high] with 0 < low < high.")
+    if unknown := set(method.variants or ()) - set(matrix.variants):
+        raise ValueError(f"{where}: unknown variants {sorted(unknown)}; there are {list(matrix.variants)}.")
+    try:
+        get_objective(method.objective, **method.kwargs, **{k: _middle(v) for k, v in method.search.items()})
+    except (TypeError, ValueError, ImportError) as error:
+        raise ValueError(f"{where}: {error}") from error
+    return method
 
 
 def _build(kind: Any, data: Any, where: str) -> Any:

@@ -208,13 +208,13 @@ def build_vit(size: int, blocks: int = 10, **config: Any) -> ViTForImageClassifi
     )
 
 
-def build_resnet(size: int, **config: Any) -> ResNetForImageClassification:
+def build_resnet(_size: int, **config: Any) -> ResNetForImageClassification:
     """Three stages of one basic block, 312,000 parameters: fit for images of 32 x 32."""
     sizes = {"embedding_size": 32, "hidden_sizes": [32, 64, 128], "depths": [1, 1, 1], "layer_type": "basic"}
     return ResNetForImageClassification(ResNetConfig(**sizes, **config))
 
 
-def build_resnet34_narrow(size: int, **config: Any) -> ResNetForImageClassification:
+def build_resnet34_narrow(_size: int, **config: Any) -> ResNetForImageClassification:
     """ResNet-34 at a quarter of its width, 1.3 million parameters: sixteen blocks to unlearn in."""
     sizes = {"embedding_size": 16, "hidden_sizes": [16, 32, 64, 128], "depths": [3, 4, 6, 3], "layer_type": "basic"}
     return ResNetForImageClassification(ResNetConfig(**sizes, **config))

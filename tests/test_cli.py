@@ -30,6 +30,7 @@ def flags(inputs, out, **more):
     return [text for name, value in given.items() if value is not None for text in (f"--{name}", str(value))]
 
 
+@pytest.mark.launch
 def test_help_loads_neither_torch_nor_transformers():
     code = (
         "import sys; from ec_hf.cli import main; main(['--help']);"
@@ -40,6 +41,7 @@ def test_help_loads_neither_torch_nor_transformers():
     assert "audit" in done.stdout
 
 
+@pytest.mark.launch
 def test_help_of_a_command_does_not_load_torch_s_training_code():
     code = (
         "import sys; from ec_hf.cli import main\n"
@@ -58,6 +60,7 @@ def test_an_unknown_command_lists_those_there_are(capsys):
     assert "no command 'adit'" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_audit_writes_report_page_and_figures_and_prints(inputs, tmp_path, capsys):
     assert cli.main(["audit", *flags(inputs, tmp_path, retrained=inputs / "retrained")]) == 0
     report = AuditReport.load(tmp_path / "audit.json")

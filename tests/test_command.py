@@ -43,6 +43,7 @@ def test_a_launcher_stands_before_the_program_with_its_flags(here):
     assert command(["recipes/run.py", "--seed", "3"], launcher) == expected
 
 
+@pytest.mark.launch
 def test_the_launcher_is_found_among_the_parent_processes(here):
     launcher = here / "torchrun"  # anything that starts the program and stays its parent
     launcher.write_text("import subprocess, sys; subprocess.run([sys.executable, *sys.argv[3:]], check=True)")
@@ -61,6 +62,7 @@ def test_a_console_script_is_named_as_it_is_called(here):
     assert command([str(here / "ec-hf"), "audit", "--seed", "1"], []) == "ec-hf audit --seed 1"
 
 
+@pytest.mark.launch
 def test_a_module_is_run_as_one(here):
     (here / "tool.py").write_text(SCRIPT)
     done = subprocess.run([sys.executable, "-m", "tool", "--seed", "1"], capture_output=True, text=True, check=True)

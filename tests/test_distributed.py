@@ -14,6 +14,8 @@ from torch.nn.parallel import DistributedDataParallel
 from ec_hf.distributed import gather, gather_with_grad, rank_offset
 from ec_hf.losses.contrast import CONTRASTS, Contrast, global_contrast
 
+pytestmark = pytest.mark.launch
+
 WORLD = 2
 LABELS = {
     "every anchor has a partner": ([0, 1, 1, 0, 2, 2], [0, 1, 2, 2, 1, 0, 1, 0]),

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from accelerate import PartialState
+from datasets import Dataset
+from transformers import PreTrainedModel
+
+from ec_hf.auditing.downstream import bank_and_queries
+from ec_hf.auditing.forward import evaluating
+from ec_hf.auditing.question import checked_splits, question_of
+from ec_hf.auditing.report import AuditReport
+from ec_hf.auditing.run import Clock, answer
 from ec_hf.auditing.settings import AuditSettings
-
-if TYPE_CHECKING:  # what computes is imported when an audit starts, so that a command line answers at once
-    from datasets import Dataset
-    from transformers import PreTrainedModel
-
-    from ec_hf.auditing.report import AuditReport
-    from ec_hf.data.requests import ForgetRequest
+from ec_hf.auditing.subjects import class_names_of, load_models, subjects_of
+from ec_hf.data.requests import ForgetRequest
+from ec_hf.models.inputs import label_ids_of
 
 __all__ = ["audit"]
 
@@ -73,14 +78,6 @@ def audit(
         >>> report.save("audit.json")  # doctest: +SKIP
     """
     chosen = AuditSettings(**settings)
-    from accelerate import PartialState
-
-    from ec_hf.auditing.downstream import bank_and_queries
-    from ec_hf.auditing.forward import evaluating
-    from ec_hf.auditing.question import checked_splits, question_of
-    from ec_hf.auditing.run import Clock, answer
-    from ec_hf.auditing.subjects import class_names_of, labels_of, load_models, subjects_of
-
     clock = Clock()
     given = checked_splits(train, test, request, splits, label_column=label_column, id_column=id_column)
     halves = None if downstream is None else bank_and_queries(downstream)
@@ -93,7 +90,7 @@ def audit(
         question = question_of(
             {name: each.info for name, each in loaded.items()},
             given,
-            {name: labels_of(part, collator, label_column) for name, part in given.items()},
+            {name: label_ids_of(part, collator, label_column) for name, part in given.items()},
             class_names_of(loaded["original"].model),
             chosen,
             request=request,

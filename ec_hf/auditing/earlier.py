@@ -12,8 +12,8 @@ from transformers import PreTrainedModel
 from ec_hf.auditing.forward import collect, evaluating
 from ec_hf.auditing.measures.outputs import mean_over_images
 from ec_hf.auditing.report import Measurement
-from ec_hf.auditing.subjects import Subject, labels_of
-from ec_hf.models.inputs import ImageCollator
+from ec_hf.auditing.subjects import Subject
+from ec_hf.models.inputs import ImageCollator, label_ids_of
 
 __all__ = ["checked_again"]
 
@@ -44,7 +44,7 @@ def checked_again(
     measurements = []
     with evaluating(models.values(), PartialState().device):
         for name, part in sets.items():
-            labels = labels_of(part, collator, label_column)
+            labels = label_ids_of(part, collator, label_column)
             shown = collect(subjects, part, labels, no_features, batch_size=batch_size, name=name)
             hits = {model: figures["hit"] for model, figures in shown.outputs.items()}
             measurements += [mean_over_images("accuracy", model, hits[model], seed, split=name) for model in models]

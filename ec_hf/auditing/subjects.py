@@ -8,19 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ec_hf.auditing.report import ModelInfo
-from ec_hf.data.columns import find_label_column, read_column, shown
+from ec_hf.data.columns import shown
 from ec_hf.models.inputs import ImageCollator, collator_for
 from ec_hf.models.loading import load_model, new_like
 from ec_hf.models.points import SupervisionPoint, describe_hidden_states, hidden_state_kwargs, pool, take
 
-__all__ = ["Loaded", "Subject", "class_names_of", "info", "labels_of", "load_models", "random_init", "subjects_of"]
+__all__ = ["Loaded", "Subject", "class_names_of", "info", "load_models", "random_init", "subjects_of"]
 
 RESERVED = ("original", "retrained", "random_init")
 RANDOM_INIT = 0x5EED_F100
@@ -211,13 +210,6 @@ def class_names_of(model: PreTrainedModel) -> list[str]:
     """Names of a model's classes in the order of their label ids."""
     names = {int(k): str(name) for k, name in (model.config.id2label or {}).items()}
     return [names[k] for k in sorted(names)]
-
-
-def labels_of(dataset: Dataset, collator: ImageCollator, label_column: str | None = None) -> np.ndarray:
-    """Label ids `(n,)` of all rows, read without an image."""
-    values = read_column(dataset, find_label_column(dataset, label_column)).to_pylist()
-    ids = collator.label_ids
-    return np.array([value if ids is None else ids[value] for value in values], dtype=np.int64)
 
 
 def _points(name: str, model: PreTrainedModel, pixels: Tensor) -> list[SupervisionPoint]:

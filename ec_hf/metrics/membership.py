@@ -15,9 +15,9 @@ __all__ = ["SVC_FEATURES", "class_matched", "membership_auc", "membership_svc"]
 SVC_FEATURES: dict[str, Callable[[Any, Any], np.ndarray]] = {
     "correctness": lambda log_p, labels: hits(log_p, labels)[:, None].astype(float),
     "confidence": lambda log_p, labels: true_probability(log_p, labels)[:, None],
-    "entropy": lambda log_p, labels: entropy(log_p)[:, None],
+    "entropy": lambda log_p, _: entropy(log_p)[:, None],
     "m_entropy": lambda log_p, labels: modified_entropy(log_p, labels)[:, None],
-    "prob": lambda log_p, labels: np.exp(log_p),
+    "prob": lambda log_p, _: np.exp(log_p),
 }
 
 

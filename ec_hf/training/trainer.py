@@ -98,7 +98,7 @@ class ECTrainer(PairedTrainer):
         columns = {"image_column": args.image_column, "label_column": args.label_column}
         if compute_metrics is None:
             compute_metrics = accuracy
-            kwargs["preprocess_logits_for_metrics"] = lambda logits, labels: logits.argmax(-1)
+            kwargs["preprocess_logits_for_metrics"] = lambda logits, _labels: logits.argmax(-1)
         super().__init__(
             model,
             _evaluating(args, bool(eval_dataset)),

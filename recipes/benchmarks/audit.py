@@ -110,7 +110,7 @@ class Passes:
                 for i in range(len(known[0][0])):
                     x, query = (torch.cat([layers[i] for layers, _ in side]) for side in (known, asked))
                     hits(x, labels[0], query, labels[1])
-            for score in (metrics.loss, lambda logits, labels: metrics.confidence(logits)):
+            for score in (metrics.loss, lambda logits, _: metrics.confidence(logits)):
                 metrics.membership_auc(
                     score(*self.logits(name, "forget_train")), score(*self.logits(name, "forget_test"))
                 )

@@ -465,6 +465,8 @@ def test_wrong_input_is_refused_before_the_pass(monkeypatch, kwargs, error, mess
         run(**{name: make() for name, make in kwargs.items()})
 
 
+@pytest.mark.slow
+@pytest.mark.launch
 def test_two_processes_give_the_numbers_of_one(tmp_path):
     for processes in (1, 2):
         launch(Path(__file__).parent / "audit_paired.py", tmp_path / f"{processes}.json", processes=processes)

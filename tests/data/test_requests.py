@@ -101,6 +101,7 @@ def test_hash_is_sha256_of_the_documented_json():
     assert request.content_hash == "2819d8b387795535bb2ed1e4949e57c0df007ec7c319277211daf0cd64ef1242"
 
 
+@pytest.mark.launch
 def test_hash_is_the_same_in_another_process_that_has_neither_torch_nor_datasets():
     code = """
 import importlib.util, sys

@@ -118,6 +118,8 @@ def test_a_timm_name_without_such_weights_lists_the_choice():
         load_model("resnet18.none")
 
 
+@pytest.mark.slow
+@pytest.mark.launch
 def test_hub_and_timm_names_load_from_the_hub_with_their_commit(vit_folder, tmp_path):
     """A Hub cache made by hand stands in for the Hub."""
     commit = "0123456789abcdef0123456789abcdef01234567"
@@ -153,6 +155,7 @@ for load in (load_model, load_images):
 # load_images
 
 
+@pytest.mark.slow
 def test_mnist5k_is_balanced_and_always_the_same(digits):
     for name, count in (("train", 400), ("test", 100)):
         assert np.bincount(digits[name]["label"][:]).tolist() == [count] * 10

@@ -171,6 +171,8 @@ def test_several_processes_give_the_value_of_all_rows():
     assert second is None
 
 
+@pytest.mark.slow
+@pytest.mark.launch
 def test_modules_load_offline_in_a_fresh_cache(tmp_path):
     code = (
         "metric = evaluate.load(ec_hf.metrics.path('accuracy')); print(metric.compute(logits=[[0., 1.]], labels=[1]))"

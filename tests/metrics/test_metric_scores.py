@@ -320,6 +320,7 @@ def test_direction_depends_on_split_and_reference():
     assert METRICS["mia_loss"].better("forget_train") == "nearer the retrained model"
 
 
+@pytest.mark.launch
 def test_importing_the_metrics_loads_neither_scikit_learn_nor_evaluate():
     code = (
         "import sys, ec_hf.metrics; print([name for name in ('sklearn', 'evaluate', 'scipy') if name in sys.modules])"

@@ -6,14 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from ec_hf import objectives
 from ec_hf.losses.contrast import csul, supcon
 from ec_hf.losses.distillation import cross_entropy, delete_kl
 from ec_hf.objectives import Objective, Part, Step, available, get_objective, register
 from ec_hf.objectives.contrastive import Contrastive
 from ec_hf.objectives.delete import Delete
 from ec_hf.objectives.finetune import Finetune
-from ec_hf.objectives.registry import _OBJECTIVES
 
 THIRD_PARTY = """
 from dataclasses import dataclass
@@ -27,11 +25,6 @@ class GradientAscent(Objective):
     def __call__(self, step):
         return {"ascent": -self.scale * step.forget.logits.sum()}
 """
-
-
-@pytest.fixture
-def table(monkeypatch):
-    monkeypatch.setattr(objectives, "_OBJECTIVES", dict(objectives._OBJECTIVES))
 
 
 @pytest.fixture
@@ -98,7 +91,7 @@ FACTS = {  # uses, needs_teacher, covers_last_point
 }
 
 
-@pytest.mark.parametrize("name", sorted(_OBJECTIVES))
+@pytest.mark.parametrize("name", available())
 def test_a_built_in_objective_carries_the_name_it_is_found_by_and_says_where_it_is_from(name):
     objective = get_objective(name)
     assert objective.name == name in available()
@@ -217,7 +210,7 @@ def test_a_class_of_another_package_is_found_by_its_entry_point(third_party):
     assert vars(get_objective("ascent", scale=3.0)) == {"scale": 3.0}
 
 
-def test_a_decorated_class_is_found_by_its_name(table):
+def test_a_decorated_class_is_found_by_its_name(own_registry):
     def define():
         @register("ascent")
         class Ascent(Objective):
@@ -232,7 +225,7 @@ def test_a_decorated_class_is_found_by_its_name(table):
     assert type(get_objective("ascent")) is again
 
 
-def test_a_name_is_not_taken_from_another_class(table):
+def test_a_name_is_not_taken_from_another_class(own_registry):
     with pytest.raises(ValueError, match=r"'delete' is .*delete:Delete already"):
 
         @register("delete")
@@ -242,7 +235,7 @@ def test_a_name_is_not_taken_from_another_class(table):
     assert type(get_objective("delete")) is Delete
 
 
-def test_only_objectives_can_be_registered(table):
+def test_only_objectives_can_be_registered(own_registry):
     with pytest.raises(TypeError, match=r"subclass of ec_hf.objectives.Objective"):
         register("thing")(dict)  # type: ignore[type-var]
     with pytest.raises(ValueError, match="without ':'"):

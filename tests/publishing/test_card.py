@@ -389,6 +389,7 @@ def test_the_template_in_model_cards_is_the_one_that_the_package_has():
     assert TEMPLATE.parent == Path(module.__file__).parent
 
 
+@pytest.mark.launch
 def test_the_template_is_in_the_wheel(tmp_path):
     build = "import setuptools.build_meta as b, sys; print(b.build_wheel(sys.argv[1]))"
     for name in ("ec_hf", "pyproject.toml", "README.md", "LICENSE"):

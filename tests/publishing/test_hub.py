@@ -269,6 +269,8 @@ def test_a_folder_without_a_model_is_refused(tmp_path):
 # Loading
 
 
+@pytest.mark.slow
+@pytest.mark.launch
 def test_what_was_pushed_loads_where_the_package_cannot_be_imported(hub, finished_folder, tmp_path):
     push(finished_folder, REPO, private=True)
     code = f"""
@@ -543,6 +545,8 @@ def run_recipe(server, folder, dataset, *flags):
     return subprocess.run([str(word) for word in command], env=env, cwd=folder, capture_output=True, text=True)
 
 
+@pytest.mark.slow
+@pytest.mark.launch
 def test_a_hub_id_goes_in_a_hub_id_comes_out_and_earlier_requests_stay_on_record(hub, finished_folder, tmp_path):
     push(finished_folder, REPO, manifest_detail="classes", with_heads=True)
     DatasetDict(train=make_images(), test=make_images(50, seed=1)).save_to_disk(tmp_path / "data")
@@ -680,6 +684,7 @@ def test_the_next_manifest_lists_all_earlier_requests(hub, finished_folder, tmp_
     assert earlier_manifests(tmp_path / "plain") == []
 
 
+@pytest.mark.slow
 def test_without_a_connection_the_history_starts_anew_with_a_warning(client):
     client("http://127.0.0.1:9")
     with pytest.warns(UserWarning, match="not known what 'alice/pets' was made to forget before"):

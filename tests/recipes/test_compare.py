@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -34,6 +33,7 @@ def matrix(tmp_path_factory):
     make_model("ViT").save_pretrained(folder / "model")
     make_processor().save_pretrained(folder / "model")
     make_model("ViT", seed=1).save_pretrained(folder / "retrained")
+    make_processor().save_pretrained(folder / "retrained")
     case = {"dataset": str(folder / "data"), "model": str(folder / "model"), "retrained": str(folder / "retrained")}
     return {
         "cases": {"tiny": case | {"forget_classes": ["bee", "dog"]}},
@@ -71,6 +71,7 @@ def finished(compare, matrix, tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 def test_a_matrix_gives_a_line_for_each_run_and_the_report(finished):
     lines = lines_of(finished)
     pairs = [("delete", "alone"), ("delete", "ec"), ("finetune", "alone"), ("finetune", "ec")]
@@ -90,6 +91,7 @@ def test_a_matrix_gives_a_line_for_each_run_and_the_report(finished):
         assert (finished / f"{name}.png").stat().st_size > 10_000 and (finished / f"{name}.svg").exists()
 
 
+@pytest.mark.slow
 def test_each_cell_takes_the_best_of_its_own_tries(finished):
     lines = lines_of(finished)
     for cell in (each for each in lines if each["kind"] == "cell"):
@@ -102,6 +104,7 @@ def test_each_cell_takes_the_best_of_its_own_tries(finished):
         assert cell["params"] == best["params"]
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been(compare, matrix, finished, tmp_path, monkeypatch):
     erased, bench = [], compare.Bench
     original = bench.erase
@@ -140,14 +143,15 @@ def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been(compare, matrix, fi
     assert erased == []
 
 
+@pytest.mark.slow
 def test_seeds_and_methods_that_are_added_later_are_run_alone(compare, matrix, finished, monkeypatch):
-    before, erased = os.stat(finished / "tiny.jsonl").st_size, []
+    before, erased = (finished / "tiny.jsonl").stat().st_size, []
     original = compare.Bench.erase
     monkeypatch.setattr(compare.Bench, "erase", lambda self, *args: erased.append(args) or original(self, *args))
     more = matrix | {"methods": matrix["methods"] | {"esc": {"variants": ["alone"], "search": {"share": [0.05, 0.1]}}}}
     compare.main([written(finished, more), "--output_dir", str(finished), "--case", "tiny"])
     assert {args[0].objective for args in erased} == {"esc"}
-    assert os.stat(finished / "tiny.jsonl").st_size > before
+    assert (finished / "tiny.jsonl").stat().st_size > before
 
 
 BAD = [

@@ -55,6 +55,7 @@ def overlaps(figure) -> list[tuple[str, str]]:
     return [(a[0], b[0]) for a, b in pairs if a[1].shrunk(0.9, 0.7).overlaps(b[1].shrunk(0.9, 0.7))]
 
 
+@pytest.mark.slow
 def test_all_figures_are_written_as_png_and_svg_at_card_width(tmp_path):
     paths = save_figures(make_report(SMALL, layers=4), tmp_path / "figures", images=Images())
     assert list(paths) == list(CAPTIONS)
@@ -180,6 +181,7 @@ def test_the_same_report_gives_the_same_file():
     assert written("svg") == written("svg") and written("png") == written("png")
 
 
+@pytest.mark.launch
 def test_no_pyplot_state_is_made():
     code = "import sys; from ec_hf import AuditReport; from ec_hf.reporting import figures; "
     code += "figures.draw(AuditReport()); "

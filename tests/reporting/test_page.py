@@ -145,6 +145,7 @@ def test_page_is_written_into_a_new_folder_and_replaces_an_older_one(tmp_path):
     assert "A näive note" in path.read_text(encoding="utf-8")
 
 
+@pytest.mark.launch
 @pytest.mark.parametrize("width", [420, 1100])
 def test_page_opens_in_a_browser(html, tmp_path, width):
     browser = shutil.which("chromium") or shutil.which("google-chrome")

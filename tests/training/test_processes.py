@@ -10,6 +10,8 @@ import torch
 from helpers.launching import launch
 from safetensors.torch import load_file
 
+pytestmark = [pytest.mark.slow, pytest.mark.launch]
+
 HERE = Path(__file__).parent
 
 

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from transformers import TrainerCallback, TrainingArguments
 
 from ec_hf import ECHeads, ECTrainer, ForgetRequest, split
-from ec_hf.objectives import Objective, Part, Step, registry
+from ec_hf.objectives import Objective, Part, Step
 from ec_hf.training.stopping import StoppingRule
 
 # The result is a plain model
@@ -39,6 +39,8 @@ def test_training_changes_the_backbone_and_leaves_a_plain_checkpoint(tmp_path, f
     assert not any(path.suffix in {".bin", ".pt", ".pth", ".pkl"} for path in tmp_path.iterdir())
 
 
+@pytest.mark.slow
+@pytest.mark.launch
 def test_the_checkpoint_loads_where_the_package_cannot_be_imported(tmp_path):
     trainer = make_trainer(tmp_path)
     trainer.train()
@@ -454,8 +456,7 @@ def test_the_record_says_which_sets_are_used_and_which_one_is_added(tmp_path, ob
 
 
 @pytest.mark.parametrize("name", ["own_objective:Demote", "demote"])
-def test_the_example_of_an_own_objective_trains_by_path_and_by_name(tmp_path, monkeypatch, name):
-    monkeypatch.setattr(registry, "_OBJECTIVES", dict(registry._OBJECTIVES))
+def test_the_example_of_an_own_objective_trains_by_path_and_by_name(tmp_path, monkeypatch, own_registry, name):
     monkeypatch.syspath_prepend(Path(__file__).parents[2] / "recipes")
     monkeypatch.delitem(sys.modules, "own_objective", raising=False)
     if name == "demote":
