@@ -6,7 +6,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from ec_hf._version import __version__
-from ec_hf.auditing.audit import audit
 
 if TYPE_CHECKING:
     from ec_hf.auditing.audit import audit

@@ -12,10 +12,10 @@ import ec_hf
 
 PUBLIC = {
     "ec_hf": """
-        AuditReport ECConfig ECHeads ECTrainer ForgetRequest __version__ audit load_report push split
+        AuditReport ECConfig ECHeads ECTrainer Eraser EraserConfig ForgetRequest __version__ audit load_report push split
     """,
     "ec_hf.losses": """
-        CONTRASTS Contrast LAYER_WEIGHTS check_contrast check_temperature cross_entropy csul delete_kl distillation
+        CONTRASTS Contrast LAYER_WEIGHTS PointWeights check_contrast check_temperature cross_entropy csul delete_kl distillation
         global_contrast global_guided global_rows guided hide_classes layer_weights similarity supcon uuef
     """,
     "ec_hf.metrics": """
@@ -24,7 +24,7 @@ PUBLIC = {
         linear_cka linear_probe loss masked_hits membership_auc membership_svc modified_entropy nearest path
         probe_advantage probe_hits relearning_area split_half_cka true_probability tug_of_war
     """,
-    "ec_hf.objectives": "Objective Part Setting Step available get_objective register",
+    "ec_hf.objectives": "Objective Part Progress Setting Step available get_objective register",
 }
 OBJECTIVES = """
     bad_teacher boundary_expand boundary_shrink contrastive coun damp delete duck esc finetune gradient_ascent

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ec_hf import distributed
 from ec_hf.losses.distillation import cross_entropy, distillation, hide_classes
-from ec_hf.objectives import Part, Setting, Step, get_objective
+from ec_hf.objectives import Part, Progress, Setting, Step, get_objective
 from ec_hf.objectives import coun as coun_file
 from ec_hf.objectives.boundary_shrink import nearest_wrong_labels
 from ec_hf.objectives.coun import augment, nt_xent
@@ -368,7 +368,7 @@ def test_the_bad_teacher_is_a_new_network_of_the_same_kind_and_leaves_random_sta
 
 def test_scrub_leaves_the_teacher_on_forget_in_a_max_step_and_joins_it_on_retain_in_a_min_step():
     schedule = {"total": 10, "epoch_steps": 4, "forget_steps": 1}
-    losses = get_objective("scrub")(now := make_step(index=0, **schedule))
+    losses = get_objective("scrub")(now := make_step(progress=Progress(index=0, **schedule)))
     assert values(losses) == pytest.approx({"forget_kl": -kl(TEACHER_FORGET, FORGET_LOGITS, 4.0)}, abs=1e-12)
     assert now.log == {"max_steps": 1}
     total(losses).backward()
@@ -376,7 +376,7 @@ def test_scrub_leaves_the_teacher_on_forget_in_a_max_step_and_joins_it_on_retain
     further = kl(TEACHER_FORGET, (now.forget.logits - 0.1 * now.forget.logits.grad).tolist(), 4.0)
     assert further > kl(TEACHER_FORGET, FORGET_LOGITS, 4.0)
 
-    losses = get_objective("scrub")(now := make_step(index=1, **schedule))
+    losses = get_objective("scrub")(now := make_step(progress=Progress(index=1, **schedule)))
     expected = {
         "retain_ce": 0.99 * sum(CE_RETAIN) / 2,
         "retain_kl": 0.001 * kl(TEACHER_RETAIN, RETAIN_LOGITS, 4.0),
@@ -401,7 +401,7 @@ def test_scrub_leaves_the_teacher_on_forget_in_a_max_step_and_joins_it_on_retain
 )
 def test_scrub_alternates_passes_and_ends_on_min_steps(total_steps, epoch_steps, forget_steps, msteps, expected):
     schedule = {"total": total_steps, "epoch_steps": epoch_steps, "forget_steps": forget_steps}
-    steps = [make_step(index=index, **schedule) for index in range(total_steps)]
+    steps = [make_step(progress=Progress(index=index, **schedule)) for index in range(total_steps)]
     assert "".join("M" if maximises(each, msteps) else "m" for each in steps) == expected
 
 
@@ -463,7 +463,7 @@ class Net(nn.Module):
     [(0, 0.0, 0.1), (5, 0.0, 0.05), (9, 0.0, 0.01), (2, 0.5, 0.06), (5, 0.5, 0.0), (9, 0.5, 0.0), (0, 1.0, 0.0)],
 )
 def test_l1_sparse_adds_a_penalty_on_the_models_own_weights_that_fades_out(index, without, alpha):
-    now = make_step(model=Net(), index=index, total=10)
+    now = make_step(model=Net(), progress=Progress(index=index, total=10))
     losses = get_objective("l1_sparse", alpha=0.1, without=without)(now)
     assert values(losses) == pytest.approx({"retain_ce": sum(CE_RETAIN) / 2, "l1": 6 * alpha}, abs=1e-6)
     assert now.log["alpha"].item() == pytest.approx(alpha)
