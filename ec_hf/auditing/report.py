@@ -5,13 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from ec_hf.files import read_json, write_json
 
-__all__ = ["SCHEMA_VERSION", "AuditReport", "Measurement", "ModelInfo", "RelearningCurve", "Retrieval"]
+__all__ = [
+    "SCHEMA_VERSION",
+    "STATUSES",
+    "AuditReport",
+    "Measurement",
+    "ModelInfo",
+    "RelearningCurve",
+    "Retrieval",
+    "Signal",
+    "Status",
+]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+READABLE = (1, 2)
+"""Version 1 had no signals."""
 SPLITS = ("forget_train", "retain_train", "forget_test", "retain_test")
 
 
@@ -44,6 +56,46 @@ class Measurement:
     chance: float | None = None
     count: int | None = None
     note: str | None = None
+
+
+Status = Literal["untouched", "under-erased", "unclear", "over-erased", "as retrained", "blind"]
+STATUSES: tuple[Status, ...] = get_args(Status)
+"""What a signal says of a model, the worst first: it is where the original is; it falls short of the retrained models;
+the images cannot tell; it is past them; it is where they are. A blind signal does not tell original from retrained."""
+
+
+@dataclass(frozen=True)
+class Signal:
+    """Where one measurement puts an unlearned model between the original and models that never saw the forget set.
+
+    Attributes:
+        metric: key of `ec_hf.metrics.METRICS`.
+        model: name of the unlearned model.
+        split: of the images.
+        layer: hidden state, "penultimate" or "logits"; None for figures of the output.
+        value: of the unlearned model.
+        original: of the original.
+        retrained: of each retrained model.
+        position: (original - value) / (original - mean of retrained): 0 as the original, 1 as retrained, above 1
+            over-erased; None where the signal is blind.
+        low: lower end of the interval of the position, over images and retrained models.
+        high: upper end of it.
+        status: what follows from the interval.
+        count: number of images.
+    """
+
+    metric: str
+    model: str
+    split: str
+    layer: str | None
+    value: float
+    original: float
+    retrained: list[float]
+    position: float | None
+    low: float | None
+    high: float | None
+    status: Status
+    count: int
 
 
 @dataclass(frozen=True)
@@ -111,6 +163,9 @@ class AuditReport:
         models: the models by name, in the order of the report's columns.
         layers: names of all hidden states, shallow to deep.
         measurements: every number, in long form; `find` and `value` select.
+        signals: where each measurement puts the unlearned models between original and retrained ones; none without a
+            retrained model.
+        status: unlearned model -> the worst status of its signals; models without a signal are left out.
         dataset: name, number of images by split, class names in the order of the label ids.
         request: hash and summary of the forget request, and "classes": label ids where whole classes go, else [].
         references: in words, what the models are compared with and what that can and cannot show.
@@ -128,6 +183,8 @@ class AuditReport:
     models: dict[str, ModelInfo] = field(default_factory=dict)
     layers: list[str] = field(default_factory=list)
     measurements: list[Measurement] = field(default_factory=list)
+    signals: list[Signal] = field(default_factory=list)
+    status: dict[str, Status] = field(default_factory=dict)
     dataset: dict[str, Any] = field(default_factory=dict)
     request: dict[str, Any] = field(default_factory=dict)
     references: list[str] = field(default_factory=list)
@@ -171,19 +228,24 @@ class AuditReport:
             ValueError: another schema version, or unknown keys.
         """
         version = data.get("schema_version")
-        if version != SCHEMA_VERSION:
+        if version not in READABLE:
             raise ValueError(
-                f"audit report of schema version {version!r}: this version of ec_hf reads {SCHEMA_VERSION}"
+                f"audit report of schema version {version!r}: this version of ec_hf reads 1 to {SCHEMA_VERSION}"
             )
         if unknown := set(data) - {each.name for each in fields(cls)}:
             raise ValueError(f"unknown keys in the audit report: {sorted(unknown)}")
-        lists = {"measurements": Measurement, "relearning": RelearningCurve, "retrievals": Retrieval}
+        lists = {
+            "measurements": Measurement,
+            "signals": Signal,
+            "relearning": RelearningCurve,
+            "retrievals": Retrieval,
+        }
         try:
             parts = {name: [kind(**row) for row in data.get(name, [])] for name, kind in lists.items()}
             models = {name: ModelInfo(**info) for name, info in data.get("models", {}).items()}
         except TypeError as error:
             raise ValueError(f"this is no audit report: {error}") from error
-        return cls(**{**data, **parts, "models": models})
+        return cls(**{**data, **parts, "models": models, "schema_version": SCHEMA_VERSION})
 
     def save(self, path: str | Path) -> None:
         """Writes the report as JSON, whole or not at all; NaN and infinity are refused, for they are not JSON."""
