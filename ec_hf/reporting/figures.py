@@ -366,7 +366,7 @@ def _curves(report: AuditReport, axis: Axes, cell: Sequence[Measurement]) -> Non
     step = -(-len(layers) // MAX_TICKS)
     ticks = list(range(0, len(layers), step))
     if layers and layers[-1] == "logits":
-        ticks = [k for k in ticks if k < len(layers) - 1 - step / 2] + [len(layers) - 1]
+        ticks = [k for k in ticks if k <= len(layers) - 1 - step] + [len(layers) - 1]
     labels = [layer_label(layers[k]) for k in ticks]
     _ticks(axis, ticks, labels, slanted=sum(map(len, labels)) > 40)
     axis.set_xlabel("hidden state, shallow to deep")

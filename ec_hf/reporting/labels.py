@@ -68,8 +68,6 @@ def arrow(metric: str, split: str | None = None, reference: str | None = None) -
     """The better direction: "↓" lower, "↑" higher, "≈" nearer the retrained model, "" for an unknown metric."""
     if metric not in METRICS or metric in CONTROLS:
         return ""
-    if reference and reference.startswith("retrained"):
-        reference = "retrained"  # one of several is as good a target as the only one
     return {"lower": "↓", "higher": "↑"}.get(METRICS[metric].better(split, reference), "≈")
 
 

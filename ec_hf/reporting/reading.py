@@ -119,14 +119,18 @@ def merged(report: AuditReport) -> AuditReport:
     """The report with one model, such as "retrained (mean of 3)", in place of several retrained ones.
 
     Its numbers, and those of other models in comparison with it, are means; their intervals are the range over the
-    retrained models. A report with fewer than two retrained models is returned as it is.
+    retrained models. Means that the audit itself made, with "retrained" as their reference, keep their place where
+    nothing else is there. A report with fewer than two retrained models is returned as it is.
     """
     several = of_role(report, "retrained")
     if len(several) < 2:
         return report
-    name = dict.fromkeys(several, f"{MEAN} {len(several)})")
+    name = dict.fromkeys([*several, "retrained"], f"{MEAN} {len(several)})")
+    single = {(each.metric, each.model) for each in report.measurements if each.reference in several}
     groups: dict[Measurement, list[Measurement]] = {}
     for each in report.measurements:
+        if each.reference == "retrained" and (each.metric, each.model) in single:
+            continue
         model, reference = name.get(each.model, each.model), name.get(each.reference or "", each.reference)
         if (model, reference) == (each.model, each.reference):
             groups[each] = [each]
@@ -139,7 +143,9 @@ def merged(report: AuditReport) -> AuditReport:
 
 def _mean(key: Measurement, group: list[Measurement]) -> Measurement:
     values = [each.value for each in group if each.value is not None]
-    if group == [key] or not values:
+    if not values:
         return key
+    if len(group) == 1:
+        return replace(group[0], model=key.model, reference=key.reference)
     mean = sum(values) / len(values)
     return replace(key, value=mean, low=min(values), high=max(values), count=group[0].count)

@@ -19,7 +19,8 @@ LEADS = {
     "confidence": "it is {value} sure of its answers on the {images}",
     "linear_probe": "a new linear classifier on its features finds the class of {value} of the {images}",
     "knn": "the nearest images in its features have the class of {value} of the {images} (k-NN)",
-    "linear_cka": "its features of the {images} are alike in CKA by {value} (1 is the same)",
+    "linear_cka": "its features of the {images} resemble the original's by {value} in CKA (1 is the same)",
+    "relearning_area": "fine-tuned on a few of them, it comes back to the {images} by {value} (area under the curve)",
     "mia_loss": "its losses tell the {images} from images that it never saw with an AUC of {value} (0.50 is chance)",
     "mia_confidence": (
         "its confidence tells the {images} from images that it never saw with an AUC of {value} (0.50 is chance)"
@@ -172,7 +173,8 @@ def _lead(signal: Signal) -> str:
         images=f"{split_label(signal.split)} images",
         metric=metric_title(signal.metric),
     )
-    return f"{lead} at {signal.layer}" if signal.layer else lead
+    lead += f" at {signal.layer}" if signal.layer else ""
+    return f"{lead}, {signal.note}" if signal.note else lead
 
 
 def _retrained(signal: Signal) -> str:

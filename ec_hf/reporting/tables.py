@@ -133,15 +133,20 @@ def signal_tables(report: AuditReport, few: int | None = None) -> list[Table]:
 def _signal_table(report: AuditReport, name: str, few: int | None) -> Table:
     signals = signals_of(report, name)
     shown = signals[:few]
-    title = "Signals, the worst first" + (f": {model_label(name)}" if len(of_role(report, "unlearned")) > 1 else "")
+    names = of_role(report, "unlearned")
+    title = "Signals, the worst first" + (f": {model_label(name)}" if len(names) > 1 else "")
     heads = ["original", "this model", "retrained", "position", "status"]
     rest = f"; {len(signals) - len(shown)} of them are not shown here" if len(shown) < len(signals) else ""
     counts = f"{len(signals)} signals: {counts_text(signals)}{rest}."
-    return Table(title, heads, [_signal_row(each) for each in shown], [counts, STATUS_WORDS], metric="position")
+    rows = [_signal_row(each) for each in shown]
+    notes = [counts, STATUS_WORDS] if name == names[0] else [counts]  # the words are told once
+    return Table(title, heads, rows, notes, metric="position")
 
 
 def _signal_row(signal: Signal) -> Row:
-    label = ", ".join([metric_title(signal.metric), split_label(signal.split), *filter(None, [signal.layer])])
+    label = ", ".join(
+        [metric_title(signal.metric), split_label(signal.split), *filter(None, [signal.layer, signal.note])]
+    )
     mean = sum(signal.retrained) / len(signal.retrained)
     values = [value_text(signal.metric, value) for value in (signal.original, signal.value, mean)]
     spread = Measurement(signal.metric, "", mean, low=min(signal.retrained), high=max(signal.retrained))
@@ -159,8 +164,11 @@ def main_table(report: AuditReport) -> Table:
         if place is not None and place not in depth:
             continue
         where = forget_split(report, metric) if split == "forget" else split
-        references = of_role(report, "retrained") if reference == "retrained" else [reference]
-        keys += [(metric, where, each, depth[place] if place else None) for each in references]
+        layer = depth[place] if place else None
+        references = [reference]
+        if reference == "retrained" and next(report.find(metric, reference=reference), None) is None:
+            references = list(of_role(report, "retrained"))
+        keys += [(metric, where, each, layer) for each in references]
     return _table(report, "In short", dict.fromkeys(keys))
 
 

@@ -193,14 +193,16 @@ def _similarity(model: str, models: Sequence[str], layer: str, depth: float, jit
     near, kept, far, *_ = DEPTH[_kind(model)]
     retrained = [name for name in models if _kind(name) == "retrained"]
     far = 0.7 if _kind(model) == "retrained" else far
-    ends = [("original", near, kept), *((name, far, 0.9 * kept) for name in retrained)]
+    targets = [*retrained, "retrained"] if len(retrained) > 1 else retrained  # the mean comes last
+    ends = [("original", near, kept), *((name, far, 0.9 * kept) for name in targets)]
     for reference, forget_end, retain_end in ends:
         if reference == model:
             continue
         for split, end in (("forget_test", forget_end), ("retain_test", retain_end)):
             start = 0.08 if model == "random_init" else 0.99
             value = float(np.clip(start + (end - start) * depth**0.7 + jitter, 0, 1))
-            where = {"split": split, "layer": layer, "reference": reference}
+            note = _mean_note(retrained) if reference == "retrained" else None
+            where = {"split": split, "layer": layer, "reference": reference, "note": note}
             yield _row("linear_cka", model, value, 0.02, **where)
             if model != "random_init":
                 yield _row("linear_cka_uuef", model, value + 0.3 * (1 - value), **where)
@@ -230,20 +232,22 @@ def _scores(model: str) -> Iterator[Measurement]:
 
 
 def _to_retrained(model: str, models: Sequence[str]) -> Iterator[Measurement]:
-    for reference in models:
-        if _kind(reference) == "retrained" and _kind(model) != "retrained":
-            yield from _to_one(model, reference)
-
-
-def _to_one(model: str, reference: str) -> Iterator[Measurement]:
+    retrained = [name for name in models if _kind(name) == "retrained"]
+    if not retrained or _kind(model) == "retrained":
+        return
+    to = {"reference": "retrained", "note": _mean_note(retrained)}
     forget, retain, *_ = OUTPUT[_kind(model)]
     near = model != "delete"
-    yield _row("tug_of_war", model, (1 - forget) * (1 - abs(retain - 0.987)), reference=reference)
-    yield _row("avg_gap", model, 0.01, reference=reference)
-    yield _row("js_divergence", model, 0.08 if near else 0.18, split="forget_test", reference=reference)
-    yield _row("activation_distance", model, 0.3, split="forget_test", reference=reference)
-    yield _row("agreement", model, 0.61 if near else 0.41, split="forget_test", reference=reference)
-    yield _row("idi", model, 0.04 if model == "unlearned" else 0.87, 0.06, reference=reference)
+    yield _row("tug_of_war", model, (1 - forget) * (1 - abs(retain - 0.987)), **to)
+    yield _row("avg_gap", model, 0.01, **to)
+    yield _row("js_divergence", model, 0.08 if near else 0.18, split="forget_test", **to)
+    yield _row("activation_distance", model, 0.3, split="forget_test", **to)
+    yield _row("agreement", model, 0.61 if near else 0.41, split="forget_test", **to)
+    yield _row("idi", model, 0.04 if model == "unlearned" else 0.87, 0.06, **to)
+
+
+def _mean_note(retrained: Sequence[str]) -> str | None:
+    return f"mean over {len(retrained)} retrained models" if len(retrained) > 1 else None
 
 
 def _curve(model: str, mode: str) -> RelearningCurve:

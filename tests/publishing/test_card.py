@@ -219,7 +219,7 @@ def test_headline_and_the_worst_signals_stand_at_the_top_of_the_measurements(fol
     text = card(folder)
     headline = next(finding for finding in findings(make_report()) if finding.model == "unlearned")
     top = text.split("## Measurements")[1].split("accuracy, forget test ↓")[0]
-    assert f"**{headline.text}**" in top
+    assert f"**{headline.sentence}**" in top
     rows = top[top.index("|") :].partition("\n\n")[0].splitlines()
     assert rows[0] == "|  | original | this model | retrained | position | status |"
     assert len(rows) == 2 + FEW_SIGNALS

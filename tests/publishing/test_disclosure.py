@@ -74,8 +74,9 @@ def test_signals_name_no_class():
     assert shown.signals == make_report().signals
     text = json.dumps([asdict(each) for each in shown.signals])
     assert not [name for name in DIGITS if re.search(rf"\b{name}\b", text)]
+    assert {each.note for each in make_report().signals} == {None}
     words = {each.name for each in fields(Signal) if "float" not in str(each.type) and each.type != "int"}
-    assert words == {"metric", "model", "split", "layer", "status"}, "a new field with words must be looked at"
+    assert words == {"metric", "model", "split", "layer", "status", "note"}, "a new field with words must be looked at"
 
 
 def test_a_report_of_classes_loses_rows_alone():

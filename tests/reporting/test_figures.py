@@ -158,6 +158,17 @@ def test_no_text_lies_over_another(models, layers):
         assert overlaps(figure) == [], name
 
 
+@pytest.mark.parametrize("layers", [4, 13, 25])
+def test_the_penultimate_layer_has_a_place_of_its_own(layers):
+    report = make_report(SMALL, layers=layers)
+    deepest = [replace(row, layer="penultimate") for row in report.measurements if row.layer == report.layers[-1]]
+    report = replace(report, measurements=report.measurements + deepest, layers=[*report.layers, "penultimate"])
+    figures = draw(report, names=["cka", "probe"])
+    assert len(lines(figures["probe"].axes[0])["retrained"]) == layers + 2
+    for name, figure in figures.items():
+        assert overlaps(figure) == [], name
+
+
 def test_long_and_many_class_names_do_not_collide():
     report = make_report(SMALL, layers=4)
     names = [f"class number {k} of a long list, with a synonym" for k in range(40)]

@@ -8,7 +8,7 @@ from helpers.reports import SEVERAL, make_report
 from rich.console import Console
 
 from ec_hf import AuditReport
-from ec_hf.auditing.report import STATUSES, Measurement, ModelInfo
+from ec_hf.auditing.report import STATUSES, Measurement, ModelInfo, Signal
 from ec_hf.metrics import METRICS
 from ec_hf.reporting.labels import SHORT, arrow, value_text
 from ec_hf.reporting.tables import (
@@ -16,6 +16,7 @@ from ec_hf.reporting.tables import (
     main_table,
     output_table,
     signal_tables,
+    tables,
     to_markdown,
     to_rich,
 )
@@ -166,13 +167,27 @@ def test_many_retrained_models_share_a_column_of_means_and_ranges():
     assert row.values[3] == value_text("linear_probe", sum(values) / 3)
     assert row.intervals[3] == f"[{100 * min(values):.1f}, {100 * max(values):.1f}]"
     assert any(row.label.startswith("CKA to retrained (mean of 3)") and row.label.endswith("↑") for row in main.rows)
+    idi = next(row for row in main.rows if row.label.startswith("IDI"))
+    assert idi.intervals[1] == "[0.00, 0.10]", "a number that is one stays as it is"
+    labels = [(table.title, row.label) for table in tables(report) for row in table.rows]
+    assert len(set(labels)) == len(labels), "a number stands once"
     two = main_table(make_report(("original", "unlearned", "retrained 1", "retrained 2")))
     assert two.heads == ["original", "unlearned", "retrained 1", "retrained 2"]
-    assert sum(row.label.startswith("CKA to retrained") for row in two.rows) == 2
+    assert sum(row.label.startswith("CKA to retrained,") for row in two.rows) == 1
     spread = next(
         row for row in signal_tables(report)[0].rows if row.label == "linear probe, forget test, hidden_states.9"
     )
     assert spread.intervals[2] == f"[{100 * min(values):.1f}, {100 * max(values):.1f}]"
+
+
+def test_signals_of_one_metric_are_told_apart_by_their_notes():
+    report = make_report(("original", "unlearned", "retrained"))
+    area = Signal(
+        "relearning_area", "unlearned", "forget_test", None, 0.5, 0.9, [0.4], 0.8, 0.7, 0.9, "under-erased", 9
+    )
+    report.signals[:] = [replace(area, note=mode) for mode in ("head", "full")]
+    labels = [row.label for row in signal_tables(report)[0].rows]
+    assert labels == ["relearning area, forget test, head", "relearning area, forget test, full"]
 
 
 def test_the_penultimate_layer_has_a_row_before_the_logits():
