@@ -7,7 +7,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,8 +26,8 @@ from ec_hf.reporting.figures import CAPTIONS
 from ec_hf.reporting.findings import by_model
 from ec_hf.reporting.labels import ARROWS, MISSING, interval_text, metric_title, model_label, split_label, value_text
 from ec_hf.reporting.markdown import escaped, table
-from ec_hf.reporting.reading import forget_split
-from ec_hf.reporting.tables import sections
+from ec_hf.reporting.reading import forget_split, merged
+from ec_hf.reporting.tables import FEW_SIGNALS, as_section, sections, signal_tables
 from ec_hf.reporting.verdict import findings
 
 __all__ = ["TAGS", "card", "check_card"]
@@ -58,34 +58,31 @@ class Glance(NamedTuple):
         deepest: whether it is read at the deepest layer.
         says: what it says, in words.
         aim: what is wished for.
+        alone: the same where there is no retrained model.
     """
 
     metric: str
     split: str
     deepest: bool
     says: str
-    aim: str
+    aim: str = RETRAINED
+    alone: str = "not known"
 
 
 AT_A_GLANCE = (
-    Glance("accuracy", "forget", False, "forgotten images: right answers", RETRAINED),
-    Glance("accuracy", "retain_test", False, "kept images: right answers", "as before"),
+    Glance("accuracy", "forget", False, "forgotten images: right answers"),
+    Glance("accuracy", "retain_test", False, "kept images: right answers", "as before", "as before"),
+    Glance("linear_probe", "forget", True, "forgotten images: right answers of a new classifier on features"),
+    Glance("knn", "forget", True, "forgotten images: right answers by the nearest images in the features"),
     Glance(
-        "linear_probe", "forget", True, "forgotten images: right answers of a new classifier on features", RETRAINED
-    ),
-    Glance(
-        "linear_cka",
-        "forget",
-        True,
-        "forgotten images: likeness of features to those before (CKA, 1 is the same)",
-        RETRAINED,
+        "linear_cka", "forget", True, "forgotten images: likeness of features to those before (CKA, 1 is the same)"
     ),
     Glance(
         "mia_loss",
         "forget_train",
         False,
         "attack that tells forgotten training images from unseen ones (AUC, 0.50 is chance)",
-        "0.50",
+        alone="0.50",
     ),
 )
 
@@ -286,14 +283,17 @@ def context(contents: Contents, repo_id: str | None, licence: Mapping[str, str])
 
 
 def _audit_parts(contents: Contents, report: AuditReport) -> dict[str, Any]:
-    names = _columns(report)
+    short = merged(report)
+    names = _columns(short)
     heads = [{"original": "before", "unlearned": "this model"}.get(info.role, "retrained") for info in names.values()]
     return {
         **_sentences(report),
         "roles": {info.role for info in report.models.values()},
         "parameters": f"{report.models[_unlearned(report)].parameters:,}",
         "glance_columns": ["", *heads, "aim"],
-        "glance": _glance(report, list(names), whole_class_count(contents.manifest) if contents.manifest else None),
+        "glance": _glance(short, list(names), whole_class_count(contents.manifest) if contents.manifest else None),
+        "retrained": sum(info.role == "retrained" for info in report.models.values()),
+        "signals": _signals(report),
         "models": [
             (
                 model_label(name),
@@ -327,6 +327,12 @@ def _sentences(report: AuditReport) -> dict[str, Any]:
     }
 
 
+def _signals(report: AuditReport) -> str | None:
+    """The table of the worst signals of this model; None where it has none."""
+    own = replace(report, models={_unlearned(report): report.models[_unlearned(report)]})
+    return next((as_section(table)[1] for table in signal_tables(own, FEW_SIGNALS)), None)
+
+
 def _columns(report: AuditReport) -> dict[str, ModelInfo]:
     """The models of the short table: before, this model, and retrained where there is one."""
     wanted = [name for name, info in report.models.items() if info.role == "original"]
@@ -336,7 +342,7 @@ def _columns(report: AuditReport) -> dict[str, ModelInfo]:
 
 def _glance(report: AuditReport, models: Sequence[str], whole: int | None) -> list[list[str]]:
     """A question a row: before, this model, retrained, and what is wished for."""
-    rows, lacking = [], "low" if whole else "as for unseen images"
+    rows, aimless = [], len(models) < 3
     for glance in AT_A_GLANCE:
         where: dict[str, Any] = {"split": glance.split}
         if glance.split == "forget":
@@ -347,7 +353,9 @@ def _glance(report: AuditReport, models: Sequence[str], whole: int | None) -> li
             where["reference"] = "original"
         measured = {name: next(report.find(glance.metric, model=name, **where), None) for name in models}
         if measured[_unlearned(report)] is not None:
-            aim = glance.aim if glance.aim != RETRAINED or len(models) > 2 else lacking
+            aim = glance.alone if aimless else glance.aim
+            if aimless and glance.metric == "accuracy" and glance.split == "forget":
+                aim = "near 0" if whole else "as for unseen images"
             rows.append([glance.says, *map(_cell, measured.values()), aim])
     return rows
 

@@ -16,7 +16,7 @@ from matplotlib.patches import Rectangle
 
 from ec_hf.auditing.report import AuditReport, Measurement
 from ec_hf.reporting.labels import class_names, layer_label, model_label, split_label
-from ec_hf.reporting.reading import forget_split
+from ec_hf.reporting.reading import MEAN, forget_split, layer_order, merged, of_role
 
 __all__ = ["CAPTIONS", "draw", "save_figures"]
 
@@ -61,12 +61,13 @@ CAPTIONS = {
         "row: to the original. On forget images a model that never saw them (retrained) is the target: a curve above "
         "it kept something, a curve far below it lost more than the data had put there. On retain images, higher is "
         "better. Second row, where there is a retrained model: similarity to that; higher is better. Bands are 95 % "
-        "intervals over images."
+        "intervals over images; of several retrained models the line is the mean and the band their range."
     ),
     "probe": (
         "How well the forgotten classes can be read from frozen features, by a new linear classifier and by nearest "
         "neighbours. A curve near the original's means that the layers still know the classes. The retrained model is "
-        "the target, not chance: features learnt from other classes tell something about these too."
+        "the target, not chance: features learnt from other classes tell something about these too. "
+        "Of several retrained models the line is the mean and the band their range."
     ),
     "embedding": (
         "t-SNE of the deepest features: red stars are images of the forgotten classes, the other marks are the retain "
@@ -141,10 +142,11 @@ def render(figure: Figure, target: Any, kind: str | None = None) -> None:
 
 
 def _cka(report: AuditReport) -> Figure | None:
+    report = merged(report)
     splits = (forget_split(report, "linear_cka"), "retain_test")
     panels = {
         reference: [_measured(report.find("linear_cka", split=split, reference=reference)) for split in splits]
-        for reference in ("original", "retrained")
+        for reference in ("original", *of_role(report, "retrained"))
     }
     panels = {reference: cells for reference, cells in panels.items() if any(cells)}
     if not panels:
@@ -155,12 +157,13 @@ def _cka(report: AuditReport) -> Figure | None:
             _curves(report, axis, cell)
             _floor(report, axis, cell, split)
             axis.set_title(f"{split_label(split)} images")
-        line[0].set_ylabel(f"linear CKA to {model_label(reference)}")
+        line[0].set_ylabel(f"linear CKA to {reference.split(' (')[0]}")
     _finish(report, figure, axes)
     return figure
 
 
 def _probe(report: AuditReport) -> Figure | None:
+    report = merged(report)
     titles = {"linear_probe": "linear probe", "knn": "nearest neighbours"}
     panels = {metric: _measured(report.find(metric, split=forget_split(report, metric))) for metric in titles}
     panels = {metric: cell for metric, cell in panels.items() if cell}
@@ -178,7 +181,9 @@ def _probe(report: AuditReport) -> Figure | None:
 
 def _embedding(report: AuditReport) -> Figure | None:
     points, labels = report.embedding.get("points") or {}, report.embedding.get("labels") or []
-    points = {name: xy for name, xy in points.items() if len(xy) == len(labels) and xy}
+    points = {
+        name: xy for name, xy in points.items() if len(xy) == len(labels) and xy and name not in _repeats(report)
+    }
     if not points:
         return None
     forgotten = [k for k in dict.fromkeys(labels) if k in report.request.get("classes", [])]
@@ -212,10 +217,12 @@ def _relearning(report: AuditReport) -> Figure | None:
     if not modes:
         return None
     figure, axes = _axes(1, len(modes), height=2.9)
+    retrained = of_role(report, "retrained")  # they share a line style and an entry of the legend
     for axis, mode in zip(axes[0], modes, strict=True):
         for curve in report.relearning:
             if curve.mode == mode:
-                axis.plot(curve.steps, curve.accuracy, label=curve.model, **_style(report, curve.model))
+                label = retrained[0] if curve.model in retrained else curve.model
+                axis.plot(curve.steps, curve.accuracy, label=label, **_style(report, curve.model))
         axis.set(title=titles[mode], xlabel="steps of fine-tuning", ylim=(-0.03, 1.03))
         _chance(axis, report.find("accuracy", split="forget_test"))
     axes[0][0].set_ylabel("accuracy on held-out forget images")
@@ -224,7 +231,7 @@ def _relearning(report: AuditReport) -> Figure | None:
 
 
 def _confusion(report: AuditReport) -> Figure | None:
-    tables = {name: table for name, table in report.confusion.items() if table and name not in _floors(report)}
+    tables = {name: table for name, table in report.confusion.items() if table and name not in _left_out(report)}
     if not tables:
         return None
     true = list(dict.fromkeys(name for table in tables.values() for name in table))
@@ -290,7 +297,7 @@ def _heat_map(axis: Axes, shares: Sequence[Sequence[float]], rows: Sequence[str]
 
 def _retrieval(report: AuditReport, images: Sequence[Any]) -> Figure | None:
     queries = list(dict.fromkeys(each.query for each in report.retrievals))[:MAX_QUERIES]
-    trained = [each for each in report.retrievals if each.model not in _floors(report)]
+    trained = [each for each in report.retrievals if each.model not in _left_out(report)]
     retrievals = [each for query in queries for each in trained if each.query == query]
     if not retrievals:
         return None
@@ -354,11 +361,12 @@ def _curves(report: AuditReport, axis: Axes, cell: Sequence[Measurement]) -> Non
         band = [(x, each.low, each.high) for x, each in line if each.low is not None and each.high is not None]
         if band:
             xs, lows, highs = zip(*band, strict=True)
-            axis.fill_between(xs, lows, highs, color=style["color"], alpha=0.15, linewidth=0)
+            strong = name.startswith(MEAN)  # the band of retraining is what the other lines are read against
+            axis.fill_between(xs, lows, highs, color=style["color"], alpha=0.35 if strong else 0.15, linewidth=0)
     step = -(-len(layers) // MAX_TICKS)
     ticks = list(range(0, len(layers), step))
     if layers and layers[-1] == "logits":
-        ticks = [k for k in ticks if k < len(layers) - 1 - step / 2] + [len(layers) - 1]
+        ticks = [k for k in ticks if k <= len(layers) - 1 - step] + [len(layers) - 1]
     labels = [layer_label(layers[k]) for k in ticks]
     _ticks(axis, ticks, labels, slanted=sum(map(len, labels)) > 40)
     axis.set_xlabel("hidden state, shallow to deep")
@@ -368,7 +376,7 @@ def _curves(report: AuditReport, axis: Axes, cell: Sequence[Measurement]) -> Non
 
 def _layers(report: AuditReport, cell: Sequence[Measurement]) -> list[str]:
     present = {each.layer for each in cell}
-    return [layer for layer in [*report.layers, "logits"] if layer in present]
+    return [layer for layer in layer_order(report) if layer in present]
 
 
 def _floor(report: AuditReport, axis: Axes, cell: Sequence[Measurement], split: str) -> None:
@@ -427,9 +435,14 @@ def _style(report: AuditReport, name: str) -> dict[str, Any]:
     return {key: values[order % len(values)] for key, values in OTHERS.items()}
 
 
-def _floors(report: AuditReport) -> list[str]:
-    """Models that were never trained: left out where their rows would only take room."""
-    return [name for name, info in report.models.items() if info.role == "floor"]
+def _left_out(report: AuditReport) -> list[str]:
+    """Models that were never trained, and repeats of retraining, whose rows would only take room."""
+    return [*of_role(report, "floor"), *_repeats(report)]
+
+
+def _repeats(report: AuditReport) -> list[str]:
+    """The retrained models after the first: where each model has a picture of its own, one stands for them all."""
+    return of_role(report, "retrained")[1:]
 
 
 def _mark(order: int) -> dict[str, Any]:

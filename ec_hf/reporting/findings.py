@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+from ec_hf.auditing.report import Status
 from ec_hf.reporting.labels import model_label
 
 __all__ = ["Finding", "Kind", "Topic", "by_model"]
@@ -16,6 +17,7 @@ Topic = Literal[
     "scores",
     "layers",
     "probe",
+    "neighbours",
     "relearning",
     "membership",
     "8 bits",
@@ -24,32 +26,31 @@ Topic = Literal[
     "blind metrics",
     "references",
 ]
-Kind = Literal[
-    # of the output and of what is read from it: has it forgotten?
-    "forgotten",
-    "known",
-    # of the layers, by their similarity and by the probe: how far did they come?
-    "kept",
-    "partly",
-    "as retrained",
-    "beyond",
-    "uneven",
-    "moved",
-    # no answer: the data cannot tell, the images are too few, it was not measured
-    "blind",
-    "unclear",
-    "unknown",
-    # of relearning: is half of the original's accuracy back within the steps that were tried?
-    "back",
-    "not back",
-    # of the rest
-    "intact",
-    "hurt",
-    # of the audit itself
-    "ranked",
-    "with retrained",
-    "without retrained",
-]
+Kind = (
+    # of signals: where a retrained model shows how far forgetting should go
+    Status
+    | Literal[
+        # of the output and of what is read from it, without a retrained model: does it still know?
+        "known",
+        "not named",
+        # of the layers, by their similarity and by the probe, without a retrained model
+        "kept",
+        "partly",
+        "moved",
+        # no answer
+        "unknown",
+        # of relearning: is half of the original's accuracy back within the steps that were tried?
+        "back",
+        "not back",
+        # of the rest
+        "intact",
+        "hurt",
+        # of the audit itself
+        "ranked",
+        "with retrained",
+        "without retrained",
+    ]
+)
 
 
 @dataclass(frozen=True)

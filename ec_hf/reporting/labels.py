@@ -11,12 +11,14 @@ __all__ = [
     "ARROWS",
     "MISSING",
     "SHORT",
+    "STATUS_WORDS",
     "arrow",
     "class_names",
     "interval_text",
     "layer_label",
     "metric_title",
     "model_label",
+    "position_text",
     "share",
     "split_label",
     "value_text",
@@ -54,6 +56,12 @@ SHORT = {
 }
 CONTROLS = ("cka_floor", "split_half_cka")  # what other numbers are read by: no direction is better
 ARROWS = "↓ lower is better, ↑ higher is better, ≈ nearer the retrained model is better; in brackets 95 % intervals."
+STATUS_WORDS = (
+    "Position: 0 is where the original is, 1 where the retrained model is. Untouched: as the original. Under-erased: "
+    "more is left than in a retrained model. Unclear: these images are too few. Over-erased: less is left than "
+    "in a retrained model. Blind: on these images the signal does not tell the original from a retrained model. In "
+    "brackets 95 % intervals; of several retrained models, their range."
+)
 
 
 def arrow(metric: str, split: str | None = None, reference: str | None = None) -> str:
@@ -74,6 +82,11 @@ def value_text(metric: str, value: float | None) -> str:
         return MISSING
     text = f"{100 * value:.1f} %" if metric in PERCENT else f"{value:.2f}"
     return text.removeprefix("-") if not float(text.split()[0]) else text  # no minus before a zero
+
+
+def position_text(value: float | None) -> str:
+    """A position between original and retrained: 0 is as the original, 1 as retrained; "—" where it says nothing."""
+    return MISSING if value is None else value_text("position", value)
 
 
 def share(value: float) -> str:

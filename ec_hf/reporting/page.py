@@ -16,7 +16,7 @@ from ec_hf.metrics import METRICS
 from ec_hf.reporting.figures import CAPTIONS, draw, render
 from ec_hf.reporting.findings import Finding, by_model
 from ec_hf.reporting.labels import ARROWS, metric_title, model_label, split_label
-from ec_hf.reporting.tables import layer_tables, main_table, output_table
+from ec_hf.reporting.tables import layer_tables, main_table, output_table, signal_tables
 from ec_hf.reporting.verdict import findings
 
 __all__ = ["page", "write_page"]
@@ -49,7 +49,8 @@ LIMITS = [
     "looked.",
     "CKA can be moved without changing what a model does, and it says nothing of small but readable traces. Read it "
     "together with the probe and the relearning.",
-    "Intervals are over images. They do not cover another seed of training, of erasure or of retraining.",
+    "Intervals are over images. They do not cover another seed of training or of erasure; of retraining only the "
+    "positions of signals do, and only where there are several retrained models.",
     "Membership inference without an ensemble of retrained models is weak: a value at chance is no proof of privacy.",
     "t-SNE is a picture, not a measurement.",
 ]
@@ -98,6 +99,7 @@ def page(report: AuditReport, *, images: Sequence[Any] | None = None) -> str:
         models=[(model_label(name), ROLES.get(info.role, info.role), info) for name, info in report.models.items()],
         counts=[(split_label(split), count) for split, count in (report.dataset.get("images") or {}).items()],
         main=main,
+        signals=signal_tables(report),
         tables=[table for table in rest if table.rows],
         arrows=ARROWS,
         figures=figures,

@@ -1,34 +1,49 @@
-"""Reading numbers out of an `AuditReport`, and telling whether two of them differ."""
+"""Reading numbers and signals out of an `AuditReport`, and telling whether two numbers differ."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
-from ec_hf.auditing.report import AuditReport, Measurement
+from ec_hf.auditing.report import STATUSES, AuditReport, Measurement, Signal, Status
 
 __all__ = [
     "GAP",
-    "MARGIN",
-    "REFERENCES",
+    "MEAN",
+    "above",
     "apart",
     "deep",
     "forget_split",
-    "mean_gap",
+    "layer_order",
+    "merged",
     "number",
+    "of_role",
     "output",
     "profile",
+    "signals_of",
     "whole_classes",
-    "widest",
+    "worst_status",
 ]
 
-MARGIN = 0.05
-"""Shares and areas under a curve this near count as equal: the 95 % interval of a share of 300 images is as wide."""
 GAP = 0.1
-"""CKA and probe accuracy this near count as equal: a choice, not measured; intervals that meet count as equal too."""
+"""Numbers that have no interval count as equal this near. It is a choice, not measured: that of a share of 100 images
+is about as wide. It is used without a retrained model only."""
 SHALLOW = 4
 """The first of so many parts of the hidden states is left out: edges and colours stay what they are in any model."""
-REFERENCES = ("retrained", "original", "random_init")
-"""Models that others are held against."""
+MEAN = "retrained (mean of"
+"""How the name of a model begins that stands for several retrained ones."""
+LAST = ("penultimate", "logits")
+"""Layers behind the hidden states."""
+
+
+def of_role(report: AuditReport, role: str) -> list[str]:
+    """The names of the models that have a role, in the order of the report."""
+    return [name for name, info in report.models.items() if info.role == role]
+
+
+def layer_order(report: AuditReport) -> list[str]:
+    """All layers that a number can be of, shallow to deep."""
+    return [*report.layers, *(layer for layer in LAST if layer not in report.layers)]
 
 
 def forget_split(report: AuditReport, metric: str) -> str:
@@ -39,6 +54,21 @@ def forget_split(report: AuditReport, metric: str) -> str:
 def whole_classes(report: AuditReport) -> bool:
     """Whether whole classes were forgotten, not single rows."""
     return bool(report.request.get("classes") or report.request.get("class_count"))
+
+
+def signals_of(report: AuditReport, name: str) -> list[Signal]:
+    """The signals on a model, the worst first: by status, then those that are furthest from the retrained models."""
+
+    def severity(each: Signal) -> tuple[int, float]:
+        position = 1.0 if each.position is None else each.position
+        return STATUSES.index(each.status), -position if each.status == "over-erased" else position
+
+    return sorted((each for each in report.signals if each.model == name), key=severity)
+
+
+def worst_status(statuses: Iterable[Status]) -> Status:
+    """The worst of at least one status."""
+    return min(statuses, key=STATUSES.index)
 
 
 def output(report: AuditReport, metric: str, model: str, split: str) -> Measurement | None:
@@ -59,27 +89,63 @@ def deep(report: AuditReport, by_layer: Mapping[str, Measurement]) -> list[str]:
     return [layer for layer in report.layers[len(report.layers) // SHALLOW :] if layer in by_layer]
 
 
-def apart(mine: Measurement, other: Measurement, margin: float = GAP) -> int:
-    """1 where the first is clearly higher, -1 where clearly lower: by the margin, and the intervals do not meet."""
+def apart(mine: Measurement, other: Measurement) -> int:
+    """1 where the first is clearly higher, -1 where clearly lower, 0 where that cannot be told.
+
+    Two numbers are apart where their intervals do not meet, and without intervals where they differ by `GAP`.
+    """
     difference = number(mine) - number(other)
     upper, lower = (mine, other) if difference > 0 else (other, mine)
-    meet = upper.low is not None and lower.high is not None and upper.low <= lower.high
-    if abs(difference) <= margin or meet:
-        return 0
-    return 1 if difference > 0 else -1
+    if upper.low is not None and lower.high is not None:
+        meet = upper.low <= lower.high
+        return 0 if meet else (1 if difference > 0 else -1)
+    return 0 if abs(difference) <= GAP else (1 if difference > 0 else -1)
 
 
-def widest(layers: Sequence[str], mine: Mapping[str, Measurement], target: Mapping[str, Measurement]) -> str:
-    """The layer at which the two differ most."""
-    return max(layers, key=lambda layer: abs(number(mine[layer]) - number(target[layer])))
-
-
-def mean_gap(layers: Sequence[str], mine: Mapping[str, Measurement], target: Mapping[str, Measurement]) -> float:
-    """The mean over layers of how far the two differ."""
-    return sum(abs(number(mine[layer]) - number(target[layer])) for layer in layers) / len(layers)
+def above(mine: Measurement, value: float) -> int:
+    """1 where the interval of a number is above a value, -1 where it is below, 0 where it holds the value."""
+    low = number(mine) if mine.low is None else mine.low
+    high = number(mine) if mine.high is None else mine.high
+    return 1 if low > value else -1 if high < value else 0
 
 
 def number(each: Measurement) -> float:
     """The value of a measurement that has one."""
     assert each.value is not None, "rows without a value are left out before"
     return each.value
+
+
+def merged(report: AuditReport) -> AuditReport:
+    """The report with one model, such as "retrained (mean of 3)", in place of several retrained ones.
+
+    Its numbers, and those of other models in comparison with it, are means; their intervals are the range over the
+    retrained models. Means that the audit itself made, with "retrained" as their reference, keep their place where
+    nothing else is there. A report with fewer than two retrained models is returned as it is.
+    """
+    several = of_role(report, "retrained")
+    if len(several) < 2:
+        return report
+    name = dict.fromkeys([*several, "retrained"], f"{MEAN} {len(several)})")
+    single = {(each.metric, each.model) for each in report.measurements if each.reference in several}
+    groups: dict[Measurement, list[Measurement]] = {}
+    for each in report.measurements:
+        if each.reference == "retrained" and (each.metric, each.model) in single:
+            continue
+        model, reference = name.get(each.model, each.model), name.get(each.reference or "", each.reference)
+        if (model, reference) == (each.model, each.reference):
+            groups[each] = [each]
+        else:
+            key = replace(each, model=model, reference=reference, value=None, low=None, high=None, count=None)
+            groups.setdefault(key, []).append(each)
+    models = {name.get(each, each): info for each, info in report.models.items()}
+    return replace(report, models=models, measurements=[_mean(key, each) for key, each in groups.items()])
+
+
+def _mean(key: Measurement, group: list[Measurement]) -> Measurement:
+    values = [each.value for each in group if each.value is not None]
+    if not values:
+        return key
+    if len(group) == 1:
+        return replace(group[0], model=key.model, reference=key.reference)
+    mean = sum(values) / len(values)
+    return replace(key, value=mean, low=min(values), high=max(values), count=group[0].count)

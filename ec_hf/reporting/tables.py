@@ -10,28 +10,33 @@ from rich.console import Console, ConsoleOptions, Group
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from ec_hf.auditing.report import SPLITS, AuditReport, Measurement
+from ec_hf.auditing.report import SPLITS, AuditReport, Measurement, Signal
 from ec_hf.metrics import METRICS
 from ec_hf.reporting import markdown
 from ec_hf.reporting.labels import (
     ARROWS,
     MISSING,
+    STATUS_WORDS,
     arrow,
     interval_text,
     metric_title,
     model_label,
+    position_text,
     split_label,
     value_text,
 )
-from ec_hf.reporting.reading import forget_split
+from ec_hf.reporting.reading import MEAN, forget_split, layer_order, merged, of_role, signals_of
+from ec_hf.reporting.signals import counts_text
 
 __all__ = [
     "Row",
     "Table",
+    "as_section",
     "layer_tables",
     "main_table",
     "output_table",
     "sections",
+    "signal_tables",
     "tables",
     "to_markdown",
     "to_rich",
@@ -52,6 +57,10 @@ MAIN = [
     ("idi", None, "retrained", None),
     ("accuracy_int8", "forget", None, None),
 ]
+FEW_SIGNALS = 5
+"""So many of the worst signals are shown where there is little room."""
+MANY_RETRAINED = 2
+"""More retrained models than these share a column: their mean, with their range in brackets."""
 Key = tuple[str, str | None, str | None, str | None]
 """What the cells of a row share: metric, split, reference, layer."""
 
@@ -62,8 +71,8 @@ class Row:
 
     Attributes:
         label: what it shows.
-        values: one text for each model, "—" where there is no number.
-        intervals: one text for each model, "" where there is no interval.
+        values: one text for each column, "—" where there is no number.
+        intervals: one text for each column, "" where there is no interval.
         chance: what a model without any knowledge would get; "—" where that is not known.
     """
 
@@ -75,11 +84,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """Models as columns.
+    """Numbers under heads: mostly models as columns.
 
     Attributes:
         title: what it shows.
-        models: the heads of the columns.
+        heads: of the columns.
         rows: its lines.
         notes: what was said about single numbers.
         metric: key of the metric, where all rows are of one.
@@ -87,38 +96,92 @@ class Table:
     """
 
     title: str
-    models: list[str]
+    heads: list[str]
     rows: list[Row]
     notes: list[str] = field(default_factory=list)
     metric: str | None = None
     split: str | None = None
 
+    @property
+    def has_chance(self) -> bool:
+        """Layer-wise tables have their chance level in the title."""
+        return self.metric is None and any(row.chance != MISSING for row in self.rows)
+
 
 def tables(report: AuditReport) -> list[Table]:
-    """All tables that hold a number: the main one, figures of the output, one for each layer-wise metric."""
-    return [table for table in (main_table(report), output_table(report), *layer_tables(report)) if table.rows]
+    """All tables that hold a number: the main one, signals, figures of the output, one for each layer-wise metric."""
+    chosen = (main_table(report), *signal_tables(report), output_table(report), *layer_tables(report))
+    return [table for table in chosen if table.rows]
+
+
+def _readable(report: AuditReport) -> AuditReport:
+    """The report without a column for each of many retrained models."""
+    return merged(report) if len(of_role(report, "retrained")) > MANY_RETRAINED else report
+
+
+def signal_tables(report: AuditReport, few: int | None = None) -> list[Table]:
+    """A table of signals for each unlearned model that has some: where they put it, the worst first.
+
+    Args:
+        report: the report.
+        few: so many of the worst signals only; all by default.
+    """
+    names = [name for name in of_role(report, "unlearned") if signals_of(report, name)]
+    return [_signal_table(report, name, few) for name in names]
+
+
+def _signal_table(report: AuditReport, name: str, few: int | None) -> Table:
+    signals = signals_of(report, name)
+    shown = signals[:few]
+    names = of_role(report, "unlearned")
+    title = "Signals, the worst first" + (f": {model_label(name)}" if len(names) > 1 else "")
+    heads = ["original", "this model", "retrained", "position", "status"]
+    rest = f"; {len(signals) - len(shown)} of them are not shown here" if len(shown) < len(signals) else ""
+    counts = f"{len(signals)} signals: {counts_text(signals)}{rest}."
+    rows = [_signal_row(each) for each in shown]
+    notes = [counts, STATUS_WORDS] if name == names[0] else [counts]  # the words are told once
+    return Table(title, heads, rows, notes, metric="position")
+
+
+def _signal_row(signal: Signal) -> Row:
+    label = ", ".join(
+        [metric_title(signal.metric), split_label(signal.split), *filter(None, [signal.layer, signal.note])]
+    )
+    mean = sum(signal.retrained) / len(signal.retrained)
+    values = [value_text(signal.metric, value) for value in (signal.original, signal.value, mean)]
+    spread = Measurement(signal.metric, "", mean, low=min(signal.retrained), high=max(signal.retrained))
+    interval = Measurement("position", "", signal.position, low=signal.low, high=signal.high)
+    ends = ["", "", interval_text(spread) if len(signal.retrained) > 1 else "", interval_text(interval), ""]
+    return Row(label, [*values, position_text(signal.position), signal.status], ends)
 
 
 def main_table(report: AuditReport) -> Table:
     """The few figures to read first; of the layers, the one half-way and the deepest."""
+    report = _readable(report)
     depth = {"middle": report.layers[len(report.layers) // 2], "deepest": report.layers[-1]} if report.layers else {}
     keys: list[Key] = []
     for metric, split, reference, place in MAIN:
         if place is not None and place not in depth:
             continue
         where = forget_split(report, metric) if split == "forget" else split
-        keys.append((metric, where, reference, depth[place] if place else None))
+        layer = depth[place] if place else None
+        references = [reference]
+        if reference == "retrained" and next(report.find(metric, reference=reference), None) is None:
+            references = list(of_role(report, "retrained"))
+        keys += [(metric, where, each, layer) for each in references]
     return _table(report, "In short", dict.fromkeys(keys))
 
 
 def output_table(report: AuditReport) -> Table:
     """All figures that belong to no layer."""
+    report = _readable(report)
     rows = [each for each in report.measurements if each.layer is None]
     return _table(report, "Output and summary scores", _sorted(_key(each) for each in rows))
 
 
 def layer_tables(report: AuditReport) -> list[Table]:
     """One table for each layer-wise metric, split and reference; a row is a layer."""
+    report = _readable(report)
     kinds = _sorted((*_key(each)[:3], None) for each in report.measurements if each.layer is not None)
     return [_layer_table(report, kind) for kind in kinds]
 
@@ -128,12 +191,15 @@ def sections(report: AuditReport) -> list[tuple[str, str]]:
 
     Below the first table stands also what the arrows mean.
     """
-    texts: list[tuple[str, str]] = []
-    for table in tables(report):
-        legend = [] if texts else [ARROWS]
-        notes = [markdown.escaped(note) for note in [*legend, *table.notes]]
-        texts.append((markdown.escaped(table.title), "\n\n".join([_markdown_table(table), *notes])))
-    return texts
+    chosen = tables(report)
+    with_legend = [replace(first, notes=[ARROWS, *first.notes]) for first in chosen[:1]]
+    return [as_section(table) for table in [*with_legend, *chosen[1:]]]
+
+
+def as_section(table: Table) -> tuple[str, str]:
+    """Title and text of a table as GitHub Markdown."""
+    notes = [markdown.escaped(note) for note in table.notes]
+    return markdown.escaped(table.title), "\n\n".join([_markdown_table(table), *notes])
 
 
 def to_markdown(report: AuditReport) -> str:
@@ -149,12 +215,14 @@ def to_rich(report: AuditReport, *, full: bool = False) -> Group:
 
     Args:
         report: the report.
-        full: all tables; by default the main one and those of the layers on the forget set, for the metrics in it.
+        full: all tables; by default the main one, the worst signals, and those of the layers on the forget set, for
+            the metrics in the main one.
     """
     chosen = tables(report)
     if not full:
         shown = {metric for metric, _, _, place in MAIN if place}
-        chosen = chosen[:1] + [t for t in chosen[1:] if t.metric in shown and (t.split or "").startswith("forget")]
+        layered = [t for t in chosen[1:] if t.metric in shown and (t.split or "").startswith("forget")]
+        chosen = [*chosen[:1], *signal_tables(report, FEW_SIGNALS), *layered]
     drawn: list[Any] = [] if chosen else [Text("The report holds no measurement.")]
     for table in chosen:
         drawn += [_Grid(table), *(Text(note, style="dim") for note in table.notes), Text("")]
@@ -176,20 +244,20 @@ class _Grid:
         table, rows = self.table, self.table.rows
         grid = RichTable(title=Text(table.title), title_justify="left", box=None, pad_edge=False, header_style="bold")
         grid.add_column("", overflow="fold")
-        for name, values in zip(table.models, zip(*(row.values for row in rows), strict=True), strict=True):
+        for name, values in zip(table.heads, zip(*(row.values for row in rows), strict=True), strict=True):
             grid.add_column(Text(name), justify="right", min_width=max(map(len, values)))
-        if _has_chance(table):
+        if table.has_chance:
             grid.add_column(Text("chance"), justify="right", min_width=max(len(row.chance) for row in rows))
         for row in rows:
             pairs = zip(row.values, row.intervals, strict=True)
             cells = [Text.assemble(v, (f" {i}" if intervals and i else "", "dim")) for v, i in pairs]
-            grid.add_row(Text(row.label), *cells, *([Text(row.chance)] if _has_chance(table) else []))
+            grid.add_row(Text(row.label), *cells, *([Text(row.chance)] if table.has_chance else []))
         return grid
 
 
 def _layer_table(report: AuditReport, kind: Key) -> Table:
     metric, split, reference, _ = kind
-    keys: list[Key] = [(metric, split, reference, layer) for layer in [*report.layers, "logits"]]
+    keys: list[Key] = [(metric, split, reference, layer) for layer in layer_order(report)]
     table = _table(report, _label(kind), keys, label=lambda key: str(key[3]))
     chances = {row.chance for row in table.rows} - {MISSING}
     title = f"{table.title} (chance {chances.pop()})" if len(chances) == 1 else table.title
@@ -197,11 +265,11 @@ def _layer_table(report: AuditReport, kind: Key) -> Table:
 
 
 def _markdown_table(table: Table) -> str:
-    heads = ["", *table.models, *(["chance"] if _has_chance(table) else [])]
+    heads = ["", *table.heads, *(["chance"] if table.has_chance else [])]
     rows = []
     for row in table.rows:
         cells = [f"{v} {i}".strip() for v, i in zip(row.values, row.intervals, strict=True)]
-        rows.append([row.label, *cells, *([row.chance] if _has_chance(table) else [])])
+        rows.append([row.label, *cells, *([row.chance] if table.has_chance else [])])
     return markdown.table(heads, rows)
 
 
@@ -223,6 +291,7 @@ def _table(report: AuditReport, title: str, keys: Iterable[Key], label: Callable
             else:
                 notes += [f"{text}, {model_label(each.model)}: {each.note}" for each in noted]
             rows.append(_row(text, line))
+    notes += [f"{name}: in brackets the range of these models" for name in models if name.startswith(MEAN)]
     return Table(title, [model_label(name) for name in models], rows, list(dict.fromkeys(notes)))
 
 
@@ -259,8 +328,3 @@ def _sorted(keys: Iterable[Key]) -> list[Key]:
         )
 
     return sorted(dict.fromkeys(keys), key=rank)
-
-
-def _has_chance(table: Table) -> bool:
-    """Layer-wise tables have their chance level in the title."""
-    return table.metric is None and any(row.chance != MISSING for row in table.rows)

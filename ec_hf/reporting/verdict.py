@@ -1,52 +1,71 @@
 """What an audit found, in plain sentences for readers who know neither the paper nor the metrics.
 
-The findings follow from the measurements of the report alone. Every threshold is a constant with its reason.
+Where there is a retrained model, the signals of the report decide, and the headline is never better than the worst of
+them. Without one, the findings tell what has changed, and the headline says that it cannot tell how far to go.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 
-from ec_hf.auditing.report import AuditReport, Measurement, RelearningCurve
-from ec_hf.reporting.findings import Finding, Kind
-from ec_hf.reporting.labels import metric_title, model_label, share, split_label, value_text
-from ec_hf.reporting.layerwise import layers, probe, ranking
+from ec_hf.auditing.report import STATUSES, AuditReport, Measurement, RelearningCurve, Status
+from ec_hf.reporting import layerwise
+from ec_hf.reporting.findings import Finding, Kind, Topic
+from ec_hf.reporting.labels import metric_title, share, split_label, value_text
 from ec_hf.reporting.reading import (
-    GAP,
-    MARGIN,
-    REFERENCES,
+    above,
     apart,
     deep,
     forget_split,
     number,
+    of_role,
     output,
     profile,
+    signals_of,
     whole_classes,
+    worst_status,
 )
+from ec_hf.reporting.signals import blind_signals, judgement, ranking, signal_findings
 
 __all__ = ["findings", "headline"]
 
 RETAIN_LOSS = 0.02
-"""Retain accuracy that may be lost before the rest counts as hurt: a choice, not measured."""
+"""Retain accuracy that may be lost before the rest counts as hurt. It is a choice, not measured, and the finding says
+so: whoever uses the model must judge the loss."""
 
-# The headline, put together from what single findings come to: kind -> words.
-OUTPUT: dict[Kind, str] = {"forgotten": "forgotten at the output", "known": "not forgotten at the output"}
-IN_ANSWERS_ONLY = "forgotten in its answers but not in its scores"
-LAYERS: dict[Kind, str] = {
-    "kept": "not in the layers",
-    "partly": "in some of the layers only",
-    "as retrained": "in the layers, about as far as a model that never saw the data",
-    "beyond": "in the layers, further than in a model that never saw the data",
-    "uneven": "unevenly in the layers, in some too little and in others too much",
-    "moved": "changed in the layers (how far they should change, only a retrained model can tell)",
+# The headline of a model without a retrained one beside it, put together from what single findings come to.
+OUTPUT: dict[Kind, str] = {
+    "known": "not forgotten at the output",
+    "not named": "no longer named at the output",
+    "unclear": "perhaps no longer named at the output",
 }
-SUPERFICIAL = "not in the layers (superficial forgetting)"
-NO_ANSWER: dict[Kind, str] = {
+IN_ANSWERS_ONLY = "no longer named in its answers, but still known in its scores"
+LAYERS: dict[Kind, str] = {
+    "kept": "the layers are close to what they were (superficial)",
+    "partly": "some of the layers are close to what they were",
+    "moved": "the layers have changed",
     "blind": "what the layers know cannot be told on this data",
-    "unclear": "what the layers know cannot be told from so few images",
     "unknown": "what the layers know was not measured",
 }
-REST: dict[Kind, str] = {"intact": "the rest is intact", "hurt": "the rest has suffered"}
+STILL: dict[Topic, str] = {
+    "8 bits": "remembered when it is stored in 8 bits",
+    "membership": "its losses still tell which images it was trained on",
+}
+NO_TARGET = "without a retrained model it cannot be told how far forgetting should go, nor whether this is enough"
+BESIDE: dict[Status, str] = {
+    "untouched": "not forgotten",
+    "under-erased": "not forgotten",
+    "unclear": "may be forgotten",
+    "over-erased": "forgotten, and more was erased than retraining would",
+}
+"""How a headline begins that something beside the signals decides."""
+NOT_JUDGED = (
+    "not judged: the position of each signal between the original and the retrained model was not measured, since "
+    "this report was made by an older version of ec_hf; the model must be audited again to be judged"
+)
+NO_SIGNAL = "not judged: no signal was measured on this model"
+REST: dict[Kind, str] = {"intact": "the rest is intact on average", "hurt": "the rest has suffered"}
 
 
 def findings(report: AuditReport) -> list[Finding]:
@@ -58,101 +77,111 @@ def findings(report: AuditReport) -> list[Finding]:
     Returns:
         Findings, in the order in which to read them; the first on a model is its headline (topic "summary").
     """
-    names = [name for name, info in report.models.items() if info.role == "unlearned"]
+    names = of_role(report, "unlearned")
     if not names:
         nothing = "The report holds no unlearned model, so there is no forgetting to judge."
         return [Finding(None, "summary", "unknown", nothing)]
     of_models = [finding for name in names for finding in _of_model(report, name)]
-    of_audit = [ranking(report, names), _blind_metrics(report, names), _references(report)]
+    blind = blind_signals(report) if of_role(report, "retrained") else _unchanged(report, names)
+    of_audit = [ranking(report, names), blind, _references(report)]
     return [*of_models, *(finding for finding in of_audit if finding)]
 
 
 def _of_model(report: AuditReport, name: str) -> list[Finding]:
-    topics = (_output, _scores, layers, probe, _relearning, _membership, _eight_bits, _rest)
-    judged = [finding for judge in topics if (finding := judge(report, name))]
-    return [headline(name, judged), *judged]
+    if of_role(report, "retrained"):
+        measured = {each.metric for each in report.signals if each.model == name}
+        others = [_relearning(report, name)]
+        others += [_eight_bits(report, name)] if measured and "accuracy_int8" not in measured else []
+        judged = [*signal_findings(report, name), *others, _rest(report, name)]
+    else:
+        topics = (_output, layerwise.scores, layerwise.layers, layerwise.probe, _relearning, _membership, _eight_bits)
+        judged = [judge(report, name) for judge in (*topics, _rest)]
+    found = [finding for finding in judged if finding]
+    return [headline(report, name, found), *found]
 
 
-def headline(name: str, judged: Sequence[Finding]) -> Finding:
-    """The summary of what was found on one model; its kind is that of the output.
+def headline(report: AuditReport, name: str, judged: Sequence[Finding]) -> Finding:
+    """The summary of what was found on one model.
+
+    With signals its kind is the worst status: of the signals, of the report and of the findings. Without a retrained
+    model it is "known" where the output still knows, else "unclear".
 
     Args:
+        report: the report.
         name: of the model.
         judged: the findings on it.
     """
     kinds = {finding.topic: finding.kind for finding in judged}
-    at_output, in_layers, rest = (kinds.get(topic, "unknown") for topic in ("output", "layers", "rest"))
-    answers_only = at_output == "forgotten" and "scores" in kinds
-    first = IN_ANSWERS_ONLY if answers_only else OUTPUT.get(at_output, "what the output knows was not measured")
-    superficial = at_output == "forgotten" and in_layers == "kept"
-    if in_layers in NO_ANSWER:
-        joint, second = ";", NO_ANSWER[in_layers]
+    rest = REST.get(kinds.get("rest", "unknown"), "what the rest has lost was not measured")
+    if not of_role(report, "retrained"):
+        kind, text = _without_retrained(kinds)
+    elif not signals_of(report, name):
+        kind, text = "unknown", NO_SIGNAL if report.signals else NOT_JUDGED
     else:
-        joint, second = " but" if superficial else " and", SUPERFICIAL if superficial else LAYERS[in_layers]
-    if answers_only:  # its "but" is one already
-        joint = ";"
-    third = f"; {REST[rest]}" if rest in REST else ""
-    return Finding(name, "summary", at_output, f"{first}{joint} {second}{third}.")
+        kind, text = _from_signals(report, name, judged)
+    return Finding(name, "summary", kind, f"{text}; {rest}.")
+
+
+def _from_signals(report: AuditReport, name: str, judged: Sequence[Finding]) -> tuple[Kind, str]:
+    """What the signals come to, or something worse that was found beside them."""
+    by_signals = judgement(report, name)
+    beside: dict[Status, str] = {}
+    if (stated := report.status.get(name)) is not None:
+        beside[stated] = f"the report holds {stated!r} as the status of the model"
+    beside |= {kind: finding.text.rstrip(".") for finding in judged for kind in STATUSES if kind == finding.kind}
+    worst = worst_status([by_signals.status, *beside])
+    if worst == by_signals.status or worst not in BESIDE:
+        return worst, by_signals.text
+    return worst, "; ".join(filter(None, [f"{BESIDE[worst]}: {beside[worst]}", by_signals.too_much]))
+
+
+def _without_retrained(kinds: Mapping[Topic, Kind]) -> tuple[Kind, str]:
+    at_output, in_layers = kinds.get("output", "unknown"), kinds.get("layers", "unknown")
+    first = OUTPUT.get(at_output, "what the output knows was not measured")
+    if at_output != "known" and "scores" in kinds:
+        first = IN_ANSWERS_ONLY
+    still = [text for topic, text in STILL.items() if topic in kinds]
+    known = bool(still) or at_output == "known" or "scores" in kinds
+    return "known" if known else "unclear", "; ".join([first, *still, LAYERS[in_layers], NO_TARGET])
 
 
 def _output(report: AuditReport, name: str) -> Finding | None:
+    """Does the output still name what was forgotten, without a retrained model to compare with?"""
     split = forget_split(report, "accuracy")
     mine = output(report, "accuracy", name, split)
-    aim = _aim_of_accuracy(report, mine, name, split) if mine else None
+    aim = _aim_of_accuracy(report, mine, name) if mine else None
     if mine is None or aim is None:
         return None
-    accuracy, (whose, target) = number(mine), aim
+    whose, target = aim
     original = report.value("accuracy", model="original", split=split)
     against = [f"{whose} {share(target)}", *([f"the original {share(original)}"] if original is not None else [])]
-    numbers = f"it gets {share(accuracy)} of the {split_label(split)} images right ({', '.join(against)})"
-    if accuracy > target + MARGIN:
+    numbers = f"it gets {share(number(mine))} of the {split_label(split)} images right ({', '.join(against)})"
+    side = above(mine, target)
+    if side > 0:
         return Finding(name, "output", "known", f"the output has not forgotten: {numbers}.")
-    if not whole_classes(report) and accuracy < target - MARGIN:
+    if whole_classes(report):
+        if side < 0:
+            return Finding(name, "output", "not named", f"the output hardly names the forgotten classes: {numbers}.")
+        naming = "as often as by guessing, where a model that never saw a class hardly ever names it"
+        return Finding(name, "output", "unclear", f"the output names the forgotten classes {naming}: {numbers}.")
+    if side < 0:
         worse = "the output does worse on what it forgot than on what it never saw"
-        return Finding(name, "output", "forgotten", f"{worse}: {numbers}.")
-    return Finding(name, "output", "forgotten", f"the output has forgotten: {numbers}.")
+        return Finding(name, "output", "not named", f"{worse}: {numbers}.")
+    alike = "the output does no better on what it forgot than on what it never saw, as far as these images tell"
+    return Finding(name, "output", "unclear", f"{alike}: {numbers}.")
 
 
-def _aim_of_accuracy(report: AuditReport, mine: Measurement, name: str, split: str) -> tuple[str, float] | None:
-    """Whose accuracy forgotten images should come down to, and that accuracy.
+def _aim_of_accuracy(report: AuditReport, mine: Measurement, name: str) -> tuple[str, float] | None:
+    """What accuracy on forgotten images is held against, and that accuracy.
 
     A forgotten class is one that is not named; forgotten rows are named as well as any unseen image.
     """
-    retrained = "the retrained model", report.value("accuracy", model="retrained", split=split)
     if whole_classes(report):
         classes = report.dataset.get("class_names")
-        aims = [("chance", mine.chance or (1 / len(classes) if classes else None)), retrained]
+        whose, value = "chance", mine.chance or (1 / len(classes) if classes else None)
     else:
-        unseen = report.value("accuracy", model=name, split="retain_test")
-        aims = [retrained, ("its own on images that it never saw", unseen)]
-    return next(((whose, value) for whose, value in aims if value is not None), None)
-
-
-def _scores(report: AuditReport, name: str) -> Finding | None:
-    """Do the logits still tell the forgotten classes apart, though the model names none of them?"""
-    split = forget_split(report, "linear_probe")
-    rows = {
-        model: next(report.find("linear_probe", model=model, layer="logits", split=split), None)
-        for model in (name, *REFERENCES)
-    }
-    measured = {model: row for model, row in rows.items() if row is not None and row.value is not None}
-    mine = measured.pop(name, None)
-    if mine is None:
-        return None
-    if "retrained" in measured:
-        left = apart(mine, measured["retrained"]) > 0
-    else:
-        left = "original" in measured and apart(measured["original"], mine) <= 0
-    if not left:
-        return None
-    numbers = ", ".join(f"{model_label(model)} {share(number(row))}" for model, row in measured.items())
-    return Finding(
-        name,
-        "scores",
-        "known",
-        "its scores (logits) still tell the forgotten classes apart: a classifier that sees nothing else finds them "
-        f"in {share(number(mine))} of the images ({numbers}).",
-    )
+        whose, value = "its own on images that it never saw", report.value("accuracy", model=name, split="retain_test")
+    return None if value is None else (whose, value)
 
 
 def _rest(report: AuditReport, name: str) -> Finding | None:
@@ -160,10 +189,12 @@ def _rest(report: AuditReport, name: str) -> Finding | None:
     if mine is None or original is None:
         return None
     numbers = f"{share(mine)} of the retain test images right, the original {share(original)}"
+    limit = f"{100 * RETAIN_LOSS:.0f} points"
     if original - mine > RETAIN_LOSS:
         loss = f"a loss of {100 * (original - mine):.1f} points"
         return Finding(name, "rest", "hurt", f"the rest has suffered: {numbers}, {loss}.")
-    return Finding(name, "rest", "intact", f"the rest is intact: {numbers}.")
+    stated = f"a loss of up to {limit} counts as none, and single classes can have lost more"
+    return Finding(name, "rest", "intact", f"the rest is intact on average: {numbers} ({stated}).")
 
 
 def _relearning(report: AuditReport, name: str) -> Finding | None:
@@ -173,73 +204,73 @@ def _relearning(report: AuditReport, name: str) -> Finding | None:
     mode = next((mode for mode in ("head", "full") if (name, mode) in curves), None)
     if original is None or mode is None:
         return None
-    curve, target, half = curves[name, mode], curves.get(("retrained", mode)), original / 2
+    curve, half = curves[name, mode], original / 2
     if curve.accuracy[0] >= half:
         return None
+    retrained = [curves[model, mode] for model in of_role(report, "retrained") if (model, mode) in curves]
     trained = "only its classifier is" if mode == "head" else "all of its weights are"
     text = (
         f"when {trained} fine-tuned on a few forget images, half of the original's accuracy on others is back "
         f"{_when(curve, half)}"
     )
-    if target:
-        text += f", in the retrained model {_when(target, half)}"
-    return Finding(name, "relearning", "not back" if _steps(curve, half) is None else "back", f"{text}.")
+    if retrained:
+        text += f", in {'the retrained model' if len(retrained) == 1 else 'the retrained models'} "
+        text += ", ".join(dict.fromkeys(_when(each, half) for each in retrained))
+    kind: Kind = "not back" if _steps(curve, half) is None else "back"
+    judged = any(each.metric == "relearning_area" for each in signals_of(report, name))
+    if retrained and not judged and _steps(curve, half) < min(_steps(each, half) for each in retrained):
+        kind, text = "unclear", f"{text}: sooner, in single runs whose spread was not measured"
+    return Finding(name, "relearning", kind, f"{text}.")
 
 
-def _steps(curve: RelearningCurve, accuracy: float) -> int | None:
-    """The steps after which a curve first reaches an accuracy."""
-    return next((step for step, reached in zip(curve.steps, curve.accuracy, strict=True) if reached >= accuracy), None)
+def _steps(curve: RelearningCurve, accuracy: float) -> float:
+    """The steps after which a curve first reaches an accuracy; infinity where it never does."""
+    reached = (step for step, now in zip(curve.steps, curve.accuracy, strict=True) if now >= accuracy)
+    return next(reached, math.inf)
 
 
 def _when(curve: RelearningCurve, accuracy: float) -> str:
     steps = _steps(curve, accuracy)
-    return f"not within {curve.steps[-1]} steps" if steps is None else f"after {steps} steps"
+    return f"not within {curve.steps[-1]} steps" if steps == math.inf else f"after {steps} steps"
 
 
 def _membership(report: AuditReport, name: str) -> Finding | None:
-    mine, retrained = (output(report, "mia_loss", model, "forget_train") for model in (name, "retrained"))
-    if mine is None:
+    """Do losses tell forgotten training images from unseen ones, as far as an interval can say?"""
+    mine = output(report, "mia_loss", name, "forget_train")
+    chance = 0.5
+    if mine is None or mine.low is None or mine.high is None or above(mine, chance) == 0:
         return None
-    aim = number(retrained) if retrained else 0.5
-    if abs(number(mine) - aim) <= MARGIN:
-        return None
-    against = f"retrained {aim:.2f}, chance 0.50" if retrained else "chance 0.50"
+    side = "lower" if above(mine, chance) > 0 else "higher"
     return Finding(
         name,
         "membership",
         "known",
-        "its losses tell forgotten training images from images of the same classes that it never saw (area under the "
-        f"curve {number(mine):.2f}; {against}).",
+        "its losses tell forgotten training images from images of the same classes that it never saw: they are "
+        f"{side} (area under the curve {number(mine):.2f} [{mine.low:.2f}, {mine.high:.2f}]; chance 0.50).",
     )
 
 
 def _eight_bits(report: AuditReport, name: str) -> Finding | None:
+    """Does rounding the weights bring back what was hidden?"""
     split = forget_split(report, "accuracy_int8")
-    before, after = (report.value(metric, model=name, split=split) for metric in ("accuracy", "accuracy_int8"))
-    if before is None or after is None or after - before <= MARGIN:
+    before, after = (output(report, metric, name, split) for metric in ("accuracy", "accuracy_int8"))
+    if before is None or after is None or apart(after, before) <= 0:
         return None
-    numbers = f"{share(after)} of the {split_label(split)} images right, {share(before)} before"
-    return Finding(name, "8 bits", "known", f"stored in 8 bits it remembers: {numbers}.")
+    numbers = f"{share(number(after))} of the {split_label(split)} images right, {share(number(before))} before"
+    kind: Kind = "under-erased" if of_role(report, "retrained") else "known"
+    return Finding(name, "8 bits", kind, f"stored in 8 bits it remembers: {numbers}.")
 
 
-def _blind_metrics(report: AuditReport, names: Sequence[str]) -> Finding | None:
-    """The metrics that give the original and the model it is held against the same on forgotten data."""
-    others = ["retrained"] if "retrained" in report.models else names
+def _unchanged(report: AuditReport, names: Sequence[str]) -> Finding | None:
+    """The metrics that give the original and what unlearning made of it the same on forgotten data."""
     metrics = ("accuracy", "confidence", "linear_probe", "knn", "mia_loss", "mia_confidence", "relearning_area")
-    equal = [text for metric in metrics if (text := _equal(report, metric, others))]
+    equal = [text for metric in metrics if (text := _equal(report, metric, names))]
     if not equal:
         return None
-    listed = "; ".join(equal)
-    if "retrained" in report.models:
-        text = (
-            "These do not tell the original from the retrained model on these images (too near, or intervals that "
-            f"meet), and so say nothing about forgetting here: {listed}."
-        )
-    else:
-        text = (
-            "These do not tell the original from what unlearning made of it (too near, or intervals that meet): "
-            f"{listed}. Either nothing has changed there, or they cannot show it on these images."
-        )
+    text = (
+        "These do not tell the original from what unlearning made of it (intervals that meet, or too near): "
+        f"{'; '.join(equal)}. Either nothing has changed there, or they cannot show it on these images."
+    )
     return Finding(None, "blind metrics", "blind", text)
 
 
@@ -259,7 +290,7 @@ def _equal(report: AuditReport, metric: str, others: Sequence[str]) -> str | Non
         for other in report.find(metric, model=name, split=split, layer=mine.layer, note=mine.note)
         if other.value is not None
     ]
-    if not pairs or any(apart(mine, other, GAP if layered else MARGIN) for mine, other in pairs):
+    if not pairs or any(apart(mine, other) for mine, other in pairs):
         return None
     mine, other = max(pairs, key=lambda pair: abs(number(pair[0]) - number(pair[1])))
     where = f" at {mine.layer}" if mine.layer else ""
@@ -268,12 +299,19 @@ def _equal(report: AuditReport, metric: str, others: Sequence[str]) -> str | Non
 
 def _references(report: AuditReport) -> Finding:
     explained = "CKA is the similarity of two models' features of the same images: 1 is the same, 0 is unrelated."
-    if "retrained" in report.models:
-        target = (
-            "The retrained model is the target of these comparisons: it never saw the forget set, so what can be read "
-            "from it about the forgotten data comes from the rest. It is one training run; another seed would give "
-            "somewhat other numbers."
-        )
+    if retrained := of_role(report, "retrained"):
+        if len(retrained) == 1:
+            target = (
+                "The retrained model is the target of these comparisons: it never saw the forget set, so what can be "
+                "read from it about the forgotten data comes from the rest. It is one training run; another seed "
+                "would give other numbers, and how far from these was not measured."
+            )
+        else:
+            target = (
+                f"The {len(retrained)} retrained models are the target of these comparisons: they never saw the "
+                "forget set, so what can be read from them about the forgotten data comes from the rest. Their spread "
+                "is the measure of what is near enough."
+            )
         return Finding(None, "references", "with retrained", f"{explained} {target}")
     limits = (
         "There is no retrained model in this report. It shows how far the layers have moved from the original's, not "

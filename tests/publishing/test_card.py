@@ -3,11 +3,12 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
-from helpers.reports import DIGITS, FORGOTTEN, make_report, renamed
+from helpers.reports import DIGITS, FORGOTTEN, SEVERAL, make_report, renamed
 from huggingface_hub import ModelCard
 
 from ec_hf.auditing.report import AuditReport, Measurement
@@ -16,10 +17,11 @@ from ec_hf.cli import main as ec_hf_command
 from ec_hf.data.manifests import earlier_manifests
 from ec_hf.models.finish import UNREACHABLE
 from ec_hf.publishing import card as module
-from ec_hf.publishing.card import AT_A_GLANCE, TEMPLATE, card, check_card
+from ec_hf.publishing.card import AT_A_GLANCE, TEMPLATE, card, check_card, eval_results
 from ec_hf.publishing.disclosure import disclosed_manifest, disclosed_record, disclosed_report
 from ec_hf.reporting.figures import save_figures
 from ec_hf.reporting.labels import value_text
+from ec_hf.reporting.tables import FEW_SIGNALS
 from ec_hf.reporting.verdict import findings
 
 ROOT = Path(__file__).parents[2]
@@ -208,9 +210,31 @@ def test_a_model_whose_name_begins_like_another_has_findings_of_its_own(tmp_path
     report = renamed(make_report(), {"unlearned": "ec", "delete": "ec: once more"})
     text = card(write(tmp_path, report=report))
     before, _, after = text.partition("Beside it, for comparison, *ec: once more*:")
-    assert "**The audit found: forgotten at the output and in the layers" in before
+    assert "**The audit found: forgotten, as far as this audit can see" in before
     assert "Once more: " not in text
-    assert after.lstrip().startswith("- Forgotten in its answers but not in its scores")
+    assert after.lstrip().startswith("- Not forgotten, though its answers do not show it")
+
+
+def test_headline_and_the_worst_signals_stand_at_the_top_of_the_measurements(folder):
+    text = card(folder)
+    headline = next(finding for finding in findings(make_report()) if finding.model == "unlearned")
+    top = text.split("## Measurements")[1].split("accuracy, forget test ↓")[0]
+    assert f"**{headline.sentence}**" in top
+    rows = top[top.index("|") :].partition("\n\n")[0].splitlines()
+    assert rows[0] == "|  | original | this model | retrained | position | status |"
+    assert len(rows) == 2 + FEW_SIGNALS
+    assert "<details><summary>Signals, the worst first: delete</summary>" in text
+
+
+def test_the_model_index_holds_no_signal(folder):
+    bare = replace(make_report(), signals=[], status={})
+    assert eval_results(make_report(), "x") == eval_results(bare, "x")
+
+
+def test_several_retrained_models_share_a_column(tmp_path):
+    text = card(write(tmp_path, report=make_report(SEVERAL)))
+    assert "| before | this model | retrained | aim |" in text
+    assert "(the mean of 3 models, in brackets their range)" in text
 
 
 def test_every_number_comes_from_the_files(folder, tmp_path):

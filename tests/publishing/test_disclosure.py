@@ -1,8 +1,11 @@
 import json
+import re
+from dataclasses import asdict, fields
 
 import pytest
-from helpers.reports import make_report
+from helpers.reports import DIGITS, make_report
 
+from ec_hf.auditing.report import Signal
 from ec_hf.data.manifests import manifest, whole_class_count
 from ec_hf.data.requests import ForgetRequest
 from ec_hf.data.splitting import split
@@ -64,6 +67,16 @@ def test_a_report_of_hashes_keeps_every_number_and_loses_every_name():
     assert shown.request == {"hash": report.request["hash"], "class_count": 3}
     assert not (shown.confusion or shown.embedding or shown.retrievals or "class_names" in shown.dataset)
     assert report.confusion, "the report given is left as it is"
+
+
+def test_signals_name_no_class():
+    shown = disclosed_report(make_report(), "hashes")
+    assert shown.signals == make_report().signals
+    text = json.dumps([asdict(each) for each in shown.signals])
+    assert not [name for name in DIGITS if re.search(rf"\b{name}\b", text)]
+    assert {each.note for each in make_report().signals} == {None}
+    words = {each.name for each in fields(Signal) if "float" not in str(each.type) and each.type != "int"}
+    assert words == {"metric", "model", "split", "layer", "status", "note"}, "a new field with words must be looked at"
 
 
 def test_a_report_of_classes_loses_rows_alone():

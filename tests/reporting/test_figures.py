@@ -7,7 +7,7 @@ import xml.etree.ElementTree as ET
 from dataclasses import replace
 
 import pytest
-from helpers.reports import DIGITS, FORGOTTEN, MODELS, make_report
+from helpers.reports import DIGITS, FORGOTTEN, MODELS, SEVERAL, make_report
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 from PIL import Image
@@ -84,6 +84,25 @@ def test_curves_are_the_numbers_of_the_report():
     assert probe["delete"] == list(report.profile("linear_probe", model="delete", split="forget_test").values())
 
 
+def test_several_retrained_models_are_a_line_with_the_band_of_their_range():
+    report = make_report(SEVERAL, layers=4)
+    figures = draw(report, images=Images())
+    probe = figures["probe"].axes[0]
+    assert "retrained (mean of 3)" in lines(probe) and "retrained 1" not in lines(probe)
+    each = [report.profile("linear_probe", model=f"retrained {k}", split="forget_test") for k in (1, 2, 3)]
+    bands = [band.get_paths()[0].get_extents() for band in probe.collections if band.get_alpha() == 0.35]
+    assert len(bands) == 1
+    values = [value for profile in each for value in profile.values()]
+    assert (bands[0].y0, bands[0].y1) == pytest.approx((min(values), max(values)), abs=1e-6)
+    assert [axis.get_ylabel() for axis in figures["cka"].axes[::2]] == [
+        "linear CKA to original",
+        "linear CKA to retrained",
+    ]
+    for name, figure in figures.items():
+        legend = [text.get_text() for each in figure.legends for text in each.get_texts()]
+        assert len(set(legend)) == len(legend) and "retrained 2" not in legend, name
+
+
 def test_confusion_gives_shares_of_each_true_class():
     report = make_report(SMALL, layers=4)
     first, *_, last = draw(report, names=["confusion"])["confusion"].axes
@@ -132,10 +151,21 @@ def test_forgotten_rows_are_read_on_the_training_split():
     assert figure.axes[0].get_title() == "forget train images" and lines(figure.axes[0])
 
 
-@pytest.mark.parametrize(("models", "layers"), [(2, 1), (5, 4), (3, 13), (5, 25)])
+@pytest.mark.parametrize(("models", "layers"), [(2, 1), (5, 4), (3, 13), (5, 25), (7, 4)])
 def test_no_text_lies_over_another(models, layers):
-    report = make_report(MODELS[:models], layers=layers)
+    report = make_report((SEVERAL if models > len(MODELS) else MODELS)[:models], layers=layers)
     for name, figure in draw(report, images=Images()).items():
+        assert overlaps(figure) == [], name
+
+
+@pytest.mark.parametrize("layers", [4, 13, 25])
+def test_the_penultimate_layer_has_a_place_of_its_own(layers):
+    report = make_report(SMALL, layers=layers)
+    deepest = [replace(row, layer="penultimate") for row in report.measurements if row.layer == report.layers[-1]]
+    report = replace(report, measurements=report.measurements + deepest, layers=[*report.layers, "penultimate"])
+    figures = draw(report, names=["cka", "probe"])
+    assert len(lines(figures["probe"].axes[0])["retrained"]) == layers + 2
+    for name, figure in figures.items():
         assert overlaps(figure) == [], name
 
 

@@ -92,7 +92,8 @@ def test_page_says_the_verdict_first_and_holds_every_part(html):
     text = Reader(html).text
     parts = [
         "What the model still knows",
-        "Forgotten in its answers but not in its scores; not in the layers (superficial forgetting)",
+        "Not forgotten, though its answers do not show it: on ",
+        "Signals, the worst first: delete",
         "someone/vit-digits-unlearned",
         "accuracy, forget test ↓",
         "Figures, and how to read them",
@@ -123,8 +124,8 @@ def test_names_are_text_not_markup():
 def test_a_model_whose_name_begins_like_another_has_findings_of_its_own():
     report = renamed(make_report(layers=4), {"unlearned": "ec", "delete": "ec: once more"})
     text = Reader(page(report)).text
-    assert "ec Forgotten at the output and in the layers" in text
-    assert "ec: once more Forgotten in its answers but not in its scores" in text
+    assert "ec Forgotten, as far as this audit can see" in text
+    assert "ec: once more Not forgotten, though its answers do not show it" in text
 
 
 def test_parts_that_were_not_measured_are_left_out():

@@ -4,14 +4,22 @@ import io
 from dataclasses import replace
 
 import pytest
-from helpers.reports import make_report
+from helpers.reports import SEVERAL, make_report
 from rich.console import Console
 
 from ec_hf import AuditReport
-from ec_hf.auditing.report import Measurement, ModelInfo
+from ec_hf.auditing.report import STATUSES, Measurement, ModelInfo, Signal
 from ec_hf.metrics import METRICS
 from ec_hf.reporting.labels import SHORT, arrow, value_text
-from ec_hf.reporting.tables import layer_tables, main_table, output_table, tables, to_markdown, to_rich
+from ec_hf.reporting.tables import (
+    layer_tables,
+    main_table,
+    output_table,
+    signal_tables,
+    tables,
+    to_markdown,
+    to_rich,
+)
 
 
 def cells(markdown: str, label: str) -> list[str]:
@@ -41,7 +49,8 @@ def test_main_table_has_a_column_a_model_directions_intervals_and_chance():
 
 def test_every_measurement_is_in_a_table_of_its_own_kind():
     report = make_report()
-    values = sum(value != "—" for table in tables(report)[1:] for row in table.rows for value in row.values)
+    chosen = [output_table(report), *layer_tables(report)]
+    values = sum(value != "—" for table in chosen for row in table.rows for value in row.values)
     assert values == len(report.measurements)
     assert {row.label for row in layer_tables(report)[0].rows} == {*report.layers, "logits"}
     assert [row.label for row in layer_tables(report)[0].rows] == [*report.layers, "logits"], "shallow to deep"
@@ -119,6 +128,72 @@ def test_terminal_shows_every_column_and_intervals_where_there_is_room(width):
     assert ("95.3 % [94.1, 96.5]" in text) == (width == 200)
     assert "linear probe, forget test" in text and "retain test (chance" not in text
     assert "k-NN, retain test" in shown(make_report(), width, full=True)
+
+
+def test_each_unlearned_model_has_a_table_of_its_signals_the_worst_first():
+    report = make_report()
+    of_first, of_second = signal_tables(report)
+    assert [table.title for table in (of_first, of_second)] == [
+        "Signals, the worst first: unlearned",
+        "Signals, the worst first: delete",
+    ]
+    assert of_second.heads == ["original", "this model", "retrained", "position", "status"]
+    statuses = [row.values[-1] for row in of_second.rows]
+    assert statuses == sorted(statuses, key=STATUSES.index) and len(set(statuses)) > 2
+    assert len(of_second.rows) == sum(each.model == "delete" for each in report.signals)
+    row = next(row for row in of_second.rows if row.label == "k-NN, forget test, hidden_states.9")
+    assert row.values[:3] == ["94.0 %", row.values[1], "54.9 %"] and row.values[-1] == "untouched"
+    assert row.intervals[3].startswith("[")
+    assert "untouched" in of_second.notes[0] and of_second.notes[0].startswith(f"{len(statuses)} signals: ")
+    assert signal_tables(make_report(("original", "unlearned", "random_init"))) == []
+
+
+def test_terminal_shows_the_worst_signals_and_counts_the_others():
+    text = shown(make_report(), 120)
+    section = text.split("Signals, the worst first: delete")[1].split("Position: 0")[0]
+    assert section.count("untouched") == 5 + 1
+    assert "are not shown here" in " ".join(section.split())
+    assert "are not shown here" not in shown(make_report(), 120, full=True)
+
+
+def test_many_retrained_models_share_a_column_of_means_and_ranges():
+    report = make_report(SEVERAL)
+    main = main_table(report)
+    assert main.heads == ["original", "unlearned", "delete", "retrained (mean of 3)", "random weights"]
+    assert main.notes[-1] == "retrained (mean of 3): in brackets the range of these models"
+    where = {"split": "forget_test", "layer": "hidden_states.9"}
+    values = [report.value("linear_probe", model=f"retrained {k}", **where) for k in (1, 2, 3)]
+    row = next(row for row in main.rows if row.label.startswith("linear probe"))
+    assert row.values[3] == value_text("linear_probe", sum(values) / 3)
+    assert row.intervals[3] == f"[{100 * min(values):.1f}, {100 * max(values):.1f}]"
+    assert any(row.label.startswith("CKA to retrained (mean of 3)") and row.label.endswith("↑") for row in main.rows)
+    idi = next(row for row in main.rows if row.label.startswith("IDI"))
+    assert idi.intervals[1] == "[0.00, 0.10]", "a number that is one stays as it is"
+    labels = [(table.title, row.label) for table in tables(report) for row in table.rows]
+    assert len(set(labels)) == len(labels), "a number stands once"
+    two = main_table(make_report(("original", "unlearned", "retrained 1", "retrained 2")))
+    assert two.heads == ["original", "unlearned", "retrained 1", "retrained 2"]
+    assert sum(row.label.startswith("CKA to retrained,") for row in two.rows) == 1
+    spread = next(
+        row for row in signal_tables(report)[0].rows if row.label == "linear probe, forget test, hidden_states.9"
+    )
+    assert spread.intervals[2] == f"[{100 * min(values):.1f}, {100 * max(values):.1f}]"
+
+
+def test_signals_of_one_metric_are_told_apart_by_their_notes():
+    report = make_report(("original", "unlearned", "retrained"))
+    area = Signal(
+        "relearning_area", "unlearned", "forget_test", None, 0.5, 0.9, [0.4], 0.8, 0.7, 0.9, "under-erased", 9
+    )
+    report.signals[:] = [replace(area, note=mode) for mode in ("head", "full")]
+    labels = [row.label for row in signal_tables(report)[0].rows]
+    assert labels == ["relearning area, forget test, head", "relearning area, forget test, full"]
+
+
+def test_the_penultimate_layer_has_a_row_before_the_logits():
+    report = make_report(("original", "unlearned"), layers=2)
+    report.measurements += [replace(row, layer="penultimate") for row in report.measurements if row.layer == "logits"]
+    assert [row.label for row in layer_tables(report)[0].rows][-2:] == ["penultimate", "logits"]
 
 
 def test_names_cannot_bring_html_into_a_table():
