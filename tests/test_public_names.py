@@ -12,11 +12,12 @@ import ec_hf
 
 PUBLIC = {
     "ec_hf": """
-        AuditReport ECConfig ECHeads ECTrainer Eraser EraserConfig ForgetRequest __version__ audit load_report push split
+        AuditReport ECConfig ECHeads ECTrainer Eraser EraserConfig ForgetRequest __version__ audit load_report push
+        split
     """,
     "ec_hf.losses": """
-        CONTRASTS Contrast LAYER_WEIGHTS PointWeights check_contrast check_temperature cross_entropy csul delete_kl distillation
-        global_contrast global_guided global_rows guided hide_classes layer_weights similarity supcon uuef
+        CONTRASTS Contrast LAYER_WEIGHTS PointWeights check_contrast check_temperature cross_entropy csul delete_kl
+        distillation global_contrast global_guided global_rows guided hide_classes layer_weights similarity supcon uuef
     """,
     "ec_hf.metrics": """
         BatchedCKA CKAStream LinearCKA METRICS Metric activation_distance agreement aus avg_gap bootstrap_mean
