@@ -39,6 +39,10 @@ class ECTrainer(PairedTrainer):
     Stage 2 trains on paired batches ``[forget ; retain]``, one forward a step. What is erased and with which loss is
     the part of `eraser`, an `Eraser`; what will be done stands in `plan`, a `RunPlan`.
 
+    A step: the loader of `PairedTrainer` gives a paired batch; `compute_loss` hands it to the `Eraser`, whose forward
+    runs the heads by a hook on the model; `ECLoss` makes weighted terms of what came out; `Trainer` takes the gradient
+    of their sum and steps; `Eraser.after_step` puts masked weights back.
+
     Between the stages the objective looks at the original model and the data, or edits the model
     (`Objective.prepare`). A closed form is then done; with supervision points, EC trains on from there with its own
     objective, "contrastive". An objective whose terms alternate (SCRUB) shares every step with EC, whose two terms
