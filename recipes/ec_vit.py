@@ -308,8 +308,8 @@ def new_folder(config: ECConfig) -> str:
         raise FileExistsError(f"--output_dir {folder} holds a model already: name another folder.")
     if folder.is_dir() and get_last_checkpoint(folder):
         raise FileExistsError(
-            f"--output_dir {folder} holds checkpoints of a run that did not end: --resume_from_checkpoint true goes on "
-            "with it; for a new run name another folder."
+            f"--output_dir {folder} holds checkpoints of a run that did not end: --resume_from_checkpoint true goes "
+            "on with it; for a new run name another folder."
         )
     return config.output_dir
 
