@@ -74,7 +74,9 @@ def parse(
     from transformers import HfArgumentParser
 
     argv = list(sys.argv[1:] if argv is None else argv)
-    parser = HfArgumentParser(types, prog=prog, description=description, formatter_class=_Formatter)
+    parser = HfArgumentParser(
+        types, prog=prog, description=description, formatter_class=_Formatter, allow_abbrev=False
+    )  # an abbreviated flag would be recorded as it was typed, and its value told where the flag would be hidden
     if argv and argv[0].endswith((".yaml", ".yml")):
         path = argv.pop(0)
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
@@ -210,7 +212,7 @@ def card_command(argv: Sequence[str]) -> None:
     from ec_hf.publishing.disclosure import DETAILS
 
     description = "Write the README.md of a finished model folder."
-    parser = ArgumentParser(prog="ec-hf card", description=description, formatter_class=_Formatter)
+    parser = ArgumentParser(prog="ec-hf card", description=description, formatter_class=_Formatter, allow_abbrev=False)
     parser.add_argument("folder", type=Path, help="what a recipe or ECTrainer.save_model wrote")
     parser.add_argument("--repo_id", help="the Hub id that the model will have")
     parser.add_argument("--license", help="licence id of the Hub; that of the base model if left out")
@@ -233,7 +235,7 @@ def push_command(argv: Sequence[str]) -> None:
     """``ec-hf push``: publish a finished model folder, or write what would be published into another folder."""
     from ec_hf.publishing.disclosure import DETAILS
 
-    parser = ArgumentParser(prog="ec-hf push", description=_PUSH, formatter_class=_Formatter)
+    parser = ArgumentParser(prog="ec-hf push", description=_PUSH, formatter_class=_Formatter, allow_abbrev=False)
     parser.add_argument("folder", help="what a recipe or ECTrainer.save_model wrote; it is not changed")
     parser.add_argument("repo_id", nargs="?", help="repository on the Hub, made if it is not there")
     parser.add_argument("--private", action="store_true", default=None, help="make a new repository private")

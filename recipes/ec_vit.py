@@ -30,6 +30,7 @@ from datasets import Dataset
 from rich.console import Console
 from transformers import PreTrainedModel
 from transformers.hf_argparser import HfArg
+from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
 from ec_hf import AuditReport, ECConfig, ECTrainer, ForgetRequest, audit, split
@@ -297,12 +298,20 @@ def resumed(config: ECConfig) -> str | bool | None:
 
 
 def new_folder(config: ECConfig) -> str:
-    """The output folder, which must not hold a model yet; a new one where none was named."""
-    if config.output_dir != UNNAMED:
-        if Path(config.output_dir, "config.json").exists() and not config.resume_from_checkpoint:
-            raise FileExistsError(f"--output_dir {config.output_dir} holds a model already: name another folder.")
+    """The output folder, which must hold neither a model nor checkpoints yet; a new one where none was named."""
+    if config.output_dir == UNNAMED:
+        return next(str(path) for path in (Path(f"outputs/ec_vit-{i}") for i in count(1)) if not path.exists())
+    folder = Path(config.output_dir)
+    if config.resume_from_checkpoint:
         return config.output_dir
-    return next(str(path) for path in (Path(f"outputs/ec_vit-{i}") for i in count(1)) if not path.exists())
+    if (folder / "config.json").exists():
+        raise FileExistsError(f"--output_dir {folder} holds a model already: name another folder.")
+    if folder.is_dir() and get_last_checkpoint(folder):
+        raise FileExistsError(
+            f"--output_dir {folder} holds checkpoints of a run that did not end: --resume_from_checkpoint true goes "
+            "on with it; for a new run name another folder."
+        )
+    return config.output_dir
 
 
 def how_heads_are_fitted(config: ECConfig) -> tuple:

@@ -98,3 +98,9 @@ def test_wrong_input_ends_with_a_message(inputs, tmp_path, capsys, more, message
     assert cli.main(["audit", *flags(inputs, tmp_path / "out", **more)]) == 1
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("flag", ["--forget_cl", "--forget-cl"])
+def test_an_abbreviated_flag_is_refused_as_its_value_could_not_be_hidden(flag):
+    with pytest.raises(ValueError, match=flag):
+        cli.parse(cli.AuditArguments, argv=[flag, "cat"])

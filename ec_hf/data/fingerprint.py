@@ -1,4 +1,4 @@
-"""What a set of images is known by when a run goes on with it, on this machine or on another."""
+"""A hash that recognises the same set of images when a run is resumed, on this machine or on another."""
 
 from __future__ import annotations
 

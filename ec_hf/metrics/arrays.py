@@ -18,7 +18,7 @@ def as_tensor(values: Array) -> Tensor:
     return torch.from_numpy(np.require(values, requirements=["C", "W"]))  # a copy where torch could not share it
 
 
-def rows(features: Array, name: str) -> Tensor:
+def matrix(features: Array, name: str) -> Tensor:
     """Features as a finite float64 matrix `(n, p)`, left on their device.
 
     Raises:
@@ -41,7 +41,7 @@ def same_rows(x: Tensor, y: Tensor, first: str = "x", second: str = "y") -> None
         )
 
 
-def label_ids(labels: Array, name: str, count: int) -> np.ndarray:
+def checked_labels(labels: Array, name: str, count: int) -> np.ndarray:
     """Labels as an integer vector of `count` entries.
 
     Raises:
@@ -93,7 +93,7 @@ def probabilities(values: Array, name: str) -> np.ndarray:
         ValueError: Not a matrix with rows, not finite, negative, or rows that do not sum to 1 (within 1e-2, the
             rounding of half precision), such as logits.
     """
-    array = rows(values, name).cpu().numpy()
+    array = matrix(values, name).cpu().numpy()
     if not array.size:
         raise ValueError(f"{name} has shape {array.shape}: expected at least one row.")
     if array.min() < 0 or np.abs(array.sum(1) - 1).max() > 1e-2:

@@ -25,8 +25,8 @@ def bootstrap_mean(values: Array, *, level: float = 0.95, resamples: int = 1000,
     Args:
         values: `(n,)`, numbers or booleans.
         level: Share of the intervals that hold the true mean.
-        resamples: Of the bootstrap.
-        seed: Of the bootstrap.
+        resamples: Number of bootstrap samples.
+        seed: Seed of the bootstrap samples.
 
     Returns:
         Low and high end. Both are the mean where there is one value, or all are equal and neither 0 nor 1.

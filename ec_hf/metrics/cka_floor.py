@@ -6,7 +6,7 @@ from typing import Literal
 
 import torch
 
-from ec_hf.metrics.arrays import Array, rows
+from ec_hf.metrics.arrays import Array, matrix
 from ec_hf.metrics.linear_cka import linear_cka
 
 __all__ = ["cka_floor", "split_half_cka"]
@@ -31,10 +31,10 @@ def cka_floor(
         debiased: As in `linear_cka`.
         mode: As in `linear_cka`.
         batch_size: As in `linear_cka`.
-        seed: Of the shuffle.
+        seed: Seed of the order into which rows are shuffled.
     """
-    x = rows(x, "x")
-    y = x if y is None else rows(y, "y")
+    x = matrix(x, "x")
+    y = x if y is None else matrix(y, "y")
     order = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))
     return linear_cka(x, y[order.to(y.device)], debiased, mode, batch_size)
 
@@ -48,12 +48,12 @@ def split_half_cka(x: Array, debiased: bool = True, seed: int = 0) -> float:
     Args:
         x: Features `(n, p)` with p at least 2; the halves have p // 2 and p - p // 2 channels.
         debiased: As in `linear_cka`.
-        seed: Of the halving.
+        seed: Seed of the cut of the channels into halves.
 
     Raises:
         ValueError: Fewer than two channels, or what `linear_cka` refuses.
     """
-    x = rows(x, "x")
+    x = matrix(x, "x")
     if x.shape[1] < 2:
         raise ValueError(f"x has {x.shape[1]} channel: halves need at least 2.")
     order = torch.randperm(x.shape[1], generator=torch.Generator().manual_seed(seed)).to(x.device)

@@ -51,7 +51,7 @@ def embedding(
             the neighbours are taken from "original", or the first model where there is none.
         labels: `(n,)` label ids.
         forget_classes: label ids of the forgotten classes.
-        seed: of the images that are drawn and of t-SNE.
+        seed: seed of the images that are drawn, and of t-SNE.
         classes: how many retain classes.
         per_class: at most so many images of each class, drawn at random.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ec_hf.metrics.arrays import Array, rows, same_rows
+from ec_hf.metrics.arrays import Array, matrix, same_rows
 
 __all__ = ["half_sample_cka"]
 
@@ -34,7 +34,7 @@ def half_sample_cka(
         images: Over how many images; the interval narrows by sqrt(n / images).
         level: Share of the halves inside.
         resamples: Number of halves.
-        seed: Of the cuts.
+        seed: Seed of the half samples.
 
     Returns:
         Low and high end; never above 1, and around `value`.
@@ -42,7 +42,7 @@ def half_sample_cka(
     Raises:
         ValueError: Fewer than 16 images, not as many of y, or features whose CKA is undefined in some halves.
     """
-    x, y = rows(x, "x"), rows(y, "y")
+    x, y = matrix(x, "x"), matrix(y, "y")
     same_rows(x, y)
     n = len(x)
     if n < 16:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ec_hf.metrics.arrays import Array, as_tensor, numbers, rows, shares
+from ec_hf.metrics.arrays import Array, as_tensor, matrix, numbers, shares
 
 __all__ = ["idi", "infonce", "probe_advantage"]
 
@@ -47,14 +47,14 @@ def infonce(
         trials: Critics, each with its own draw of images, split and start.
         steps: Most steps of Adam.
         batch_size: Images a step.
-        learning_rate: Of Adam.
+        learning_rate: Learning rate of Adam.
         limit: Images of each value of Y that are used, at most; as many of the one as of the other.
-        seed: Of all draws.
+        seed: Seed of all random draws.
 
     Raises:
         ValueError: Fewer than 8 images of either value of Y, or shapes that do not fit.
     """
-    x = rows(features, "features").cpu()
+    x = matrix(features, "features").cpu()
     y = as_tensor(is_forget).cpu()
     if y.shape != (len(x),) or not torch.isin(y.double(), torch.tensor([0.0, 1.0]).double()).all():
         raise ValueError(f"is_forget has shape {tuple(y.shape)}: expected one boolean for each of {len(x)} images.")
@@ -104,8 +104,8 @@ def probe_advantage(unlearned: Sequence[float], floor: Sequence[float], original
 
     Args:
         unlearned: `linear_probe` of each layer of the unlearned model.
-        floor: The same of the floor.
-        original: The same of the original model.
+        floor: `linear_probe` of each layer of the model that is the floor.
+        original: `linear_probe` of each layer of the original model.
 
     Raises:
         ValueError: Not as many layers of each, an accuracy outside 0..1, or an original that is above the floor by

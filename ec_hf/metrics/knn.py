@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 import torch
 
-from ec_hf.metrics.arrays import Array, rows
+from ec_hf.metrics.arrays import Array, matrix
 from ec_hf.metrics.linear_probe import checked_split
 
 __all__ = ["knn", "knn_hits", "nearest"]
@@ -30,7 +30,7 @@ def nearest(bank_x: Array, query_x: Array, k: int, exclude_self: bool = False) -
     Raises:
         ValueError: Features of different widths, fewer than k rows to choose among, or `exclude_self` with m != n.
     """
-    bank, query = rows(bank_x, "bank_x").float(), rows(query_x, "query_x").float()
+    bank, query = matrix(bank_x, "bank_x").float(), matrix(query_x, "query_x").float()
     if bank.shape[1] != query.shape[1]:
         raise ValueError(
             f"bank_x is {bank.shape[1]} wide and query_x {query.shape[1]}: expected features of one layer."

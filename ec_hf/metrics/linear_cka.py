@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ec_hf.metrics.arrays import Array, rows, same_rows
+from ec_hf.metrics.arrays import Array, matrix, same_rows
 
 __all__ = ["BatchedCKA", "CKAStream", "LinearCKA", "linear_cka"]
 
@@ -30,7 +30,7 @@ def linear_cka(
         debiased: Use the unbiased estimator HSIC_1. The biased one rises with p / n even for unrelated features.
         mode: "exact" over all rows at once; "uuef" for the way of the published tables of UUEF, which is biased,
             whatever `debiased` says, and depends on the batch size and the order of the rows.
-        batch_size: Of "uuef".
+        batch_size: Rows of a batch, read with mode "uuef" only.
 
     Returns:
         The similarity: at most 1, and 0 in expectation for independent features when debiased (so it may be negative).
@@ -42,7 +42,7 @@ def linear_cka(
     """
     if mode not in ("exact", "uuef"):
         raise ValueError(f'mode={mode!r}: expected "exact" or "uuef".')
-    x, y = rows(x, "x"), rows(y, "y")
+    x, y = matrix(x, "x"), matrix(y, "y")
     if mode == "uuef":
         batched = BatchedCKA(batch_size)
         batched.update(x, y)
@@ -103,7 +103,7 @@ class CKAStream:
         """
         if set(features) != set(self.names):
             raise ValueError(f"features are named {sorted(features)}: expected {sorted(self.names)}.")
-        batch = {name: rows(features[name], name) for name in self.names}
+        batch = {name: matrix(features[name], name) for name in self.names}
         first = self.names[0]
         for name in self.names[1:]:
             same_rows(batch[first], batch[name], first, name)
@@ -253,7 +253,7 @@ class BatchedCKA:
         Raises:
             ValueError: Not two matrices of equally many rows, or a batch whose CKA is undefined.
         """
-        x, y = rows(x, "x"), rows(y, "y")
+        x, y = matrix(x, "x"), matrix(y, "y")
         same_rows(x, y)
         if self._waiting:
             x, y = (torch.cat([old, new.to(old.device)]) for old, new in zip(self._waiting, (x, y), strict=True))

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ec_hf.metrics.arrays import Array, label_ids, rows
+from ec_hf.metrics.arrays import Array, checked_labels, matrix
 
 __all__ = ["linear_probe", "probe_hits"]
 
@@ -39,7 +39,7 @@ def linear_probe(
         classes: Label ids of the test rows that count (the forgotten ones); all if left out.
         c: Inverse weight of the penalty, per training row. It suits a few hundred to a few thousand rows; a stronger
             penalty (0.01) hides part of what early layers hold.
-        max_iterations: Of L-BFGS; 30 come within half a point of the converged accuracy.
+        max_iterations: Most iterations of L-BFGS; 30 come within half a point of the converged accuracy.
 
     Raises:
         ValueError: Shapes that do not fit, one class in `train_y`, no test row of `classes`, or one of them that
@@ -86,15 +86,15 @@ def checked_split(
 ) -> tuple[Tensor, Tensor, np.ndarray, np.ndarray, np.ndarray]:
     """Training and test features in float64, their label ids, and the positions of the test rows that count."""
     first, second = names
-    train, test = rows(train_x, f"{first}_x"), rows(test_x, f"{second}_x")
+    train, test = matrix(train_x, f"{first}_x"), matrix(test_x, f"{second}_x")
     if train.shape[1] != test.shape[1]:
         raise ValueError(
             f"{first}_x is {train.shape[1]} wide, {second}_x {test.shape[1]}: expected features of one layer."
         )
     if not len(train):
         raise ValueError(f"{first}_x has no rows.")
-    train_labels = label_ids(train_y, f"{first}_y", len(train))
-    test_labels = label_ids(test_y, f"{second}_y", len(test))
+    train_labels = checked_labels(train_y, f"{first}_y", len(train))
+    test_labels = checked_labels(test_y, f"{second}_y", len(test))
     counted = np.arange(len(test_labels))
     if classes is not None:
         wanted = {int(each) for each in classes}

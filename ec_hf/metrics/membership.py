@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ec_hf.metrics.arrays import Array, label_ids, numbers, probabilities
+from ec_hf.metrics.arrays import Array, checked_labels, numbers, probabilities
 from ec_hf.metrics.outputs import entropy, hits, modified_entropy, true_probability
 
 __all__ = ["SVC_FEATURES", "class_matched", "membership_auc", "membership_svc"]
@@ -50,7 +50,7 @@ def class_matched(member_labels: Array, nonmember_labels: Array, seed: int = 0) 
     Args:
         member_labels: Label ids `(n,)`.
         nonmember_labels: Label ids `(m,)`.
-        seed: Of the draw.
+        seed: Seed of the images that are drawn.
 
     Returns:
         Ascending row indices into either side, equally many.
@@ -59,7 +59,7 @@ def class_matched(member_labels: Array, nonmember_labels: Array, seed: int = 0) 
         ValueError: No class is on both sides.
     """
     sides = [
-        label_ids(labels, name, len(labels))
+        checked_labels(labels, name, len(labels))
         for labels, name in ((member_labels, "member_labels"), (nonmember_labels, "nonmember_labels"))
     ]
     common = np.intersect1d(sides[0], sides[1])
@@ -102,7 +102,7 @@ def membership_svc(
         features: What the machine sees: "correctness", "confidence" (probability of the label), "entropy",
             "m_entropy" (modified entropy, by the formula of its paper) or "prob" (all probabilities).
         limit: Both shadow sides are drawn at random down to this size, and to the smaller of the two.
-        seed: Of the draw.
+        seed: Seed of the images that are drawn.
 
     Returns:
         "efficacy" and "member_share", which sum to 1.
@@ -119,7 +119,7 @@ def membership_svc(
     for name, (values, labels) in {"members": members, "nonmembers": nonmembers, "target": target}.items():
         # the smallest positive number stands for 0, so that logarithms stay finite
         log_p = np.log(np.maximum(probabilities(values, name), np.finfo(np.float64).tiny))
-        sides[name] = SVC_FEATURES[features](log_p, label_ids(labels, f"labels of {name}", len(log_p)))
+        sides[name] = SVC_FEATURES[features](log_p, checked_labels(labels, f"labels of {name}", len(log_p)))
     size = min(limit, len(sides["members"]), len(sides["nonmembers"]))
     shadow = [sides[name][rng.permutation(len(sides[name]))[:size]] for name in ("members", "nonmembers")]
     attack = SVC(C=3, kernel="rbf", gamma="auto").fit(np.concatenate(shadow), np.repeat([1, 0], size))

@@ -7,7 +7,7 @@ from collections.abc import Collection
 import numpy as np
 import torch
 
-from ec_hf.metrics.arrays import Array, label_ids, rows
+from ec_hf.metrics.arrays import Array, checked_labels, matrix
 
 __all__ = ["confidence", "entropy", "hits", "loss", "masked_hits", "modified_entropy", "true_probability"]
 
@@ -87,7 +87,7 @@ def modified_entropy(logits: Array, labels: Array) -> np.ndarray:
 
 
 def _logits(logits: Array) -> np.ndarray:
-    array = rows(logits, "logits").cpu().numpy()
+    array = matrix(logits, "logits").cpu().numpy()
     if not array.size:
         raise ValueError(f"logits has shape {array.shape}: expected at least one image and one class.")
     return array
@@ -96,7 +96,7 @@ def _logits(logits: Array) -> np.ndarray:
 def _scores(logits: Array, labels: Array) -> tuple[np.ndarray, np.ndarray]:
     """A copy of the logits, and the label ids that must be among their columns."""
     scores = _logits(logits).copy()
-    ids = label_ids(labels, "labels", len(scores))
+    ids = checked_labels(labels, "labels", len(scores))
     if ids.min() < 0 or ids.max() >= scores.shape[1]:
         raise ValueError(f"labels go from {ids.min()} to {ids.max()}: the logits have {scores.shape[1]} classes.")
     return scores, ids

@@ -9,12 +9,14 @@ from typing import Any
 
 import torch
 from huggingface_hub import try_to_load_from_cache
+from torch import nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
 
+from ec_hf.data.columns import shown
 from ec_hf.files import CONFIG, first_line, local_folder
 
-__all__ = ["load_model", "new_like"]
+__all__ = ["load_model", "new_like", "require_finite"]
 
 
 def load_model(
@@ -36,7 +38,8 @@ def load_model(
     Raises:
         FileNotFoundError: there is no such folder, or it holds no config.json.
         OSError: the Hub has no such model, or does not give it.
-        ValueError: the model is no image classifier, or it comes without a trained classification head.
+        ValueError: the model is no image classifier, it has no trained classification head, or its weights are not
+            finite.
     """
     source = _model_source(name_or_path)
     hub: dict[str, Any] = {"revision": revision, "token": token, "trust_remote_code": False}
@@ -65,6 +68,7 @@ def load_model(
     )
     if missing := sorted(report["missing_keys"]):
         raise ValueError(f"the weights of {source!r} lack {', '.join(missing[:4])}, so they {headless}")
+    require_finite(repr(source), model)
     try:
         processor = AutoImageProcessor.from_pretrained(source, **hub)
     except (OSError, ValueError) as error:
@@ -75,6 +79,23 @@ def load_model(
         )
         processor = None
     return model, processor
+
+
+def require_finite(name: str, model: nn.Module) -> None:
+    """Refuse a model with weights that are NaN or infinite: it answers with its first class, whatever it sees.
+
+    Args:
+        name: what the model is called in the error.
+        model: its parameters and buffers are looked at.
+
+    Raises:
+        ValueError: some weight is not finite.
+    """
+    if bad := [key for key, value in model.state_dict().items() if not torch.isfinite(value).all()]:
+        raise ValueError(
+            f"{name}: weights that are NaN or infinite, in {shown(bad)}: the training that made it diverged, so take "
+            "an earlier checkpoint"
+        )
 
 
 def new_like(model: Any) -> Any:

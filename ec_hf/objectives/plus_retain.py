@@ -19,8 +19,8 @@ class PlusRetain(Objective):
     """A method's own loss plus λ times the cross-entropy on retain.
 
     Methods that were published with the forget set alone (`uses = "forget"`) have λ 0; with more they are "+R". EC
-    sees the retain images anyway, but trains only its heads' classifiers on them, never the model's own: under EC,
-    too, λ is what keeps that one.
+    brings a cross-entropy on retain of its own, but through its heads and never through the model's own classifier:
+    under EC, too, λ is what keeps that one.
 
     Args:
         retain_weight: λ ≥ 0.

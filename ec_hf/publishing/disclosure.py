@@ -75,7 +75,7 @@ def disclosed_record(record: Mapping[str, Any], detail: str = "hashes") -> dict[
     for word in shlex.split(record["command"]):
         if word.startswith("-"):
             flag = word.split("=")[0]
-            hidden = flag == "--forget_classes"
+            hidden = flag.strip("-").replace("-", "_") == "forget_classes"  # the parser knows it with dashes too
             words += [flag, "CLASSES"] if hidden else [word]
         elif not hidden:
             words.append(word)

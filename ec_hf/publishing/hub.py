@@ -21,8 +21,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
 from typing import Any, NamedTuple
 
+import torch
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError
+from safetensors import safe_open
 from transformers import AutoModelForImageClassification, PreTrainedModel
 
 from ec_hf._version import __version__
@@ -409,6 +411,18 @@ def _export_model(source: ModelFolder, exported: ModelFolder, choices: _Choices)
     config = exported.read(CONFIG)
     if config.pop("_name_or_path", None):
         exported.write(CONFIG, config)
+    _require_finite(exported)
+
+
+def _require_finite(folder: ModelFolder) -> None:
+    """Refuse weights that are NaN or infinite: a run that diverged has no model to publish."""
+    for name in folder.weights():
+        if name == WEIGHTS_INDEX:
+            continue
+        with safe_open(folder.path / name, "pt") as tensors:
+            for key in tensors.keys():  # noqa: SIM118 - it is no mapping
+                if not torch.isfinite(tensors.get_tensor(key)).all():
+                    raise ValueError(f"{key} in {name} is NaN or infinite: the run that made this model diverged")
 
 
 def _finished(source: ModelFolder, choices: _Choices) -> PreTrainedModel:

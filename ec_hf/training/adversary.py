@@ -32,7 +32,7 @@ class Adversary(nn.Module):
     It starts at zero and sees the batches of all processes, so it is the same in each of them.
 
     Args:
-        channels: of the hidden state.
+        channels: width of the hidden state.
         num_labels: number of classes of the model.
     """
 

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 
 from ec_hf.data.splitting import shared_rows
+from ec_hf.models.loading import require_finite
 from ec_hf.training.config import ECConfig
 
-__all__ = ["check_precision", "check_sets", "check_settings"]
+__all__ = ["check_model", "check_sets", "check_settings"]
 
 
 def check_settings(args: Any, eval_dataset: Any) -> None:
@@ -29,8 +30,9 @@ def check_settings(args: Any, eval_dataset: Any) -> None:
         )
 
 
-def check_precision(model: Any, args: ECConfig) -> None:
-    """Refuse weights in half precision that no mixed precision stands beside."""
+def check_model(model: Any, args: ECConfig) -> None:
+    """Refuse weights that are not finite, and those in half precision that no mixed precision stands beside."""
+    require_finite("model", model)
     if model.dtype in (torch.float16, torch.bfloat16) and not (args.bf16 or args.fp16):
         raise ValueError(
             f"model: its weights are {model.dtype}, in which small updates are lost. Load it with "

@@ -100,7 +100,8 @@ class EraserConfig:
     heads_epochs: int = HfArg(default=3, help="Passes over all images for fitting the heads on the original model.")
     heads_learning_rate: float = HfArg(default=1e-3, help="Peak learning rate of that fit.")
     seed: int = HfArg(
-        default=42, help="Of the heads' first weights, of what an objective draws, and of the order of the images."
+        default=42,
+        help="Seed of the heads' first weights, of what an objective draws, and of the order of the images.",
     )
 
     def __post_init__(self) -> None:

@@ -20,7 +20,11 @@ from ec_hf.training.adversary import Adversary
 from ec_hf.training.config import EraserConfig
 from ec_hf.training.teacher import Teacher
 
-__all__ = ["ECLoss", "LossTerms", "Term"]
+__all__ = ["DivergedError", "ECLoss", "LossTerms", "Term"]
+
+
+class DivergedError(RuntimeError):
+    """A run whose numbers are no numbers any more; what it holds is no result."""
 
 
 class Term(NamedTuple):
@@ -46,6 +50,25 @@ class LossTerms:
     def total(self) -> Tensor:
         """The weighted sum of the parts, a scalar."""
         return torch.stack([term.weight * term.value for term in self.parts.values()]).sum()
+
+    def finite_total(self, step: int) -> Tensor:
+        """`total`, where it is a number.
+
+        Args:
+            step: number of the optimiser step, for the error.
+
+        Raises:
+            DivergedError: it is NaN or infinite; the message names the parts that are.
+        """
+        total = self.total
+        if torch.isfinite(total):
+            return total
+        broken = [name for name, term in self.parts.items() if not torch.isfinite(term.value)]
+        raise DivergedError(
+            f"step {step}: the loss is {total.item()}, by {', '.join(broken) or 'the weights of its parts'}. The run "
+            "has diverged and its model is no result; checkpoints that were saved before stay. Lower learning_rate or "
+            "ec_weight, and see that pixel values are finite."
+        )
 
     def logged(self) -> dict[str, Tensor]:
         """Every value by name, parts without their weights, detached."""

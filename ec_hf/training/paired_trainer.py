@@ -26,7 +26,7 @@ class PairedTrainer(PublishingTrainer):
     """A `Trainer` whose training set is a `PairedDataset`.
 
     Attributes:
-        sampler: of the batches of the run in progress; a loop tells it its epoch.
+        sampler: draws the batches of the run in progress; a loop tells it its epoch.
         images_looked_at: images of each set that went through `look_at`, by the set's name.
         batches_seen: paired batches of this process in this call of `train`.
     """

@@ -49,12 +49,12 @@ class RunPlan:
         uses: the sets that the objective uses as published, and with a + the one that this run adds.
         notes: what is done between the stages, and where objective and EC meet, in words.
         images: number of images of the "forget" and the "retain" set.
-        fingerprints: of these two sets, where they have one.
+        fingerprints: hash of each set, "forget" and "retain"; None for what is no `datasets.Dataset`.
         batch: images of each set in a step of one process.
         processes: number of processes.
         device: what the first one trains on.
         points: the supervision points.
-        weights: of the host objective and of EC at each point.
+        weights: weight of the host objective, and of EC's terms at each point.
         heads: "train on" or "are frozen".
         stopping: when it stops, in words; None where nothing is trained.
         settings: all settings as JSON values, as they take effect.

@@ -23,7 +23,7 @@ def saliency_mask(model: Any, forget: Iterable[Mapping[str, Tensor]], share: flo
     Args:
         model: the original model, in eval mode, before EC heads are attached.
         forget: batches of the forget set, dicts of ``pixel_values`` and ``labels``.
-        share: of the weights that may move, above 0 and at most 1.
+        share: share of the weights that may move, above 0 and at most 1.
 
     Returns:
         Boolean tensors by the names of the parameters that take a gradient, True where a weight may move.

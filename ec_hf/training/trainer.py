@@ -22,10 +22,11 @@ from ec_hf.data.pairing import PairedDataset
 from ec_hf.files import RECORD, ModelFolder
 from ec_hf.models.heads import ECHeads
 from ec_hf.models.inputs import collator_for
-from ec_hf.models.loading import load_model
-from ec_hf.training.checks import check_precision, check_sets, check_settings
+from ec_hf.models.loading import load_model, require_finite
+from ec_hf.training.checks import check_model, check_sets, check_settings
 from ec_hf.training.config import ECConfig
 from ec_hf.training.eraser import Eraser
+from ec_hf.training.loss import DivergedError
 from ec_hf.training.paired_trainer import PairedTrainer
 from ec_hf.training.plan import RunPlan, settings_in_effect
 from ec_hf.training.record import peak_memory_mb, run_record
@@ -38,6 +39,10 @@ class ECTrainer(PairedTrainer):
     Stage 1 fits one auxiliary head a supervision point on the frozen original model, unless fitted heads are given.
     Stage 2 trains on paired batches ``[forget ; retain]``, one forward a step. What is erased and with which loss is
     the part of `eraser`, an `Eraser`; what will be done stands in `plan`, a `RunPlan`.
+
+    A step: the loader of `PairedTrainer` gives a paired batch; `compute_loss` hands it to the `Eraser`, whose forward
+    runs the heads by a hook on the model; `ECLoss` makes weighted terms of what came out; `Trainer` takes the gradient
+    of their sum and steps; `Eraser.after_step` puts masked weights back.
 
     Between the stages the objective looks at the original model and the data, or edits the model
     (`Objective.prepare`). A closed form is then done; with supervision points, EC trains on from there with its own
@@ -91,7 +96,7 @@ class ECTrainer(PairedTrainer):
         if not isinstance(model, nn.Module):
             model, loaded = load_model(model)
             processing_class = processing_class or loaded
-        check_precision(model, args)
+        check_model(model, args)
         eval_dataset = {name: part for name, part in (eval_dataset or {}).items() if len(part)}  # type: ignore[arg-type]
         sets = {"forget": forget_dataset, "retain": retain_dataset}
         sets |= {f"evaluation {name}": part for name, part in eval_dataset.items()}
@@ -186,8 +191,9 @@ class ECTrainer(PairedTrainer):
             **kwargs: passed on to `Trainer.train`.
 
         Raises:
+            DivergedError: for a loss, or an evaluation, that is not finite; earlier checkpoints stay.
             ValueError: for a checkpoint that is not there, or that belongs to a run on other data or with other
-                settings.
+                settings, and for weights that are not finite at the end.
         """
         checkpoint = self._checkpoint_of(resume_from_checkpoint)
         self.start_counting()
@@ -210,6 +216,7 @@ class ECTrainer(PairedTrainer):
                 result = TrainOutput(0, 0.0, {})
         finally:
             self.args.eval_on_start = evaluates_first
+        require_finite("the model at the end of this run", self.model)
         images = self.images_seen()
         self.cost = {
             "steps": self.state.global_step,
@@ -267,8 +274,13 @@ class ECTrainer(PairedTrainer):
         if model.training:
             terms = self.eraser(inputs, self.progress(), model=model)
             self.note(terms)
-            return terms.total
+            return terms.finite_total(self.state.global_step)
         logits = model(pixel_values=inputs["pixel_values"]).logits
+        if not torch.isfinite(logits).all():  # argmax would take them for the first class
+            raise DivergedError(
+                f"step {self.state.global_step}: logits of evaluation images are NaN or infinite. The model, or an "
+                "image, is broken: an accuracy of such outputs would say nothing."
+            )
         loss = F.cross_entropy(logits.float(), inputs["labels"])
         return (loss, {"logits": logits}) if return_outputs else loss
 
@@ -280,7 +292,11 @@ class ECTrainer(PairedTrainer):
         super().end()
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        """Also write the record and the heads, and no pickle but in a checkpoint, which is for this machine alone."""
+        """Also write the record and the heads, and no pickle but in a checkpoint, which is for this machine alone.
+
+        Weights that are not finite are refused: nothing may take them for a result.
+        """
+        require_finite("the model of this run", self.model)
         super()._save(output_dir, state_dict)
         if not self.args.should_save:
             return

@@ -98,3 +98,11 @@ def test_an_unknown_detail_is_refused(document, function):
     given = make_report() if function is disclosed_report else document
     with pytest.raises(ValueError, match="expected one of hashes, classes, rows"):
         function(given, "names")
+
+
+@pytest.mark.parametrize("flag", ["--forget_classes", "--forget-classes"])
+@pytest.mark.parametrize("joint", [" ", "="])
+def test_the_command_names_no_class_however_its_flag_is_written(flag, joint):
+    record = {"command": f"accelerate launch recipes/ec_vit.py {flag}{joint}cat dog --seed 1"}
+    assert "cat" not in disclosed_record(record)["command"] and "dog" not in disclosed_record(record)["command"]
+    assert disclosed_record(record)["command"].endswith("CLASSES --seed 1")

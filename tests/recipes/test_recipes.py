@@ -162,3 +162,16 @@ def test_unknown_settings_in_a_file_are_refused(tmp_path):
     (tmp_path / "settings.yaml").write_text("temprature: 0.5\n")
     with pytest.raises(ValueError, match="unknown settings temprature"):
         parse(ECConfig, argv=[str(tmp_path / "settings.yaml")])
+
+
+@pytest.mark.parametrize(
+    ("there", "message"), [("config.json", "holds a model"), ("checkpoint-7", "checkpoints of a run")]
+)
+def test_what_lies_in_the_output_folder_is_never_overwritten(inputs, run, tmp_path, there, message):
+    out = tmp_path / "out"
+    (out / there).mkdir(parents=True)
+    settings = tmp_path / "settings.yaml"
+    settings.write_text(yaml.safe_dump(arguments(inputs, out)))
+    with pytest.raises(FileExistsError, match=message):
+        run("ec_vit.py", settings)
+    assert [path.name for path in out.iterdir()] == [there]
