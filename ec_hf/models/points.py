@@ -175,7 +175,9 @@ def select_points(
     if points == PENULTIMATE:
         points = [PENULTIMATE]
     if isinstance(points, str):
-        raise ValueError(f"points={points!r}: expected 'auto' or a list of indices into the model's hidden states.")
+        raise ValueError(
+            f"points={points!r}: expected 'auto', 'penultimate' or a list of indices into the model's hidden states."
+        )
     chosen = [_index(entry, states) for entry in points]
     if len(set(chosen)) != len(chosen):
         raise ValueError(f"points={list(points)}: the same hidden state is named twice.")
