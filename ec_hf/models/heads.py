@@ -114,11 +114,12 @@ class ECHeads(
             )
         if hasattr(model, HEADS):
             raise ValueError("The model has EC heads attached already; detach those first.")
+        layers = (classifier_of(model) if classifier is None else classifier).values()
         ignored = getattr(model, "_keys_to_ignore_on_save", None)
         model.add_module(HEADS, self.to(model.device))
         model._keys_to_ignore_on_save = {*(ignored or ()), *(f"{HEADS}.{key}" for key in self.state_dict())}
         self._attached_to = (model, model.register_forward_hook(self._run, with_kwargs=True), ignored)
-        self._penultimate = Penultimate((classifier_of(model) if classifier is None else classifier).values())
+        self._penultimate = Penultimate(layers)
         self._penultimate.attach()
 
     def detach(self) -> None:

@@ -18,6 +18,7 @@ from ec_hf import ForgetRequest
 from ec_hf.auditing.audit import audit
 from ec_hf.auditing.relearning import relearn
 from ec_hf.auditing.report import AuditReport
+from ec_hf.auditing.similarity import layer_pairs
 from ec_hf.metrics import infonce, linear_cka
 from ec_hf.models.points import hidden_state_kwargs
 
@@ -319,6 +320,26 @@ def test_other_architectures_are_compared_at_the_same_relative_depth():
         "penultimate",
         "logits",
     ]
+
+
+def test_layers_are_compared_with_those_of_the_same_name_and_hidden_states_by_depth():
+    deep = [f"hidden_states.{k}" for k in range(5)]
+    own = [*deep, "penultimate", "logits"]
+    assert layer_pairs(own, own) == [(k, k) for k in range(7)]
+    assert layer_pairs([*deep[:3], "penultimate", "logits"], own) == [(0, 0), (1, 2), (2, 4), (3, 5), (4, 6)]
+    assert layer_pairs(own, [*deep, "logits"]) == [*((k, k) for k in range(5)), (6, 5)]
+    assert layer_pairs(own, ["penultimate", "logits"]) == [(5, 0), (6, 1)]
+    assert layer_pairs(["logits"], own) == [(0, 6)]
+
+
+def test_a_model_whose_logits_are_no_linear_layers_output_is_measured_by_its_hidden_states():
+    model = make_model("ViT", seed=1)
+    model.classifier = torch.nn.Sequential(model.classifier, torch.nn.Tanh())
+    report = run(unlearned=model, downstream=make_images(30, seed=2))
+    assert "unlearned: no linear layer gives its logits" in " ".join(report.notes)
+    assert report.layers[-1] == "penultimate", "the other models have one"
+    assert list(report.profile("linear_probe", model="unlearned")) == [*report.layers[:-1], "logits"]
+    assert next(report.find("knn_downstream", model="unlearned")).layer == "hidden_states.4"
 
 
 def test_models_may_have_processors_of_their_own():
