@@ -79,7 +79,7 @@ def downstream_accuracies(question: Question, subjects: Mapping[str, Subject]) -
         fields = {"split": "downstream", "layer": subject.layers[0], "chance": 1 / len(ids)}
         measurements.append(mean_over_images("knn_downstream", name, hits, question.seed, **fields))
     bare = ", ".join(name for name, subject in subjects.items() if not subject.points)
-    note = f"k-NN on the downstream set sees the logits of {bare}, which have no hidden states."
+    note = f"k-NN on the downstream set sees the logits of {bare}, which have no other layer."
     return measurements, [note] if penultimate and bare else []
 
 
@@ -92,6 +92,6 @@ def _frozen(
         for collator in (subject.collator for subject in subjects.values())
     }
     return {
-        name: Subject(subject.model, collators[id(subject.collator)], subject.points[-1:] if deepest else ())
+        name: replace(subject, collator=collators[id(subject.collator)], points=subject.points[-1:] if deepest else ())
         for name, subject in subjects.items()
     }

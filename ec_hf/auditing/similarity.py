@@ -37,13 +37,13 @@ class Similarity:
         together: dict[Any, dict[tuple[str, str], tuple[int, int]]] = {}  # one stream serves all models at one depth
         for reference in references:
             for name in layers:
-                depths = len(layers[name]) - 1, len(layers[reference]) - 1
-                same = depths[0] == depths[1]
+                pairs_of_layers = layer_pairs(layers[name], layers[reference])
+                same = list(layers[name]) == list(layers[reference])
                 if name == reference or (same and (reference, name) in self._partner):
                     continue
-                self._partner[name, reference] = dict(layer_pairs(*depths))
-                for i, j in layer_pairs(*depths):
-                    key = (depths[0], i) if same else (name, reference, i)
+                self._partner[name, reference] = dict(pairs_of_layers)
+                for i, j in pairs_of_layers:
+                    key = (len(layers[name]), i) if same else (name, reference, i)
                     together.setdefault(key, {})[name, reference] = i, j
         self._streams: list[tuple[CKAStream, dict[str, int]]] = []
         self._place: dict[tuple[tuple[str, str], int], int] = {}
@@ -120,16 +120,18 @@ def _merged(stream: CKAStream) -> CKAStream:
     return first
 
 
-def layer_pairs(own: int, other: int) -> list[tuple[int, int]]:
-    """Which layer of a reference each of a model's layers is compared with, by index; the logits are the last ones.
+def layer_pairs(own: Sequence[str], other: Sequence[str]) -> list[tuple[int, int]]:
+    """Which layer of a reference each of a model's layers is compared with, by index.
 
-    The same depth where both have as many hidden states, the nearest relative depth where not.
+    Of the hidden states it is the same depth where both have as many, the nearest relative depth where not. The
+    penultimate layer is compared with the other penultimate layer, where there is one, and the logits with the logits.
 
     Args:
-        own: number of the model's hidden states.
-        other: number of the reference's hidden states.
+        own: names of the model's layers, the logits last.
+        other: names of the reference's layers, the logits last.
     """
-    hidden = [(i, i) for i in range(own)]
-    if own != other:
-        hidden = [(i, round(i * (other - 1) / max(own - 1, 1))) for i in range(own)] if other else []
-    return [*hidden, (own, other)]
+    depth, depth_of_other = (sum(layer.startswith("hidden_states.") for layer in layers) for layers in (own, other))
+    scale = 1.0 if depth == depth_of_other else (depth_of_other - 1) / max(depth - 1, 1)
+    hidden = [(i, round(i * scale)) for i in range(depth)] if depth_of_other else []
+    places = {layer: k for k, layer in enumerate(other)}
+    return [*hidden, *((i, places[own[i]]) for i in range(depth, len(own)) if own[i] in places)]

@@ -17,7 +17,15 @@ from ec_hf.auditing.report import ModelInfo
 from ec_hf.data.columns import shown
 from ec_hf.models.inputs import ImageCollator, collator_for
 from ec_hf.models.loading import load_model, new_like
-from ec_hf.models.points import SupervisionPoint, describe_hidden_states, hidden_state_kwargs, pool, take
+from ec_hf.models.penultimate import Layer, Penultimate, classifier_of, penultimate_point
+from ec_hf.models.points import (
+    VECTOR,
+    SupervisionPoint,
+    describe_hidden_states,
+    hidden_state_kwargs,
+    pool,
+    take,
+)
 
 __all__ = ["Loaded", "Subject", "class_names_of", "info", "load_models", "random_init", "subjects_of"]
 
@@ -33,12 +41,15 @@ class Subject:
     Attributes:
         model: the classifier.
         collator: makes its ``pixel_values`` and ``labels``; models that share one share the pixels too.
-        points: its hidden states; empty for a model that returns none.
+        points: its hidden states, none for a model that returns none, and then its penultimate layer, which the
+            classifier reads, where it has one.
+        classifier: the layers that give its logits.
     """
 
     model: PreTrainedModel
     collator: ImageCollator
     points: Sequence[SupervisionPoint] = ()
+    classifier: Sequence[Layer] = ()
 
     @property
     def layers(self) -> list[str]:
@@ -47,9 +58,10 @@ class Subject:
 
     def run(self, pixels: Tensor, pooling: str) -> list[Tensor]:
         """Pooled features `(batch, width)` of every layer, float32, the logits last."""
-        kwargs = hidden_state_kwargs(self.model) if self.points else {}
-        output = self.model(pixel_values=pixels.to(self.model.device, self.model.dtype), **kwargs)
-        states = output.hidden_states if self.points else ()
+        kwargs = hidden_state_kwargs(self.model) if _hidden(self.points) else {}
+        with Penultimate(self.classifier) as penultimate:
+            output = self.model(pixel_values=pixels.to(self.model.device, self.model.dtype), **kwargs)
+        states = penultimate.after(output.hidden_states if kwargs else ())
         features = [pool(take(states, point), point, pooling) for point in self.points]
         return [layer.float() for layer in (*features, output.logits)]
 
@@ -183,8 +195,11 @@ def subjects_of(
         described = processor.to_dict() if hasattr(processor, "to_dict") else id(processor)
         key = json.dumps([described, collator.num_channels], sort_keys=True, default=str)
         collator = shared.setdefault(key, collator)
-        points = _points(name, model, collator([example])["pixel_values"])
-        subjects[name] = Subject(model, collator, points)
+        pixels = collator([example])["pixel_values"]
+        points = _points(name, model, pixels)
+        classifier = tuple(classifier_of(model, tuple(pixels.shape[1:])).values())
+        penultimate = penultimate_point(classifier, len(points))
+        subjects[name] = Subject(model, collator, (*points, *penultimate), classifier)
         if pooling == "cls" and (bare := [point for point in points if not point.prefix]):
             raise ValueError(f"pooling='cls': {bare[0]} of {name!r} has no CLS token; use 'all' or 'mean'")
     return subjects, _limits(subjects)
@@ -192,18 +207,25 @@ def subjects_of(
 
 def _limits(subjects: Mapping[str, Subject]) -> list[str]:
     """In words, what cannot be measured of the models, or not in the same way."""
-    notes = [
-        f"{name}: {type(subject.model).__name__} returns no hidden states, so only its output is measured."
-        for name, subject in subjects.items()
-        if not subject.points
-    ]
-    depths = {name: len(subject.points) for name, subject in subjects.items()}
+    depths = {name: len(_hidden(subject.points)) for name, subject in subjects.items()}
+    notes = []
+    for name, subject in subjects.items():
+        what = "what its classifier reads and its output are" if subject.points else "its output is"
+        if not depths[name]:
+            notes.append(f"{name}: {type(subject.model).__name__} returns no hidden states, so only {what} measured.")
+        elif not subject.classifier:
+            notes.append(f"{name}: no linear layer gives its logits, so it has no penultimate layer.")
     if len({depth for depth in depths.values() if depth}) > 1:
         counts = ", ".join(f"{name} {depth}" for name, depth in depths.items())
         notes.append(f"Models of different depth (hidden states: {counts}): CKA compares the nearest relative depth.")
     if len({id(subject.collator) for subject in subjects.values()}) > 1:
         notes.append("The models have different image processors: each sees the images as its own prepares them.")
     return notes
+
+
+def _hidden(points: Sequence[SupervisionPoint]) -> list[SupervisionPoint]:
+    """The hidden states among the points."""
+    return [point for point in points if point.kind != VECTOR]
 
 
 def class_names_of(model: PreTrainedModel) -> list[str]:

@@ -7,14 +7,13 @@ plain checkpoint all the same, so whoever holds it can add the class again; noth
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Sequence
-from itertools import combinations
+from collections.abc import Collection
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
-from ec_hf.models.points import image_shape
+from ec_hf.models.penultimate import Layer, classifier_of
 
 __all__ = ["FINISHES", "finished", "logit_layers"]
 
@@ -59,31 +58,14 @@ def finished(model: PreTrainedModel, classes: Collection[int], how: str) -> PreT
     return model
 
 
-def logit_layers(model: PreTrainedModel) -> list[nn.Linear | nn.Conv2d]:
-    """The layers that give the logits, found by running the model: one, or two whose outputs are averaged.
+def logit_layers(model: PreTrainedModel) -> list[Layer]:
+    """The layers that give the logits, as `ec_hf.models.penultimate.classifier_of` finds them.
 
     Raises:
         ValueError: the logits are the output of no layer.
     """
-    outputs: dict[nn.Module, Tensor] = {}
-    labels = model.config.num_labels
-    layers = [m for m in model.modules() if isinstance(m, (nn.Linear, nn.Conv2d)) and m.weight.shape[0] == labels]
-    hooks = [m.register_forward_hook(lambda layer, _, output: outputs.update({layer: output})) for m in layers]
-    images = torch.rand(2, *image_shape(model), generator=torch.Generator().manual_seed(0))
-    was_training = model.training
-    try:
-        with torch.no_grad():
-            logits = model.eval()(pixel_values=images.to(model.device, model.dtype)).logits
-    finally:
-        model.train(was_training)
-        for hook in hooks:
-            hook.remove()
-    ran = [layer for layer, output in outputs.items() if output.numel() == logits.numel()]
-    singles: list[Sequence[nn.Module]] = [(layer,) for layer in reversed(ran)]
-    for chosen in [*singles, *combinations(ran, 2)]:
-        mean = torch.stack([outputs[layer].flatten(1) for layer in chosen]).mean(0)
-        if torch.allclose(mean, logits, atol=1e-6):
-            return list(chosen)  # type: ignore[arg-type]
+    if layers := classifier_of(model):
+        return list(layers.values())
     raise ValueError(
         f"the logits of {type(model).__name__} are not the output of its last linear layer, so a class cannot be "
         "masked or dropped there; finish='keep' leaves the model as it is"
@@ -91,7 +73,7 @@ def logit_layers(model: PreTrainedModel) -> list[nn.Linear | nn.Conv2d]:
 
 
 @torch.no_grad()
-def _mask(layer: nn.Linear | nn.Conv2d, classes: list[int]) -> None:
+def _mask(layer: Layer, classes: list[int]) -> None:
     if layer.bias is None:
         raise ValueError(
             "finish='mask': the last layer has no bias that could make a class unreachable, and a checkpoint with one "
@@ -101,7 +83,7 @@ def _mask(layer: nn.Linear | nn.Conv2d, classes: list[int]) -> None:
     layer.bias[classes] = UNREACHABLE
 
 
-def _keep_rows(layer: nn.Linear | nn.Conv2d, kept: list[int]) -> None:
+def _keep_rows(layer: Layer, kept: list[int]) -> None:
     for name, parameter in list(layer.named_parameters(recurse=False)):
         setattr(layer, name, nn.Parameter(parameter.detach()[kept].clone(), parameter.requires_grad))
     setattr(layer, "out_features" if isinstance(layer, nn.Linear) else "out_channels", len(kept))

@@ -8,7 +8,7 @@ the tokens of isotropic models. They hold no batch statistics, so none of them c
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from ec_hf.files import CONFIG, HEADS, WEIGHTS, find_file, read_json
+from ec_hf.models.penultimate import Layer, Penultimate, classifier_of
 from ec_hf.models.points import SupervisionPoint, pool, take
 
 HUB_ARGUMENTS = ("revision", "token", "cache_dir", "force_download", "local_files_only")
@@ -32,10 +33,11 @@ class ECImageClassifierOutput(ModelOutput):
 
     Attributes:
         logits: the model's own logits, ``(batch, labels)``.
-        last_features: pooled features of the model's deepest hidden state, ``(batch, width)``.
+        last_features: penultimate features, which the model's classifier reads, ``(batch, width)``; without a
+            classifier that is known, pooled features of the deepest hidden state.
         features: pooled features of each head, a tuple of ``(batch, head width)``.
         head_logits: logits of each head, a tuple of ``(batch, labels)``.
-        pooled: the pooled hidden state at each point, before its head, a tuple of ``(batch, channels)``.
+        pooled: the pooled features at each point, before its head, a tuple of ``(batch, channels)``.
     """
 
     logits: Tensor | None = None
@@ -52,10 +54,11 @@ class ECHeads(
 
     Args:
         points: the supervision points, as `SupervisionPoint.to_dict` gives them, shallow to deep.
-        last: the model's deepest hidden state, in the same form; host objectives see its pooled features.
+        last: the model's deepest hidden state, in the same form.
         num_labels: number of classes of the model.
         pooling: how tokens become one vector at the end of a head, see `ec_hf.models.points.pool`.
-        last_pooling: the same for the model's deepest hidden state, as the model's own classifier pools it.
+        last_pooling: the same for the model's deepest hidden state, as the model's own classifier pools it, where its
+            head stands on tokens.
 
     ``save_pretrained``, ``from_pretrained`` and ``push_to_hub`` store the heads on their own, for the next request on
     the same original model.
@@ -80,17 +83,26 @@ class ECHeads(
             for depth, point in enumerate(self.points)
         )
         self._attached_to: tuple[PreTrainedModel, Any, Any] | None = None
+        self._penultimate = Penultimate(())
 
     def forward(self, hidden_states: Sequence[Any]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """Pooled features and logits of every head, from the model's hidden states."""
+        """Pooled features and logits of every head, from the model's hidden states.
+
+        Args:
+            hidden_states: as `ec_hf.models.penultimate.Penultimate.after` gives them.
+        """
         pairs = [head(take(hidden_states, point)) for head, point in zip(self.heads, self.points, strict=True)]
         return tuple(features for features, _ in pairs), tuple(logits for _, logits in pairs)
 
-    def attach(self, model: PreTrainedModel) -> None:
+    def attach(self, model: PreTrainedModel, classifier: Mapping[str, Layer] | None = None) -> None:
         """Make the heads a submodule of `model` that runs inside its forward in training mode.
 
         The optimiser, DDP and gradient clipping then see one model, while what `save_pretrained` writes stays the
         plain checkpoint. Calls in eval mode, or without hidden states, return the model's own output.
+
+        Args:
+            model: an image classifier.
+            classifier: what `ec_hf.models.penultimate.classifier_of` gives; found anew if left out.
 
         Raises:
             ValueError: the heads were built for another number of classes, or the model has heads already.
@@ -102,10 +114,13 @@ class ECHeads(
             )
         if hasattr(model, HEADS):
             raise ValueError("The model has EC heads attached already; detach those first.")
+        layers = (classifier_of(model) if classifier is None else classifier).values()
         ignored = getattr(model, "_keys_to_ignore_on_save", None)
         model.add_module(HEADS, self.to(model.device))
         model._keys_to_ignore_on_save = {*(ignored or ()), *(f"{HEADS}.{key}" for key in self.state_dict())}
         self._attached_to = (model, model.register_forward_hook(self._run, with_kwargs=True), ignored)
+        self._penultimate = Penultimate(layers)
+        self._penultimate.attach()
 
     def detach(self) -> None:
         """Take the heads off the model again; it is then as it was, but for what was trained."""
@@ -113,19 +128,23 @@ class ECHeads(
             return
         model, handle, ignored = self._attached_to
         handle.remove()
+        self._penultimate.detach()
         delattr(model, HEADS)
         model._keys_to_ignore_on_save = ignored
         self._attached_to = None
 
     def _run(self, model: nn.Module, _args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
         """The forward hook: what the model returns, with what the heads make of its hidden states."""
+        read = self._penultimate.take()
         if not (model.training and kwargs.get("output_hidden_states")):
             return output
-        features, head_logits = self(output.hidden_states)
+        states = (*output.hidden_states, read)
+        features, head_logits = self(states)
         *pooled, last = (
-            pool(take(output.hidden_states, point), point, self.last_pooling if point == self.last else self.pooling)
+            pool(take(states, point), point, self.last_pooling if point == self.last else self.pooling)
             for point in (*self.points, self.last)
         )
+        last = last if read is None else read
         return ECImageClassifierOutput(output.logits, last, features, head_logits, tuple(pooled))
 
     @classmethod
@@ -153,10 +172,14 @@ class ECHeads(
 
 
 class ECHead(nn.Module):
-    """Head of the first of `points`: a block for each deeper point, normalisation, pooling, linear classifier."""
+    """Head of the first of `points`: a block for each deeper point, normalisation, pooling, linear classifier.
+
+    The penultimate layer has a head without blocks, and is none of the points that other heads lead to.
+    """
 
     def __init__(self, points: Sequence[SupervisionPoint], num_labels: int, pooling: str) -> None:
         super().__init__()
+        points = [point for point in points if point.kind == points[0].kind]
         make_block = TokenBlock if points[0].kind == "tokens" else SeparableBlock
         self.blocks = nn.Sequential(*(make_block(a, b) for a, b in pairwise(points)))
         self.out, self.pooling = points[-1], pooling

@@ -6,6 +6,8 @@ without prefix tokens, maps, pairs of both); here each becomes one of two normal
 
 - ``tokens``: ``(batch, prefix + height * width, channels)``, prefix tokens (CLS, distillation, registers) first;
 - ``map``: ``(batch, channels, height, width)``.
+
+The penultimate layer of `ec_hf.models.penultimate` stands behind them, a ``vector``: ``(batch, channels)``.
 """
 
 from __future__ import annotations
@@ -21,15 +23,17 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 AUTO_DEPTHS = 4
+PENULTIMATE = "penultimate"
+VECTOR = "vector"
 
 
 @dataclass(frozen=True)
 class SupervisionPoint:
-    """One hidden state of a model, by its index in `hidden_states`, with the shape that it has.
+    """One hidden state of a model, by its index in `hidden_states`, or the penultimate layer, with its shape.
 
     Attributes:
-        index: position in the model's `hidden_states`, counted from the input side.
-        kind: ``"tokens"`` or ``"map"``, the normal form that `take` gives.
+        index: position in the model's `hidden_states`, counted from the input side; the penultimate layer is the next.
+        kind: ``"tokens"``, ``"map"`` or ``"vector"``, the normal form that `take` gives.
         channels: width of the features.
         height: rows of the patch grid or map (of the input size that the point was sized with).
         width: columns of the patch grid or map.
@@ -46,9 +50,11 @@ class SupervisionPoint:
     @property
     def name(self) -> str:
         """Name used in logs, reports and layer-wise tables."""
-        return f"hidden_states.{self.index}"
+        return PENULTIMATE if self.kind == VECTOR else f"hidden_states.{self.index}"
 
     def __str__(self) -> str:
+        if self.kind == VECTOR:
+            return f"{self.name} ({self.channels} channels)"
         prefix = f"{self.prefix} prefix + " if self.prefix else ""
         shape = f"{prefix}{self.height}x{self.width} {self.kind}"
         return f"{self.name} ({shape}, {self.channels} channels)"
@@ -73,7 +79,14 @@ def hidden_state_kwargs(model: nn.Module) -> dict[str, Any]:
 
 
 def take(hidden_states: Sequence[Any], point: SupervisionPoint) -> Tensor:
-    """The features of one supervision point, in the normal form that `point.kind` names."""
+    """The features of one supervision point, in the normal form that `point.kind` names.
+
+    Args:
+        hidden_states: those of a model; for the penultimate layer its features must be the last entry.
+        point: where to look.
+    """
+    if point.kind == VECTOR:
+        return hidden_states[-1]
     state = hidden_states[point.index]
     if isinstance(state, (tuple, list)):  # timm gives (patch tokens, prefix tokens)
         patches, prefix = state
@@ -91,8 +104,10 @@ def pool(features: Tensor, point: SupervisionPoint, pooling: str) -> Tensor:
     """One vector an image, ``(batch, channels)``.
 
     Maps give their spatial mean. Tokens give token 0 for ``pooling="cls"``, the mean over the patch tokens for
-    ``"mean"`` and the mean over all tokens, prefix included, for ``"all"``.
+    ``"mean"`` and the mean over all tokens, prefix included, for ``"all"``. Vectors stay as they are.
     """
+    if point.kind == VECTOR:
+        return features
     if point.kind == "map":
         return features.mean(dim=(2, 3))
     if pooling == "cls":
@@ -142,35 +157,48 @@ def describe_hidden_states(
 def select_points(
     model: PreTrainedModel, states: Sequence[SupervisionPoint], points: str | Sequence[int | str] = "auto"
 ) -> tuple[SupervisionPoint, ...]:
-    """The supervision points among a model's hidden states.
+    """The supervision points among a model's hidden states and its penultimate layer.
 
     Args:
         model: the model that the hidden states belong to (its configuration tells how many layers it has).
-        states: what `describe_hidden_states` gave.
+        states: what `describe_hidden_states` gave, and what `ec_hf.models.penultimate.penultimate_point` gave.
         points: ``"auto"`` for about four depths: the ends of the last four stages of a hierarchical model, the
             quartiles of an isotropic one. Otherwise indices into the hidden states, negative ones
-            counted from the output. An empty list selects none.
+            counted from the output, and ``"penultimate"``. An empty list selects none.
 
     Raises:
         ValueError: the model has no such index, or an index is named twice; the message shows the choice.
     """
+    hidden = [state for state in states if state.kind != VECTOR]
     if points == "auto":
-        return tuple(states[index] for index in _auto_indices(model, states))
+        return tuple(hidden[index] for index in _auto_indices(model, hidden))
+    if points == PENULTIMATE:
+        points = [PENULTIMATE]
     if isinstance(points, str):
-        raise ValueError(f"points={points!r}: expected 'auto' or a list of indices into the model's hidden states.")
-    chosen = []
-    for entry in points:
-        try:
-            index = int(entry)
-        except ValueError:
-            raise ValueError(f"points: {entry!r} is not an index; expected 'auto' or integers.") from None
-        if not -len(states) <= index < len(states):
-            have = ", ".join(map(str, states))
-            raise ValueError(f"points: the model has no hidden state {index}; it has {len(states)}: {have}.")
-        chosen.append(index % len(states))
+        raise ValueError(
+            f"points={points!r}: expected 'auto', 'penultimate' or a list of indices into the model's hidden states."
+        )
+    chosen = [_index(entry, states) for entry in points]
     if len(set(chosen)) != len(chosen):
         raise ValueError(f"points={list(points)}: the same hidden state is named twice.")
     return tuple(states[index] for index in sorted(chosen))
+
+
+def _index(entry: int | str, states: Sequence[SupervisionPoint]) -> int:
+    """The place among `states` that an entry of `points` means."""
+    hidden = [state for state in states if state.kind != VECTOR]
+    if entry == PENULTIMATE:
+        if len(hidden) == len(states):
+            raise ValueError("points: no linear layer gives the model's logits, so it has no penultimate layer.")
+        return len(hidden)
+    try:
+        index = int(entry)
+    except ValueError:
+        raise ValueError(f"points: {entry!r} is not an index; expected 'auto', 'penultimate' or integers.") from None
+    if not -len(hidden) <= index < len(hidden):
+        have = ", ".join(map(str, hidden))
+        raise ValueError(f"points: the model has no hidden state {index}; it has {len(hidden)}: {have}.")
+    return index % len(hidden)
 
 
 def classifier_pooling(model: PreTrainedModel, state: SupervisionPoint) -> str:

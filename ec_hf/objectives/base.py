@@ -19,7 +19,8 @@ class Part:
 
     Attributes:
         logits: (rows, classes).
-        features: (rows, width), pooled, of the last supervision point.
+        features: (rows, width), penultimate: what the model's classifier reads, with gradient. For a model whose
+            logits come from no linear layer, the pooled deepest hidden state.
         labels: (rows,) int64.
         pixel_values: (rows, channels, height, width), the model's input.
     """
@@ -123,7 +124,8 @@ class Objective(ABC):
         name: what it is called in flags, logs and cards; the class's own name in lower case unless given.
         uses: the data that the published method uses, for an honest label where retain data is added to it.
         needs_teacher: it reads `step.teacher_logits`.
-        covers_last_point: it contrasts the features of the last supervision point itself, so EC does not do it again.
+        covers_last_point: it moves the penultimate features itself, so EC does not do it again at the deepest hidden
+            state or at the penultimate layer, where that is the last supervision point.
         trains: it has a loss; closed forms are done after `prepare`, and EC, if any, trains after them.
         from_scratch: `prepare` starts the weights anew, so there is nothing for supervision points to erase.
         saliency: share of the weights that may move, where `ECConfig.saliency` does not say; None for all.

@@ -20,7 +20,7 @@ __all__ = ["BoundaryExpand"]
 class BoundaryExpand(PlusRetain):
     """Cross-entropy on the forget set with a class as label that the model does not have.
 
-        loss = mean_i CE( softmax[g(x_i), ⟨w, f_i⟩], C ),   g the model's C logits, f_i the last point's features
+        loss = mean_i CE( softmax[g(x_i), ⟨w, f_i⟩], C ),   g the model's C logits, f_i what its classifier reads
 
     The row w of the extra class C is drawn as the published code does (Xavier normal, no bias), and it lives here:
     the model never has it, so there is nothing to cut off at the end. It stays as drawn, where the published code

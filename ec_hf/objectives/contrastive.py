@@ -15,7 +15,7 @@ __all__ = ["Contrastive"]
 
 @dataclass
 class Contrastive(PlusRetain):
-    """A contrast at the last point's features plus λ times the cross-entropy on retain.
+    """A contrast at the penultimate features plus λ times the cross-entropy on retain.
 
     Published settings: CSUL's code "csul", τ 0.7, contrast and cross-entropy 3 : 1, so λ 1/3, SGD 0.9, learning rate
     1e-3, four retain batches for each forget batch; UUEF's code "uuef", τ 1, λ 1, the same learning rate. The defaults

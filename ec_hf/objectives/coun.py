@@ -22,7 +22,7 @@ __all__ = ["CoUn", "augment", "nt_xent"]
 class CoUn(Objective):
     """Cross-entropy and a contrast of two views on retain: what is forgotten moves as its neighbours do.
 
-        loss = CE(retain) + λ · NT-Xent(f(x), f(x'))   at the last point's features
+        loss = CE(retain) + λ · NT-Xent(f(x), f(x'))   at the penultimate features
 
     x is the retain image as it comes, x' the same one flipped and shifted at random. The forget set plays no part.
 

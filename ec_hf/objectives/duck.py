@@ -23,7 +23,7 @@ class Duck(Objective):
 
         loss = λ₁ · mean_i (1 − max_{c ≠ y_i} cos(f_i, μ_c)) + λ₂ · CE(g(x_j) / T, y_j) over retain
 
-    μ_c is the mean feature of class c over the whole retain set in the original model, at the last point. The nearest
+    f is what the classifier reads, μ_c its mean over the retain images of class c in the original model. The nearest
     wrong centroid is found for each image as it is now. The published code fixes it at the first pass, by the batch's
     number, for which the forget set must not be shuffled; and has centroids of the first 50 retain batches.
 

@@ -20,6 +20,7 @@ from ec_hf.command import public
 from ec_hf.data.manifests import whole_class_count
 from ec_hf.files import AUDIT, CARD, CONFIG, FIGURES, MANIFEST, RECORD, ModelFolder
 from ec_hf.models.finish import UNREACHABLE
+from ec_hf.models.points import SupervisionPoint
 from ec_hf.publishing.disclosure import FIGURES_WITH_CLASSES, disclosed_manifest, disclosed_record, disclosed_report
 from ec_hf.publishing.licenses import LICENSES, base_license
 from ec_hf.reporting.figures import CAPTIONS
@@ -437,7 +438,7 @@ def _cost(record: Mapping[str, Any]) -> str | None:
 def _points(record: Mapping[str, Any]) -> list[tuple[str, ...]]:
     pairs = zip(record.get("points", ()), record.get("layer_weights", ()), strict=True)
     return [
-        (f"hidden_states.{point['index']}", point["kind"], f"{point['channels']}", f"{weight:g}")
+        (SupervisionPoint(**point).name, point["kind"], f"{point['channels']}", f"{weight:g}")
         for point, weight in pairs
     ]
 

@@ -17,6 +17,7 @@ from ec_hf.losses.contrast import check_contrast
 from ec_hf.losses.schedules import PointWeights
 from ec_hf.models.batch_norm import clean_statistics
 from ec_hf.models.heads import ECHeads
+from ec_hf.models.penultimate import Penultimate, classifier_of, penultimate_point
 from ec_hf.models.points import (
     classifier_pooling,
     describe_hidden_states,
@@ -67,7 +68,9 @@ class Eraser:
 
     Attributes:
         points: the supervision points, shallow to deep.
-        last: the deepest hidden state, whose pooled features host objectives see.
+        last: the deepest hidden state.
+        classifier: the layers that give the logits, by name; host objectives see what these read, the penultimate
+            features. Without such layers they see the pooled features of the deepest hidden state.
         weights: of the host objective and of EC at each point.
         objective: what was asked for.
         host: what trains beside EC: the objective, or "contrastive" after one that edits the model in closed form.
@@ -96,7 +99,9 @@ class Eraser:
         self.config = config = config or EraserConfig()
         self.num_labels = int(model.config.num_labels or 0)
         states = describe_hidden_states(model, image_shape)
-        self.points, self.last = select_points(model, states, config.points), states[-1]
+        self.classifier = classifier_of(model, image_shape)
+        penultimate = penultimate_point(self.classifier.values(), len(states))
+        self.points, self.last = select_points(model, [*states, *penultimate], config.points), states[-1]
         self.heads_fitted = heads is not None or not self.points
         self.heads = self._new_heads() if heads is None else self._given_heads(heads)
         self.objective, self.host = objectives_of(config, with_points=bool(self.points))
@@ -108,7 +113,8 @@ class Eraser:
             config.layer_weights,  # type: ignore[arg-type] # numbers of a command line are text
             config.ec_weight or 0.0,
             len(self.points),
-            host_is_last_point=self.host.covers_last_point and self.points[-1:] == (self.last,),
+            host_is_last_point=self.host.covers_last_point
+            and any(point in (self.last, *penultimate) for point in self.points[-1:]),
         )
         needs_teacher = self.host.needs_teacher or (config.calibrated and bool(self.points))
         self.teacher = Teacher(model) if needs_teacher else None
@@ -152,6 +158,7 @@ class Eraser:
             accelerator or Accelerator(),
             epochs=self.config.heads_epochs,
             learning_rate=self.config.heads_learning_rate,
+            classifier=self.classifier.values(),
         )
 
     def prepare(
@@ -205,7 +212,7 @@ class Eraser:
         for head, weight in zip(self.heads.heads, self.weights.points, strict=True):
             head.requires_grad_(self.config.train_heads and weight > 0)  # DDP wants a gradient of all that require one
         self.loss.to(self.model.device)
-        self.heads.attach(self.model)
+        self.heads.attach(self.model, self.classifier)
         if self.mask is not None:
             self.mask.hold(self.model)
         try:
@@ -242,8 +249,11 @@ class Eraser:
 
     def features(self, pixel_values: Tensor) -> Tensor:
         """What host objectives see of images (n, channels, height, width): (n, width), with gradient."""
-        states = self.model(pixel_values=pixel_values, **self._hidden_state_kwargs).hidden_states
-        return pool(take(states, self.last), self.last, self.heads.last_pooling)
+        with Penultimate(self.classifier.values()) as penultimate:
+            output = self.model(pixel_values=pixel_values, **self._hidden_state_kwargs)
+        if (read := penultimate.take()) is not None:
+            return read
+        return pool(take(output.hidden_states, self.last), self.last, self.heads.last_pooling)
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs beside the model: heads, and adversaries with their optimisers."""

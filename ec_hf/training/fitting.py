@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, get_scheduler
 
 from ec_hf.models.heads import ECHeads
+from ec_hf.models.penultimate import Layer, Penultimate
 from ec_hf.models.points import hidden_state_kwargs
 
 
@@ -24,6 +25,7 @@ def fit_heads(
     *,
     epochs: int,
     learning_rate: float,
+    classifier: Iterable[Layer] = (),
 ) -> dict[str, float]:
     """Fit the heads to classify the frozen model's features (stage 1 of EC).
 
@@ -34,10 +36,12 @@ def fit_heads(
         accelerator: the accelerator of the run; with several processes the heads are fitted together.
         epochs: passes over the batches.
         learning_rate: peak learning rate of AdamW, which falls linearly to 0.
+        classifier: the layers that give the model's logits; needed where a head stands on the penultimate layer.
 
     Returns:
         Accuracy of each head over the images of the last pass, by the name of its supervision point.
     """
+    classifier = tuple(classifier)
     total = epochs * len(batches)  # type: ignore[arg-type]
     optimizer = torch.optim.AdamW(heads.to(accelerator.device).parameters(), learning_rate, weight_decay=0.01)
     wrapped, optimizer = accelerator.prepare(heads.train(), optimizer)
@@ -49,8 +53,9 @@ def fit_heads(
     for _ in range(epochs):
         correct = torch.zeros(len(heads.points) + 1, device=accelerator.device)  # the last entry counts the images
         for batch in batches:
-            with torch.inference_mode(), accelerator.autocast():
-                states = model(pixel_values=batch["pixel_values"], **hidden_state_kwargs(model)).hidden_states
+            with torch.inference_mode(), accelerator.autocast(), Penultimate(classifier) as penultimate:
+                output = model(pixel_values=batch["pixel_values"], **hidden_state_kwargs(model))
+                states = penultimate.after(output.hidden_states)
             with accelerator.autocast():
                 _, logits = wrapped([_clone(state) if i in needed else None for i, state in enumerate(states)])
                 loss = torch.stack([F.cross_entropy(each.float(), batch["labels"]) for each in logits]).sum()

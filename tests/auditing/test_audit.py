@@ -18,6 +18,7 @@ from ec_hf import ForgetRequest
 from ec_hf.auditing.audit import audit
 from ec_hf.auditing.relearning import relearn
 from ec_hf.auditing.report import AuditReport
+from ec_hf.auditing.similarity import layer_pairs
 from ec_hf.metrics import infonce, linear_cka
 from ec_hf.models.points import hidden_state_kwargs
 
@@ -50,11 +51,12 @@ def whole():
 
 
 def direct(model, images):
-    """Logits and mean-pooled hidden states, all images at once."""
+    """Logits, and mean-pooled hidden states with what the classifier reads behind them, all images at once."""
     batch = make_processor()(list(images["image"]), return_tensors="pt")
     with torch.no_grad():
         output = model(**batch, **hidden_state_kwargs(model))
-    return output.logits, [state.mean(dim=1) for state in output.hidden_states]
+        read = model.vit.layernorm(output.hidden_states[-1])[:, 0]
+    return output.logits, [*(state.mean(dim=1) for state in output.hidden_states), read]
 
 
 def test_output_figures_are_those_of_the_whole_split(whole):
@@ -143,7 +145,7 @@ def test_every_model_sees_every_image_once(whole):
     run(*whole.models.values(), train=40, test=25, processor=processor)
     for hook in hooks:
         hook.remove()
-    trials = 2  # one image, and a blank one for the hidden states
+    trials = 4  # one image, a blank one for the hidden states, and two for the classifier
     assert seen == dict.fromkeys(seen, 65 + trials)
     assert len(prepared) == 65 + len(whole.models), "the models share the pixels"
 
@@ -280,16 +282,19 @@ class LogitsOnly(transformers.PreTrainedModel):
         self.post_init()
 
     def forward(self, pixel_values):
-        logits = self.linear(self.scale * pixel_values.mean(dim=(2, 3)))
+        logits = self.linear(pixel_values.mean(dim=(2, 3)) * 4 * self.scale)
         return transformers.modeling_outputs.ImageClassifierOutput(logits=logits)
 
 
-def test_a_model_without_hidden_states_is_measured_by_its_output():
+def test_a_model_without_hidden_states_is_measured_by_what_its_classifier_reads_and_its_output():
     report = run(unlearned=LogitsOnly(transformers.PretrainedConfig(**LABELS)))
-    assert "unlearned: LogitsOnly returns no hidden states" in " ".join(report.notes)
+    note = (
+        "unlearned: LogitsOnly returns no hidden states, so only what its classifier reads and its output are measured"
+    )
+    assert note in " ".join(report.notes)
     assert report.value("accuracy", model="unlearned", split="forget_test") is not None
-    assert list(report.profile("linear_cka", model="unlearned", split="forget_test")) == ["logits"]
-    assert len(report.layers) == 5
+    assert list(report.profile("linear_cka", model="unlearned", split="forget_test")) == ["penultimate", "logits"]
+    assert len(report.layers) == 6
 
 
 def test_values_that_overflow_on_some_images_become_none_with_a_note():
@@ -312,8 +317,29 @@ def test_other_architectures_are_compared_at_the_same_relative_depth():
         "hidden_states.0",
         "hidden_states.1",
         "hidden_states.2",
+        "penultimate",
         "logits",
     ]
+
+
+def test_layers_are_compared_with_those_of_the_same_name_and_hidden_states_by_depth():
+    deep = [f"hidden_states.{k}" for k in range(5)]
+    own = [*deep, "penultimate", "logits"]
+    assert layer_pairs(own, own) == [(k, k) for k in range(7)]
+    assert layer_pairs([*deep[:3], "penultimate", "logits"], own) == [(0, 0), (1, 2), (2, 4), (3, 5), (4, 6)]
+    assert layer_pairs(own, [*deep, "logits"]) == [*((k, k) for k in range(5)), (6, 5)]
+    assert layer_pairs(own, ["penultimate", "logits"]) == [(5, 0), (6, 1)]
+    assert layer_pairs(["logits"], own) == [(0, 6)]
+
+
+def test_a_model_whose_logits_are_no_linear_layers_output_is_measured_by_its_hidden_states():
+    model = make_model("ViT", seed=1)
+    model.classifier = torch.nn.Sequential(model.classifier, torch.nn.Tanh())
+    report = run(unlearned=model, downstream=make_images(30, seed=2))
+    assert "unlearned: no linear layer gives its logits" in " ".join(report.notes)
+    assert report.layers[-1] == "penultimate", "the other models have one"
+    assert list(report.profile("linear_probe", model="unlearned")) == [*report.layers[:-1], "logits"]
+    assert next(report.find("knn_downstream", model="unlearned")).layer == "hidden_states.4"
 
 
 def test_models_may_have_processors_of_their_own():
@@ -352,7 +378,7 @@ def test_what_is_asked_for_is_measured_too(whole, monkeypatch):
     index = next(report.find("idi", model="ec"))
     assert index.reference == "retrained" and (index.value is not None or index.note)
     near = next(report.find("knn_downstream", model="ec"))
-    assert (near.split, near.layer, near.count, near.chance) == ("downstream", "hidden_states.4", 6, 0.2)
+    assert (near.split, near.layer, near.count, near.chance) == ("downstream", "penultimate", 6, 0.2)
     assert near.value > 0.5
     assert "MIA-efficacy" in next(report.find("avg_gap", model="ec")).note
 

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 
 from ec_hf.models.heads import ECHeads
 from ec_hf.models.inputs import ImageCollator
+from ec_hf.models.penultimate import classifier_of
 from ec_hf.models.points import describe_hidden_states, hidden_state_kwargs
 from ec_hf.training.fitting import fit_heads
 
@@ -23,13 +24,15 @@ def run(model, training=True):
 @pytest.mark.parametrize("family", [*FAMILIES, *TIMM])
 def test_heads_of_every_family_bring_their_point_to_the_width_of_the_last_one(family):
     model = make_model(family)
+    classifier = classifier_of(model).values()
     heads = make_heads(model)
     heads.attach(model)
     output = run(model)
     width = heads.points[-1].channels
     assert [tuple(each.shape) for each in output.features] == [(2, width)] * len(heads.points)
     assert [tuple(each.shape) for each in output.head_logits] == [(2, 5)] * len(heads.points)
-    assert output.last_features.shape == (2, heads.last.channels)
+    width = sum(layer.in_features if hasattr(layer, "in_features") else layer.in_channels for layer in classifier)
+    assert output.last_features.shape == (2, width), "what the classifier reads"
     sum(each.sum() for each in output.head_logits).backward()
     assert all(parameter.grad is not None for parameter in heads.parameters())
 

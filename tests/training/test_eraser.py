@@ -126,6 +126,75 @@ def test_new_weights_follow_the_retain_statistics_whatever_the_settings_say():
     assert Eraser(make_model("ResNet"), config).batch_norm == "retain" and config.batch_norm == "frozen"
 
 
+@pytest.mark.parametrize("family", ["ViT", "Dinov2", "MobileNetV2", "timm EfficientNet"])
+def test_host_objectives_see_what_the_classifier_reads(family):
+    model = make_model(family)
+    eraser = Eraser(model, EraserConfig(points=[]))
+    (layer,) = eraser.classifier.values()
+    pixels = next(iter(batches_of(PARTS["forget"])))["pixel_values"]
+    with eraser.attached():
+        model.train()
+        outputs = model(pixel_values=pixels, output_hidden_states=True)
+        torch.testing.assert_close(layer(outputs.last_features), outputs.logits)
+    model.eval()
+    torch.testing.assert_close(layer(eraser.features(pixels)), model(pixel_values=pixels).logits)
+    eraser.features(pixels).sum().backward()
+    assert sum(parameter.grad is not None for parameter in model.parameters()) > 1
+
+
+@pytest.mark.parametrize("family", ["ViT", "Dinov2", "Swin"])
+def test_closed_forms_and_new_rows_act_on_what_host_objectives_see(family):
+    model = make_model(family).eval()
+    eraser = Eraser(model, EraserConfig(points=[], objective="esc"), forget_classes=[1, 3])
+    (layer,) = eraser.classifier.values()
+    pixels = torch.cat([batch["pixel_values"] for batch in batches_of(PARTS["forget"])])
+    with torch.no_grad():
+        features = eraser.features(pixels)
+        leading = torch.linalg.svd(features, full_matrices=False).Vh[:1].T
+        expected = layer(features - features @ leading @ leading.T)
+        eraser.prepare(lambda every=1: batches_of(PARTS["forget"]), lambda every=1: batches_of(PARTS["retain"]))
+        torch.testing.assert_close(model(pixel_values=pixels).logits, expected, rtol=1e-4, atol=1e-5)
+    widened = Eraser(model, EraserConfig(points=[], objective="boundary_expand"))
+    widened.prepare(lambda every=1: batches_of(PARTS["forget"]), lambda every=1: batches_of(PARTS["retain"]))
+    assert widened.host._row.shape == layer.weight[0].shape
+
+
+def test_the_penultimate_layer_may_be_a_supervision_point(tmp_path):
+    model = make_model("Dinov2")
+    config = EraserConfig(objective="delete", points=["2", "-1", "penultimate"], heads_epochs=1)
+    eraser = Eraser(model, config, forget_classes=[1, 3])
+    assert [str(point) for point in eraser.points[-1:]] == ["penultimate (64 channels)"]
+    accuracies = eraser.fit_heads(batches_of(ConcatDataset([PARTS["forget"], PARTS["retain"]])))
+    assert list(accuracies) == ["hidden_states.2", "hidden_states.4", "penultimate"]
+    (terms,) = erase(eraser, steps=1)
+    assert {"hidden_states.4/contrast", "penultimate/contrast", "penultimate/retain_ce"} <= set(terms.parts)
+    model.save_pretrained(tmp_path)
+    eraser.save(tmp_path)
+    again = Eraser(make_model("Dinov2"), config, forget_classes=[1, 3], heads=tmp_path)
+    again.load(tmp_path)
+    assert math.isfinite(erase(again, steps=1)[0].total.item())
+
+
+@pytest.mark.parametrize("points", ["penultimate", ["penultimate"], [1, "penultimate"], [1, 4]])
+def test_an_objective_that_moves_the_penultimate_features_takes_the_last_point_from_ec(points):
+    eraser = Eraser(make_model("ViT"), EraserConfig(points=points), forget_classes=[1, 3])
+    assert eraser.weights.host_is_last_point and eraser.weights.points[-1] == 0.0
+    assert not Eraser(make_model("ViT"), EraserConfig(points=[1, 2])).weights.host_is_last_point
+
+
+def test_a_model_whose_logits_are_no_linear_layers_output_is_erased_by_its_deepest_hidden_state():
+    model = make_model("ViT")
+    model.classifier = torch.nn.Sequential(model.classifier, torch.nn.Tanh())
+    eraser = Eraser(model, forget_classes=[1, 3])
+    pixels = next(iter(batches_of(PARTS["forget"])))["pixel_values"]
+    with torch.no_grad():
+        deepest = model.eval()(pixel_values=pixels, output_hidden_states=True).hidden_states[-1]
+        torch.testing.assert_close(eraser.features(pixels), deepest[:, 0])
+    assert math.isfinite(erase(eraser, steps=1)[0].total.item())
+    with pytest.raises(ValueError, match="no linear layer gives the model's logits"):
+        Eraser(model, EraserConfig(points=["penultimate"]))
+
+
 class Scheduled(Objective):
     """Notes where in the run it is told to be."""
 

@@ -80,7 +80,7 @@ def _cka_of_layer(
 def _features_of_pair(shown: Collected, pair: tuple[str, str], layer: str) -> tuple[np.ndarray, np.ndarray]:
     """Features of a few images in a layer of a model, and in the layer of its reference that it is compared with."""
     own, other = (shown.features[name] for name in pair)
-    partner = dict(layer_pairs(len(own) - 1, len(other) - 1))[list(own).index(layer)]
+    partner = dict(layer_pairs(list(own), list(other)))[list(own).index(layer)]
     return _few(shown, own[layer]), _few(shown, list(other.values())[partner])
 
 
