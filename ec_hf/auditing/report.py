@@ -77,11 +77,14 @@ class Signal:
         original: of the original.
         retrained: of each retrained model.
         position: (original - value) / (original - mean of retrained): 0 as the original, 1 as retrained, above 1
-            over-erased; None where the signal is blind.
+            over-erased; None where the signal does not tell original from retrained. Of CKA, 1 is also how far the
+            original would come by forgetting alone, without what another training does.
         low: lower end of the interval of the position, over images and retrained models.
         high: upper end of it.
-        status: what follows from the interval.
+        status: what follows from the interval. Without a position it is "blind", or "over-erased" for a model that
+            lies below the original and the retrained models alike.
         count: number of images.
+        note: what tells it from others of the same metric, such as the mode of relearning.
     """
 
     metric: str
@@ -96,6 +99,7 @@ class Signal:
     high: float | None
     status: Status
     count: int
+    note: str | None = None
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ class Metric:
             split: name of the split, such as "forget_test"; None for a number without a split.
             reference: name of the model that it compares with.
         """
-        if reference == "retrained" and self.to_retrained:
+        if (reference or "").startswith("retrained") and self.to_retrained:
             return self.to_retrained
         return self.on_forget if split is None or split.startswith("forget") else self.on_retain
 
