@@ -43,11 +43,11 @@ def half_sample_cka(
     Raises:
         ValueError: Fewer than 16 images, not as many of y, or features whose CKA is undefined in some halves.
     """
-    halved, whole = half_sample_values(x, y, resamples=resamples, seed=seed)
+    drawn, whole = half_sample_values(x, y, resamples=resamples, seed=seed)
     value = whole if value is None else value
-    n = len(x)
-    ends = np.array([(1 - level) / 2, (1 + level) / 2])
-    low, high = (np.quantile(halved - halved.mean(), ends) * (n / (images or n)) ** 0.5).tolist()
+    n, halved = len(x), torch.from_numpy(drawn)
+    ends = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
+    low, high = ((halved - halved.mean()).quantile(ends) * (n / (images or n)) ** 0.5).tolist()
     return value + min(low, 0), min(value + max(high, 0), max(value, 1.0))
 
 
