@@ -32,7 +32,6 @@ from ec_hf.auditing.report import AuditReport, Measurement, RelearningCurve, Sig
 from ec_hf.auditing.sense import features_without_sense
 from ec_hf.auditing.signals import FAMILY_ALPHA, signals_of, worst
 from ec_hf.auditing.subjects import Subject
-from ec_hf.data.columns import shown
 from ec_hf.distributed import spread
 
 __all__ = ["Clock", "answer"]
@@ -211,11 +210,14 @@ def _signals(
     if not question.retrained:
         return [], []
     rows = compared(collected, hits, curves, question)
-    notes = []
-    for model in question.unlearned:
-        lost = [" at ".join(filter(None, (row.metric, row.layer))) for row in rows if model not in row.values]
-        if lost:
-            notes.append(f"{model}: there is no signal of {shown(lost)}, which is no sign of erasure.")
+    lost = {
+        model: dict.fromkeys(row.metric for row in rows if model not in row.values) for model in question.unlearned
+    }
+    notes = [
+        f"{model}: there is no signal of {', '.join(metrics)} in one or more layers or in the output."
+        for model, metrics in lost.items()
+        if metrics
+    ]
     return signals_of(rows, question.unlearned, question.retrained), notes
 
 

@@ -12,7 +12,6 @@ from transformers import PreTrainedModel
 
 from ec_hf.auditing.collected import BySplit
 from ec_hf.auditing.report import ModelInfo
-from ec_hf.data.columns import shown
 from ec_hf.data.fingerprint import fingerprint
 
 __all__ = ["check_models", "features_without_sense", "splits_without_sense"]
@@ -90,13 +89,13 @@ def features_without_sense(collected: BySplit) -> list[str]:
                 constant.append(layer)
         if broken:
             notes.append(
-                f"{model}: features are NaN or infinite on some images in {shown(broken)}. Nothing is measured there, "
-                "which is no sign of erasure."
+                f"{model}: features are NaN or infinite on some images in {', '.join(broken)}. Nothing is measured "
+                "there, which is no sign of erasure."
             )
         if constant:
             notes.append(
-                f"{model}: features are the same for all images in {shown(constant)}: nothing can be read there, of "
-                "retained images neither."
+                f"{model}: features are the same for all images in {', '.join(constant)}. Nothing can be read there, "
+                "not even of retained images."
             )
     return notes
 
