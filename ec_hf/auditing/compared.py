@@ -19,7 +19,7 @@ from ec_hf.metrics import class_matched, relearning_area
 from ec_hf.metrics.half_sample_cka import half_sample_values
 from ec_hf.metrics.membership import placements
 from ec_hf.metrics.position import area_covariance, mean_covariance
-from ec_hf.metrics.training_noise import Noise, noise_on_retained
+from ec_hf.metrics.training_noise import RETAINED_FREEDOM, Noise, noise_on_retained
 
 __all__ = ["Compared", "compared", "forget_split"]
 
@@ -185,7 +185,7 @@ def _noise_of_two(values: Mapping[str, float], covariance: np.ndarray, question:
         return None
     contrast = np.array([(name == ends[0]) - float(name == ends[1]) for name in values])
     squared = (values[ends[0]] - values[ends[1]]) ** 2 - contrast @ covariance @ contrast
-    return Noise(max(float(squared), 0.0) / 2, 1.0)
+    return Noise(max(float(squared), 0.0) / 2, RETAINED_FREEDOM)
 
 
 def _similarity(collected: BySplit, question: Question) -> Iterator[Compared]:

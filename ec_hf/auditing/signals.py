@@ -36,15 +36,24 @@ def signals_of(rows: Sequence[Compared], unlearned: Iterable[str], retrained: Se
 
 
 def worst(signals: Iterable[Signal]) -> dict[str, Status]:
-    """Model -> the worst status of its signals. Blind ones make it no better: they count only where all are blind.
+    """Model -> the worst status of its signals.
+
+    Blind signals make it no better: they count only where all are blind. Where all signals of the layers are blind,
+    an output that is as retrained is no all-clear: the status is then "unclear".
 
     Args:
         signals: of any models.
     """
-    found: dict[str, set[Status]] = {}
+    found: dict[str, list[Signal]] = {}
     for signal in signals:
-        found.setdefault(signal.model, set()).add(signal.status)
-    return {model: min(statuses, key=STATUSES.index) for model, statuses in found.items()}
+        found.setdefault(signal.model, []).append(signal)
+    return {model: _worst_of_model(own) for model, own in found.items()}
+
+
+def _worst_of_model(signals: Sequence[Signal]) -> Status:
+    status = min((signal.status for signal in signals), key=STATUSES.index)
+    of_layers = {signal.status for signal in signals if signal.layer}
+    return "unclear" if status == "as retrained" and of_layers == {"blind"} else status
 
 
 def _signal(row: Compared, model: str, retrained: Sequence[str], noise: Noise, alpha: float) -> Signal:

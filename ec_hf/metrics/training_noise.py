@@ -8,7 +8,7 @@ from math import inf
 
 import numpy as np
 
-__all__ = ["NO_NOISE", "Noise", "noise_between", "noise_on_retained", "pooled", "scaled"]
+__all__ = ["NO_NOISE", "RETAINED_FREEDOM", "Noise", "noise_between", "noise_on_retained", "pooled", "scaled"]
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class Noise:
 
 
 NO_NOISE = Noise(0.0, inf)
+RETAINED_FREEDOM = 10.0
 
 
 def noise_between(values: np.ndarray, covariances: np.ndarray) -> Noise:
@@ -32,7 +33,7 @@ def noise_between(values: np.ndarray, covariances: np.ndarray) -> Noise:
 
     The variance of the models' values, which also holds what the images make. Half of that part is taken off: in
     simulations of two or three models the whole of it came out above the variance too often. The layers of a model
-    deviate together, see `_independent`: there are `(K - 1) * 2L / (L + 1)` degrees of freedom and not `(K - 1) * L`.
+    deviate together, see `_independent`: there are `(K - 1) * 4L / (L + 3)` degrees of freedom and not `(K - 1) * L`.
 
     Args:
         values: `(L, K)`, L measurements of K models, K at least 2.
@@ -51,7 +52,9 @@ def noise_on_retained(original: np.ndarray, retrained: np.ndarray, labels: np.nd
     Half the squared difference of two trainings, as so many classes would show it: a difference that all classes
     share, and one of each class, which a mean over few classes keeps and a mean over many does not. The part that the
     images make is taken off. This is an estimate: the original also knows the forgotten classes, and what that does to
-    the retained ones counts as noise. Several retrained models are better.
+    the retained ones counts as noise. Several retrained models are better. It is one comparison, but leans to the
+    high side and is pooled over layers, so it counts as one of `RETAINED_FREEDOM` degrees of freedom: with these, in
+    simulations, a retrained model was called anything else in at most 3 % of 150 audits of 30 signals.
 
     Args:
         original: `(n,)` figures of the images, one number each.
@@ -65,18 +68,16 @@ def noise_on_retained(original: np.ndarray, retrained: np.ndarray, labels: np.nd
     inside = np.bincount(codes, (difference - means[codes]) ** 2) / np.maximum(counts - 1, 1) / counts
     shared = max(means.mean() ** 2 - inside.mean() / len(means), 0.0)
     of_class = max(means.var(ddof=1) - inside.mean(), 0.0) / classes if len(means) > 1 else 0.0
-    doubt = shared**2 + of_class**2 / max(len(means) - 1, 1)
-    return Noise(float(shared + of_class) / 2, (shared + of_class) ** 2 / doubt if doubt else inf)
+    return Noise(float(shared + of_class) / 2, RETAINED_FREEDOM)
 
 
 def pooled(noises: Sequence[Noise]) -> Noise:
-    """One noise of measurements of one kind; see `_independent` on the degrees of freedom.
+    """One noise of measurements of one kind: the mean variance, with the least degrees of freedom.
 
     Args:
         noises: at least one.
     """
-    freedom = min(noise.freedom for noise in noises)
-    return Noise(float(np.mean([noise.variance for noise in noises])), freedom * _independent(len(noises)))
+    return Noise(float(np.mean([noise.variance for noise in noises])), min(noise.freedom for noise in noises))
 
 
 def scaled(noises: Sequence[Noise], gaps: Sequence[float], gap: float) -> Noise | None:
@@ -94,8 +95,8 @@ def scaled(noises: Sequence[Noise], gaps: Sequence[float], gap: float) -> Noise 
 
 
 def _independent(count: int) -> float:
-    """As how many independent measurements those of so many layers count, if any two correlate by √½.
+    """As how many independent measurements those of so many layers count, if any two correlate by ½.
 
-    A mean of L squares varies as one of L² / Σ ρ² independent ones; here that is 2L / (L + 1), which is below 2.
+    A mean of L squares varies as one of L² / Σ ρ² independent ones; here that is 4L / (L + 3), which is below 4.
     """
-    return 2 * count / (count + 1)
+    return 4 * count / (count + 3)
