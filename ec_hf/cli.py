@@ -102,7 +102,7 @@ class AuditArguments:
 
     original: str | None = _flag("The model before unlearning: Hub id, local folder or timm name.")
     unlearned: list[str] | None = _flag("The model after it; of several each as NAME=ID.")
-    retrained: str | None = _flag("A model trained without the forget set, if there is one.")
+    retrained: list[str] | None = _flag("A model trained without the forget set, or several of other seeds.")
     dataset_name: str | None = _flag("Hub id, local folder, or mnist5k, which comes with the package.")
     dataset_config: str | None = _flag("Configuration of the dataset on the Hub.")
     forget_classes: list[str] | None = _flag("Class names or ids that were to be forgotten.")
@@ -147,7 +147,7 @@ def audit_command(argv: Sequence[str]) -> None:
     report = audit(
         what.original,
         _named(what.unlearned),
-        retrained=what.retrained,
+        retrained=what.retrained or None,
         splits=splits,
         request=request,
         downstream=load_images(what.downstream_dataset) if what.downstream_dataset else None,
@@ -281,7 +281,7 @@ The token is that of `hf auth login` or of the environment variable HF_TOKEN."""
 _AUDIT = """What does an unlearned image classifier still know of what it was to forget?
 
     ec-hf audit --original ID --unlearned ID --dataset_name ID --forget_classes cat dog
-    ec-hf audit --original ID --unlearned ec=ID delete=ID --retrained ID --dataset_name ID --forget_request FILE.json
+    ec-hf audit --original ID --unlearned ec=ID scrub=ID --retrained ID ID --dataset_name ID --forget_request FILE.json
     accelerate launch --multi_gpu --num_processes 2 -m ec_hf.cli audit ...
 
 A first argument that ends in .yaml gives defaults for any of the flags."""

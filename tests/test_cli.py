@@ -77,6 +77,19 @@ def test_audit_writes_report_page_and_figures_and_prints(inputs, tmp_path, capsy
     assert "holds audit.json already" in capsys.readouterr().err
 
 
+@pytest.mark.slow
+def test_several_retrained_models_follow_one_flag(inputs, tmp_path, monkeypatch):
+    given = {}
+    monkeypatch.setattr("ec_hf.auditing.audit.audit", lambda *models, **kwargs: given.update(kwargs) or AuditReport())
+    monkeypatch.setattr(cli, "write_audit", lambda *args, **kwargs: None)
+    monkeypatch.setattr("ec_hf.reporting.tables.to_rich", lambda report: "")
+    monkeypatch.setattr("ec_hf.reporting.verdict.findings", lambda report: [])
+    for names in ([], ["retrained"], ["retrained", "unlearned"]):
+        paths = [str(inputs / name) for name in names]
+        assert cli.main(["audit", *flags(inputs, tmp_path), *(["--retrained", *paths] if paths else [])]) == 0
+        assert given["retrained"] == (paths or None)
+
+
 def test_several_unlearned_models_have_names(inputs):
     named = cli._named([f"ec={inputs}/a=b", "delete=ID"])
     assert named == {"ec": f"{inputs}/a=b", "delete": "ID"}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from ec_hf.auditing.forward import evaluating
 from ec_hf.auditing.question import checked_splits, question_of
 from ec_hf.auditing.report import AuditReport
 from ec_hf.auditing.run import Clock, answer
+from ec_hf.auditing.sense import check_models, splits_without_sense
 from ec_hf.auditing.settings import AuditSettings
 from ec_hf.auditing.subjects import class_names_of, load_models, subjects_of
 from ec_hf.data.requests import ForgetRequest
@@ -27,7 +28,7 @@ def audit(
     original: PreTrainedModel | str | Path,
     unlearned: PreTrainedModel | str | Path | Mapping[str, PreTrainedModel | str | Path],
     *,
-    retrained: PreTrainedModel | str | Path | None = None,
+    retrained: PreTrainedModel | str | Path | Sequence[Any] | Mapping[str, Any] | None = None,
     train: Dataset | None = None,
     test: Dataset | None = None,
     request: ForgetRequest | None = None,
@@ -48,8 +49,9 @@ def audit(
     Args:
         original: the model before unlearning: a model, or a Hub id, local folder or timm name.
         unlearned: the model after it, or several by name: ``{"ec": ..., "delete": ...}``.
-        retrained: a model trained without the forget set, the best reference there is. Without it a model of random
-            weights joins as a floor.
+        retrained: a model trained without the forget set, the best reference there is, or several of other seeds, in
+            a list or by name: how far these differ is the unit that the unlearned models are measured in. Without any
+            a model of random weights joins as a floor.
         train: the data that the original was trained on.
         test: held-out data of the same form.
         request: what was to be forgotten of them.
@@ -70,8 +72,8 @@ def audit(
 
     Raises:
         TypeError: for unknown settings, and for inputs of the wrong type.
-        ValueError: for inputs that do not fit each other: label sets, image sizes, requests, splits. All of it before
-            the pass begins.
+        ValueError: for inputs that do not fit each other: label sets, image sizes, requests, splits, a retrained model
+            with the weights of the original. All of it before the pass begins.
 
     Example:
         >>> report = audit("me/vit", "me/vit-forgot-cats", train=train, test=test, request=request)  # doctest: +SKIP
@@ -85,7 +87,11 @@ def audit(
         loaded = load_models(original, unlearned, retrained, processor=processor, seed=chosen.seed)
     with evaluating((each.model for each in loaded.values()), PartialState().device):
         columns = {"image_column": image_column, "label_column": label_column}
-        subjects, notes = subjects_of(loaded, given, pooling=chosen.pooling, **columns)
+        notes = [
+            *check_models({name: (each.model, each.info) for name, each in loaded.items()}),
+            *splits_without_sense(given),
+        ]
+        subjects, limits = subjects_of(loaded, given, pooling=chosen.pooling, **columns)
         collator = subjects["original"].collator
         question = question_of(
             {name: each.info for name, each in loaded.items()},
@@ -97,4 +103,4 @@ def audit(
             downstream=halves,
             dataset_name=dataset_name,
         )
-        return answer(question, subjects, notes, clock)
+        return answer(question, subjects, [*limits, *notes], clock)

@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from ec_hf.auditing.collected import Collected
-from ec_hf.auditing.per_image import distances_to, output_figures
+from ec_hf.auditing.per_image import mean_distances_to, output_figures
 from ec_hf.auditing.similarity import UUEF_BATCH, Similarity
 from ec_hf.auditing.subjects import Subject
 from ec_hf.distributed import from_all, in_order, own_share
@@ -31,6 +31,7 @@ def collect(
     kept: np.ndarray,
     *,
     references: Sequence[str] = (),
+    targets: Sequence[str] = (),
     uuef: bool = False,
     masked: Sequence[int] = (),
     pooling: str = "all",
@@ -50,6 +51,7 @@ def collect(
         labels: `(n,)` label ids of all its rows.
         kept: ascending rows whose features are kept.
         references: names of models that the others are compared with by CKA.
+        targets: names of models that the outputs of the others are compared with.
         uuef: also compute CKA as UUEF does, under "linear_cka_uuef".
         masked: label ids whose logits are masked for `hit_masked`.
         pooling: see `ec_hf.models.points.pool`.
@@ -65,10 +67,10 @@ def collect(
     features: dict[str, list[list[Tensor]]] = {model: [] for model in subjects}
     batches = _batches(subjects, dataset, own, batch_size, num_workers, title=f"Audit of {name}")
     done = 0
-    for pixels, targets in batches:
-        chosen = own_kept[done : (done := done + len(targets))]
+    for pixels, asked in batches:
+        chosen = own_kept[done : (done := done + len(asked))]
         layers = {model: subject.run(pixels[model], pooling) for model, subject in subjects.items()}
-        for model, batch_figures in _figures(layers, targets.numpy(), masked).items():
+        for model, batch_figures in _figures(layers, asked.numpy(), masked, targets).items():
             figures[model].append(batch_figures)
             if chosen.any():
                 features[model].append([layer[chosen.to(layer.device)].cpu() for layer in layers[model]])
@@ -123,14 +125,14 @@ def _batches(
 
 
 def _figures(
-    layers: Mapping[str, Sequence[Tensor]], labels: np.ndarray, masked: Sequence[int]
+    layers: Mapping[str, Sequence[Tensor]], labels: np.ndarray, masked: Sequence[int], targets: Sequence[str]
 ) -> dict[str, dict[str, np.ndarray]]:
-    """The figures of each image of a batch by model, with the distances to the retrained model where there is one."""
+    """The figures of each image of a batch by model, with the distances to targets other than itself, if there are."""
     logits = {model: values[-1].cpu().numpy() for model, values in layers.items()}
     figures = {model: output_figures(own, labels, masked) for model, own in logits.items()}
-    if "retrained" in logits:
-        for model in figures.keys() - {"retrained"}:
-            figures[model] |= distances_to(logits["retrained"], logits[model])
+    for model, own in logits.items():
+        others = [logits[target] for target in targets if target != model]
+        figures[model] |= mean_distances_to(others, own) if others else {}
     return figures
 
 

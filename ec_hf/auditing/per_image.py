@@ -10,7 +10,7 @@ from scipy.special import softmax
 from ec_hf.metrics import confidence, entropy, hits, loss, masked_hits
 from ec_hf.metrics.distances import per_image
 
-__all__ = ["distances_to", "output_figures"]
+__all__ = ["distances_to", "mean_distances_to", "output_figures"]
 
 
 def output_figures(logits: np.ndarray, labels: np.ndarray, masked: Sequence[int] = ()) -> dict[str, np.ndarray]:
@@ -47,3 +47,14 @@ def distances_to(target: np.ndarray, logits: np.ndarray) -> dict[str, np.ndarray
     finite = np.isfinite(logits).all(axis=1) & np.isfinite(target).all(axis=1)
     p, q = (softmax(np.where(finite[:, None], x, 0.0).astype(np.float64), axis=1) for x in (logits, target))
     return {key: np.where(finite, values, np.nan) for key, values in per_image(p, q).items()}
+
+
+def mean_distances_to(targets: Sequence[np.ndarray], logits: np.ndarray) -> dict[str, np.ndarray]:
+    """How far the output of each image is from several targets in the mean, `(n,)` each.
+
+    Args:
+        targets: logits `(n, classes)` of retrained models, at least one.
+        logits: those of another model.
+    """
+    first, *others = (distances_to(target, logits) for target in targets)
+    return {key: np.mean([first[key], *(each[key] for each in others)], axis=0) for key in first} if others else first

@@ -58,12 +58,17 @@ class Question:
     @property
     def references(self) -> list[str]:
         """Names of the models that the others are compared with."""
-        return [name for name in ("original", "retrained") if name in self.models]
+        return ["original", *self.retrained]
 
     @property
-    def floor(self) -> str:
-        """Name of the model that the advantage of a probe is counted from."""
-        return "retrained" if "retrained" in self.models else "random_init"
+    def retrained(self) -> list[str]:
+        """Names of the models that never saw the forget set."""
+        return [name for name, model in self.models.items() if model.role == "retrained"]
+
+    @property
+    def floor(self) -> list[str]:
+        """Names of the models that the advantage of a probe is counted from."""
+        return self.retrained or [name for name, model in self.models.items() if model.role == "floor"]
 
     @property
     def trained(self) -> list[str]:

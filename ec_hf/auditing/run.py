@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import chain
@@ -16,22 +16,42 @@ from accelerate import PartialState
 
 from ec_hf._version import __version__
 from ec_hf.auditing.collected import BySplit
+from ec_hf.auditing.compared import compared
 from ec_hf.auditing.downstream import downstream_accuracies
 from ec_hf.auditing.forward import collect
-from ec_hf.auditing.measures.cka import cka_jobs
+from ec_hf.auditing.measures.cka import cka_jobs, means_over_retrained
 from ec_hf.auditing.measures.membership import membership_areas, svc_attack_jobs
 from ec_hf.auditing.measures.neighbours import retrievals, tsne_picture
 from ec_hf.auditing.measures.outputs import confusion, output_means
-from ec_hf.auditing.measures.probes import information_jobs, probe_images, probe_jobs
+from ec_hf.auditing.measures.probes import LayerHits, information_jobs, probe_accuracies, probe_images, probe_jobs
 from ec_hf.auditing.measures.summaries import information_differences, probe_advantages, summary_scores
 from ec_hf.auditing.quantization import int8_accuracies
 from ec_hf.auditing.question import Question, kept_rows
 from ec_hf.auditing.relearning import relearning_curves
-from ec_hf.auditing.report import AuditReport, Measurement, RelearningCurve
+from ec_hf.auditing.report import AuditReport, Measurement, RelearningCurve, Signal
+from ec_hf.auditing.sense import features_without_sense
+from ec_hf.auditing.signals import FAMILY_ALPHA, signals_of, worst
 from ec_hf.auditing.subjects import Subject
 from ec_hf.distributed import spread
 
 __all__ = ["Clock", "answer"]
+
+ONE_RETRAINED = (
+    "retrained: a model that never saw the forget set. Features and outputs as near to it as possible are the "
+    "aim; further from the original than it is means that more was erased than the data had put there. It is "
+    "one model of one seed: differences of the size that another seed makes mean nothing. How large these are is "
+    "estimated from the retained images, which the original and it both know; several retrained models would tell it."
+)
+SEVERAL_RETRAINED = (
+    "retrained: models that never saw the forget set. Features and outputs as near to them as they are to each other "
+    "are the aim; further from the original than they are means that more was erased than the data had put there. "
+    "A single number that compares with the retrained models is the mean over them."
+)
+SIGNALS = (
+    "Signals: each puts an unlearned model at 0 if it is as the original and at 1 if it is as a retrained model. "
+    f"Their intervals hold together: of a model that is truly retrained, {1 - FAMILY_ALPHA:.0%} of audits put every "
+    "signal within the spread of retraining or call it blind."
+)
 
 VERSIONS = {
     "ec_hf": __version__,
@@ -74,9 +94,11 @@ def answer(question: Question, subjects: Mapping[str, Subject], notes: Sequence[
         collected = look(question, subjects)
     recovered, curves, not_recovered = _recover(question, subjects, clock)
     with clock("measuring"):
-        measured, not_measured = _measure(collected, question)
+        measured, hits, not_measured = _measure(collected, question)
         summaries = _summarize([*recovered, *measured], question)
         nearest = retrievals(collected, question, deepest)
+    with clock("signals"):
+        signals, not_told = _signals(collected, hits, curves, question)
     picture: dict[str, Any] = {}
     if question.settings.embedding:
         with clock("embedding"):
@@ -85,6 +107,8 @@ def answer(question: Question, subjects: Mapping[str, Subject], notes: Sequence[
         models=dict(question.models),
         layers=max((subject.layers[:-1] for subject in subjects.values()), key=len),
         measurements=[*recovered, *measured, *summaries],
+        signals=signals,
+        status=worst(signals),
         dataset={
             "name": question.dataset_name,
             "images": {name: len(labels) for name, labels in question.labels.items()},
@@ -96,7 +120,7 @@ def answer(question: Question, subjects: Mapping[str, Subject], notes: Sequence[
             "classes": list(question.whole_classes),
         },
         references=_references(question),
-        notes=[*notes, *empty, *not_recovered, *not_measured],
+        notes=[*notes, *empty, *not_recovered, *not_measured, *features_without_sense(collected), *not_told],
         confusion=confusion(collected, question),
         relearning=curves,
         retrievals=nearest,
@@ -104,7 +128,7 @@ def answer(question: Question, subjects: Mapping[str, Subject], notes: Sequence[
         settings={
             **asdict(question.settings),
             "processes": PartialState().num_processes,
-            "sample": {name: len(shown.kept) for name, shown in collected.items()},
+            "sample": {name: len(found.kept) for name, found in collected.items()},
         },
         seconds=clock.seconds,
         versions=VERSIONS,
@@ -126,6 +150,7 @@ def look(question: Question, subjects: Mapping[str, Subject]) -> BySplit:
             question.labels[name],
             kept[name],
             references=question.references,
+            targets=question.retrained,
             uuef=settings.cka_mode == "uuef",
             masked=question.whole_classes,
             pooling=settings.pooling,
@@ -157,26 +182,50 @@ def _recover(
     return [*int8, *elsewhere[0], *areas], curves, [*elsewhere[1], *not_learnt]
 
 
-def _measure(collected: BySplit, question: Question) -> tuple[list[Measurement], list[str]]:
-    """All that is measured on what the pass collected, and notes on what is not."""
+def _measure(collected: BySplit, question: Question) -> tuple[list[Measurement], list[LayerHits], list[str]]:
+    """All that is measured on what the pass collected, what probes and k-NN get right, and notes on what is not."""
     images, notes = probe_images(collected, question)
-    jobs = [*cka_jobs(collected, question), *probe_jobs(collected, images, question)]
+    jobs: list[Callable[[], Any]] = [*cka_jobs(collected, question)]
+    similarities = len(jobs)
+    jobs += probe_jobs(collected, images)
+    probed = len(jobs)
     if question.settings.svc:
         jobs += svc_attack_jobs(collected, question)
-    if question.settings.idi and "retrained" in question.models:
+    if question.settings.idi and question.retrained:
         jobs += information_jobs(collected, question)
     elif question.settings.idi:
         notes = [*notes, "IDI needs a retrained model; the probe advantage is its relative that does not."]
-    outputs = output_means(collected, question)
-    layers = chain.from_iterable(spread(jobs))
-    return [*outputs, *layers, *membership_areas(collected, question)], notes
+    outputs, done = output_means(collected, question), spread(jobs)
+    cka = list(chain.from_iterable(done[:similarities]))
+    hits = list(chain.from_iterable(done[similarities:probed]))
+    layers = [*cka, *means_over_retrained(cka, question), *probe_accuracies(hits, question)]
+    others = chain.from_iterable(done[probed:])
+    return [*outputs, *layers, *others, *membership_areas(collected, question)], hits, notes
+
+
+def _signals(
+    collected: BySplit, hits: Sequence[LayerHits], curves: Sequence[RelearningCurve], question: Question
+) -> tuple[list[Signal], list[str]]:
+    """Where each measurement puts the unlearned models, and notes on models that it says nothing of."""
+    if not question.retrained:
+        return [], []
+    rows = compared(collected, hits, curves, question)
+    lost = {
+        model: dict.fromkeys(row.metric for row in rows if model not in row.values) for model in question.unlearned
+    }
+    notes = [
+        f"{model}: there is no signal of {', '.join(metrics)} in one or more layers or in the output."
+        for model, metrics in lost.items()
+        if metrics
+    ]
+    return signals_of(rows, question.unlearned, question.retrained), notes
 
 
 def _summarize(rows: Sequence[Measurement], question: Question) -> list[Measurement]:
     """Ratios and summary scores of the measurements."""
     return [
         *probe_advantages(rows, question.floor),
-        *information_differences(rows),
+        *information_differences(rows, question.retrained),
         *summary_scores(rows, question),
     ]
 
@@ -187,13 +236,9 @@ def _references(question: Question) -> list[str]:
         "original: the model before unlearning. Likeness to it on forget images shows what was left as it was; "
         "unlikeness alone does not show that the information is gone."
     )
-    if "retrained" in question.models:
-        return [
-            original,
-            "retrained: a model that never saw the forget set. Features and outputs as near to it as possible are the "
-            "aim; further from the original than it is means that more was erased than the data had put there. It is "
-            "one model of one seed: differences of the size that another seed makes mean nothing.",
-        ]
+    if question.retrained:
+        several = len(question.retrained) > 1
+        return [original, SEVERAL_RETRAINED if several else ONE_RETRAINED, SIGNALS]
     return [
         original,
         "random_init: the same architecture with random weights, a floor. What a probe or k-NN gets from it, it gets "

@@ -27,7 +27,16 @@ from ec_hf.models.points import (
     take,
 )
 
-__all__ = ["Loaded", "Subject", "class_names_of", "info", "load_models", "random_init", "subjects_of"]
+__all__ = [
+    "Loaded",
+    "Subject",
+    "class_names_of",
+    "info",
+    "load_models",
+    "random_init",
+    "retrained_by_name",
+    "subjects_of",
+]
 
 RESERVED = ("original", "retrained", "random_init")
 RANDOM_INIT = 0x5EED_F100
@@ -90,7 +99,7 @@ def load_models(
     Args:
         original: a model, or a Hub id, folder or timm name.
         unlearned: the same, or several of them by name.
-        retrained: the same, or None.
+        retrained: the same, several of them in a list or by name, or None.
         processor: image processor of all models, or of some by name.
         seed: seed of the random weights.
 
@@ -102,27 +111,56 @@ def load_models(
     models: dict[str, PreTrainedModel] = {}
     infos: dict[str, ModelInfo] = {}
     own_processors: dict[str, Any] = {}
-    for name, given in _named(original, unlearned, retrained).items():
+    several = retrained_by_name(retrained)
+    roles = {"original": "original", **dict.fromkeys(several, "retrained")}
+    for name, given in _named(original, unlearned, several).items():
         by_name = isinstance(given, (str, Path))
         models[name], own_processors[name] = (given, None) if isinstance(given, PreTrainedModel) else load_model(given)
-        infos[name] = info(models[name], name if name in RESERVED else "unlearned", by_name=by_name)
+        infos[name] = info(models[name], roles.get(name, "unlearned"), by_name=by_name)
         _check_finite(name, models[name])
         _check_labels(name, models[name], models["original"])
     processors = _processors(own_processors, processor)
     loaded = {name: Loaded(model, processors[name], infos[name]) for name, model in models.items()}
-    if retrained is None:
+    if not several:
         floor = random_init(models["original"], seed)
         loaded["random_init"] = Loaded(floor, processors["original"], info(floor, "floor"))
     return loaded
 
 
-def _named(original: Any, unlearned: Any, retrained: Any) -> dict[str, PreTrainedModel | str | Path]:
+def retrained_by_name(given: Any) -> dict[str, Any]:
+    """Retrained models by their names in the report; none, one or several of them.
+
+    One is called "retrained" whatever its name; several without names "retrained 1", "retrained 2" and so on.
+
+    Args:
+        given: as for `load_models`.
+
+    Raises:
+        ValueError: for an empty list or mapping, and for names that are reserved.
+    """
+    if given is None:
+        return {}
+    if isinstance(given, Mapping):
+        if len(given) > 1 and (taken := [name for name in given if name in RESERVED]):
+            raise ValueError(f"retrained: the name {taken[0]!r} is taken; give names other than {list(RESERVED)}")
+        named = dict(given)
+    elif isinstance(given, (list, tuple)):
+        named = {f"retrained {k}": model for k, model in enumerate(given, start=1)}
+    else:
+        named = {"retrained": given}
+    if not named:
+        raise ValueError("retrained: it is empty; leave it out, or give a model or several")
+    return named if len(named) > 1 else {"retrained": next(iter(named.values()))}
+
+
+def _named(original: Any, unlearned: Any, retrained: Mapping[str, Any]) -> dict[str, PreTrainedModel | str | Path]:
     """What was given for the models, by their names in the report."""
     several = dict(unlearned) if isinstance(unlearned, Mapping) else {"unlearned": unlearned}
-    if not several or (taken := [name for name in several if name in RESERVED]):
+    reserved = list(dict.fromkeys([*RESERVED, *retrained]))
+    if not several or (taken := [name for name in several if name in reserved]):
         problem = f"the name {taken[0]!r} is taken" if several else "it is empty"
-        raise ValueError(f"unlearned: {problem}; give {{name: model}} with names other than {list(RESERVED)}")
-    named = {"original": original, **several} | ({} if retrained is None else {"retrained": retrained})
+        raise ValueError(f"unlearned: {problem}; give {{name: model}} with names other than {reserved}")
+    named = {"original": original, **several, **retrained}
     for name, model in named.items():
         if not isinstance(model, (PreTrainedModel, str, Path)):
             hint = "; a bare timm model is loaded by its name" if isinstance(model, nn.Module) else ""

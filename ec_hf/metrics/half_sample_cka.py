@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ec_hf.metrics.arrays import Array, matrix, same_rows
 
-__all__ = ["half_sample_cka"]
+__all__ = ["half_sample_cka", "half_sample_values"]
 
 
 def half_sample_cka(
@@ -42,6 +43,29 @@ def half_sample_cka(
     Raises:
         ValueError: Fewer than 16 images, not as many of y, or features whose CKA is undefined in some halves.
     """
+    drawn, whole = half_sample_values(x, y, resamples=resamples, seed=seed)
+    value = whole if value is None else value
+    n, halved = len(x), torch.from_numpy(drawn)
+    ends = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
+    low, high = ((halved - halved.mean()).quantile(ends) * (n / (images or n)) ** 0.5).tolist()
+    return value + min(low, 0), min(value + max(high, 0), max(value, 1.0))
+
+
+def half_sample_values(x: Array, y: Array, *, resamples: int = 200, seed: int = 0) -> tuple[np.ndarray, float]:
+    """Debiased CKA in random halves of the images, and in all of them; see `half_sample_cka`.
+
+    The same seed and number of images give the same halves, so that values of several pairs of models can be compared
+    half by half.
+
+    Args:
+        x: As for `half_sample_cka`, like the others.
+        y: Features of the same images.
+        resamples: Number of halves.
+        seed: Seed of the half samples.
+
+    Returns:
+        `(resamples,)`, rounded up to even; and the value of all images.
+    """
     x, y = matrix(x, "x"), matrix(y, "y")
     same_rows(x, y)
     n = len(x)
@@ -69,12 +93,8 @@ def half_sample_cka(
             "The CKA is undefined in some halves of the sample: the features hardly tell its images apart. Give more "
             "varied images, or no interval."
         )
-    cka = (km.double() / (kk.double() * mm.double()).sqrt()).cpu()
-    halved = cka[:-1]
-    value = cka[-1].item() if value is None else value
-    ends = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
-    low, high = ((halved - halved.mean()).quantile(ends) * (n / (images or n)) ** 0.5).tolist()
-    return value + min(low, 0), min(value + max(high, 0), max(value, 1.0))
+    cka = (km.double() / (kk.double() * mm.double()).sqrt()).cpu().numpy()
+    return cka[:-1], float(cka[-1])
 
 
 def _gram(features: Tensor) -> Tensor:

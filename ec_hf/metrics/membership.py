@@ -10,7 +10,7 @@ import numpy as np
 from ec_hf.metrics.arrays import Array, checked_labels, numbers, probabilities
 from ec_hf.metrics.outputs import entropy, hits, modified_entropy, true_probability
 
-__all__ = ["SVC_FEATURES", "class_matched", "membership_auc", "membership_svc"]
+__all__ = ["SVC_FEATURES", "class_matched", "membership_auc", "membership_svc", "placements"]
 
 SVC_FEATURES: dict[str, Callable[[Any, Any], np.ndarray]] = {
     "correctness": lambda log_p, labels: hits(log_p, labels)[:, None].astype(float),
@@ -42,6 +42,23 @@ def membership_auc(member_scores: Array, nonmember_scores: Array, higher_is_memb
     wins = np.searchsorted(ordered, members, "left") + np.searchsorted(ordered, members, "right")
     area = float(wins.mean() / (2 * len(others)))
     return area if higher_is_member else 1 - area
+
+
+def placements(member_scores: np.ndarray, nonmember_scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Share of the non-members that each member beats, and of the members that beat each non-member; ties count half.
+
+    Both have the mean `membership_auc`; how they vary from image to image is how that varies with the images.
+
+    Args:
+        member_scores: `(n,)`, higher on training images.
+        nonmember_scores: `(m,)` of held-out images.
+    """
+    sides = member_scores, nonmember_scores
+    first, second = (
+        (np.searchsorted(np.sort(b), a, "left") + np.searchsorted(np.sort(b), a, "right")) / (2 * len(b))
+        for a, b in (sides, sides[::-1])
+    )
+    return first, 1 - second
 
 
 def class_matched(member_labels: Array, nonmember_labels: Array, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import json
 import math
 from functools import partial
@@ -231,6 +232,139 @@ def test_several_unlearned_models_have_their_names():
     assert report.value("accuracy", model="delete", split="forget_test") is not None
 
 
+def test_several_retrained_models_have_their_names_and_their_spread_is_measured(whole):
+    retrained = [whole.models["retrained"], *(make_model("ViT", seed=seed) for seed in (7, 8))]
+    report = run(whole.models["original"], whole.models["unlearned"], retrained, train=whole.train, test=whole.test)
+    names = ["retrained 1", "retrained 2", "retrained 3"]
+    assert [name for name, info in report.models.items() if info.role == "retrained"] == names
+    wanted = {"split": "forget_test", "layer": "hidden_states.2"}
+    for model, references in (("unlearned", names), ("retrained 1", names[1:])):
+        values = [report.value("linear_cka", model=model, reference=name, **wanted) for name in references]
+        assert report.value("linear_cka", model=model, reference="retrained", **wanted) == pytest.approx(
+            np.mean(values)
+        )
+    alone = [
+        run(whole.models["original"], whole.models["unlearned"], model, train=whole.train, test=whole.test)
+        for model in retrained
+    ]
+    for metric, fields in (
+        ("tug_of_war", {}),
+        ("avg_gap", {}),
+        ("agreement", {"split": "forget_test"}),
+        ("js_divergence", {"split": "retain_train"}),
+        ("probe_advantage", {"split": "forget_test", "layer": "hidden_states.2"}),
+    ):
+        found = next(report.find(metric, model="unlearned", reference="retrained", **fields))
+        values = [each.value(metric, model="unlearned", reference="retrained", **fields) for each in alone]
+        assert found.value == pytest.approx(np.mean(values)), metric
+    assert report.value("agreement", model="retrained 1", reference="retrained", split="forget_test") is not None
+    assert all(len(signal.retrained) == 3 for signal in report.signals)
+    assert "several retrained" not in " ".join(report.references)
+
+
+def test_a_single_retrained_model_in_a_list_is_as_one_alone(whole):
+    reports = [run(*list(whole.models.values())[:2], given) for given in (whole.models["retrained"], None)]
+    reports[1] = run(*list(whole.models.values())[:2], [whole.models["retrained"]])
+    for report in reports:
+        report.seconds = {}
+    assert reports[0] == reports[1]
+
+
+def test_signals_are_of_every_unlearned_model_and_measurement_but_retain_accuracy(whole):
+    found = whole.report.signals
+    assert {signal.model for signal in found} == {"unlearned"}
+    by_layer = [*whole.report.layers, "logits"]
+    for metric in ("linear_probe", "knn", "linear_cka"):
+        assert [signal.layer for signal in found if signal.metric == metric] == by_layer
+    others = {signal.metric for signal in found if signal.layer is None}
+    assert others == {"accuracy", "confidence", "mia_loss", "mia_confidence"}
+    assert not any(signal.split.startswith("retain") for signal in found)
+    for signal in found:
+        fields = {"split": signal.split, "layer": signal.layer}
+        if signal.metric == "linear_cka":
+            assert signal.original == 1
+            fields["reference"] = "original"
+        else:
+            assert signal.original == pytest.approx(whole.report.value(signal.metric, model="original", **fields))
+        assert signal.value == pytest.approx(whole.report.value(signal.metric, model="unlearned", **fields))
+        assert signal.retrained == [pytest.approx(whole.report.value(signal.metric, model="retrained", **fields))]
+
+
+def test_there_are_no_signals_without_a_retrained_model():
+    report = run()
+    assert report.signals == [] and report.status == {}
+
+
+def test_rows_have_signals_on_the_forgotten_rows(whole):
+    report = run(*whole.models.values(), train=whole.train, request=ForgetRequest(rows=list(range(30))))
+    assert {signal.split for signal in report.signals} == {"forget_train"}
+    assert {signal.metric for signal in report.signals} >= {
+        "accuracy",
+        "linear_probe",
+        "knn",
+        "mia_loss",
+        "linear_cka",
+    }
+
+
+def trained(images, seed, start=None):
+    """A tiny model that has learnt some images."""
+    model = copy.deepcopy(start) or make_model("ViT", seed=seed)
+    pixels = make_processor()(list(images["image"]), return_tensors="pt")["pixel_values"]
+    labels, order = torch.tensor(images["label"]), torch.Generator().manual_seed(seed)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
+    for _ in range(30):
+        rows = torch.randperm(len(labels), generator=order)[:48]
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(model(pixel_values=pixels[rows]).logits, labels[rows]).backward()
+        optimizer.step()
+    return model.eval()
+
+
+@pytest.mark.slow
+def test_of_trained_models_a_copy_is_untouched_and_another_retrained_one_is_as_retrained():
+    train, test = make_images(120), make_images(120, seed=1)
+    kept = train.filter(lambda row: row["label"] not in (1, 3))
+    original, retrained = trained(train, 0), [trained(kept, seed) for seed in (1, 2, 3)]
+    given = {"copy": copy.deepcopy(original), "another": trained(kept, 4)}
+    for references in (retrained[0], retrained):
+        report = run(original, given, references, train=train, test=test)
+        assert report.status == {"copy": "untouched", "another": "unclear"}, "colours tell the classes in all layers"
+        of_another = {signal.status for signal in report.signals if signal.model == "another"}
+        assert of_another == {"as retrained", "blind"}
+        assert {signal.status for signal in report.signals if signal.model == "copy"} == {"untouched", "blind"}
+        assert any("original and copy have the same weights" in note for note in report.notes)
+
+
+def test_a_model_that_equals_the_retrained_one_is_noted(whole):
+    report = run(whole.models["original"], copy.deepcopy(whole.models["retrained"]), whole.models["retrained"])
+    assert "unlearned and retrained have the same weights" in " ".join(report.notes)
+    assert {signal.status for signal in report.signals} <= {"as retrained", "blind"}
+
+
+def test_splits_of_the_same_images_and_of_one_image_are_noted():
+    images = make_images(40)
+    notes = " ".join(run(train=images, test=images).notes)
+    assert "forget_train and forget_test hold the same images" in notes
+    assert "retain_train and retain_test hold the same images" in notes
+    notes = " ".join(run(test=5, request=ForgetRequest(classes=["bee"])).notes)
+    assert "forget_test has 1 image: too few" in notes
+    assert not any("same images" in note or "too few" in note for note in run(test=50).notes)
+
+
+def test_layers_of_nan_or_of_one_value_are_noted_and_never_an_all_clear(whole):
+    silent = copy.deepcopy(whole.models["unlearned"])
+    torch.nn.init.zeros_(silent.classifier.weight)
+    report = run(whole.models["original"], silent, whole.models["retrained"])
+    assert "unlearned: features are the same for all images in logits" in " ".join(report.notes)
+    broken = LogitsOnly(transformers.PretrainedConfig(**LABELS), scale=3e38)
+    broken.linear.weight.data *= 100
+    report = run(whole.models["original"], broken, whole.models["retrained"])
+    assert "unlearned: features are NaN or infinite" in " ".join(report.notes)
+    assert "unlearned: there is no signal of accuracy, confidence" in " ".join(report.notes)
+    assert "as retrained" not in report.status.values()
+
+
 def test_rows_are_asked_for_among_retained_images_of_all_classes():
     report = run(request=ForgetRequest(rows=[0, 1, 2, 3, 4, 5, 6, 7]))
     assert report.request["classes"] == []
@@ -457,6 +591,30 @@ SWAPPED = {"id2label": {0: "bee", 1: "ant", 2: "cat", 3: "dog", 4: "elk"}}
         ({"unlearned": lambda: torch.nn.Linear(2, 2)}, TypeError, "expected a PreTrainedModel or its name"),
         ({"unlearned": dict}, ValueError, "it is empty"),
         ({"unlearned": lambda: {"retrained": make_model("ViT")}}, ValueError, "'retrained' is taken"),
+        (
+            {
+                "unlearned": lambda: {"retrained 2": make_model("ViT")},
+                "retrained": lambda: [make_model("ViT", seed=k) for k in (5, 6)],
+            },
+            ValueError,
+            "'retrained 2' is taken",
+        ),
+        (
+            {"retrained": lambda: {"original": make_model("ViT", seed=5), "b": make_model("ViT", seed=6)}},
+            ValueError,
+            "retrained: the name 'original' is taken",
+        ),
+        ({"retrained": list}, ValueError, "retrained: it is empty"),
+        (
+            {"retrained": lambda: make_model("ViT", seed=0)},
+            ValueError,
+            "original and retrained have the same weights, so it saw the forget set",
+        ),
+        (
+            {"retrained": lambda: [make_model("ViT", seed=5), make_model("ViT", seed=5)]},
+            ValueError,
+            "retrained 1 and retrained 2 have the same weights, so their spread would be 0",
+        ),
         (
             {"processor": lambda: transformers.ViTImageProcessor(size={"height": 48, "width": 48})},
             ValueError,

@@ -33,8 +33,8 @@ def test_a_class_is_forgotten_as_a_whole_where_no_split_retains_it():
 
 def test_the_retrained_model_is_a_reference_and_random_weights_are_a_floor():
     with_retrained, without = ask(), ask(floor="random_init")
-    assert (with_retrained.references, with_retrained.floor) == (["original", "retrained"], "retrained")
-    assert (without.references, without.floor) == (["original"], "random_init")
+    assert (with_retrained.references, with_retrained.floor) == (["original", "retrained"], ["retrained"])
+    assert (without.references, without.floor) == (["original"], ["random_init"])
     assert with_retrained.trained == ["original", "ours", "retrained"]
     assert without.trained == ["original", "ours"]
     assert with_retrained.unlearned == without.unlearned == ["ours"]

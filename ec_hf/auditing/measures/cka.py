@@ -15,7 +15,7 @@ from ec_hf.auditing.report import Measurement
 from ec_hf.auditing.similarity import layer_pairs
 from ec_hf.metrics import cka_floor, half_sample_cka, split_half_cka
 
-__all__ = ["cka_jobs"]
+__all__ = ["cka_jobs", "cka_of_pair", "features_of_pair", "means_over_retrained"]
 
 INTERVAL_IMAGES = 256
 CHANCE = {"linear_cka": 0.0, "linear_cka_uuef": None}
@@ -58,7 +58,7 @@ def _cka_of_layer(
     low, high = None, None
     if metric == "linear_cka" and value is not None:
         with suppress(ValueError):  # too few images, or too alike, for an interval
-            x, y = _features_of_pair(shown, pair, layer)
+            x, y = features_of_pair(shown, pair, layer)
             low, high = half_sample_cka(x, y, value=value, images=len(shown.labels), seed=seed)
     row = Measurement(
         metric,
@@ -77,11 +77,56 @@ def _cka_of_layer(
     return [row, replace(row, model=reference, reference=model)] if mirrored else [row]
 
 
-def _features_of_pair(shown: Collected, pair: tuple[str, str], layer: str) -> tuple[np.ndarray, np.ndarray]:
-    """Features of a few images in a layer of a model, and in the layer of its reference that it is compared with."""
+def means_over_retrained(rows: Sequence[Measurement], question: Question) -> list[Measurement]:
+    """CKA of each model to the retrained ones in the mean; of a retrained model, to the other ones. None of one model.
+
+    The mean of the retrained models is the ceiling: no closer are two trainings that have seen the same images.
+
+    Args:
+        rows: measurements with those of CKA.
+        question: what is asked.
+    """
+    found: dict[tuple[str, str, str | None, str | None], list[Measurement]] = {}
+    for row in rows if len(question.retrained) > 1 else ():
+        if row.metric in CHANCE and row.reference in question.retrained:
+            found.setdefault((row.metric, row.model, row.split, row.layer), []).append(row)
+    means = []
+    for each in found.values():
+        values = [row.value for row in each if row.value is not None]
+        if len(values) == len(each):
+            note = f"mean over {len(each)} retrained models"
+            mean = replace(
+                each[0], value=float(np.mean(values)), reference="retrained", low=None, high=None, note=note
+            )
+            means.append(mean)
+    return means
+
+
+def features_of_pair(shown: Collected, pair: tuple[str, str], layer: str) -> tuple[np.ndarray, np.ndarray]:
+    """Features of a few images in a layer of a model, and in the layer of its reference that it is compared with.
+
+    Args:
+        shown: what the pass collected of a split.
+        pair: names of the model and of its reference.
+        layer: of the model.
+    """
     own, other = (shown.features[name] for name in pair)
     partner = dict(layer_pairs(list(own), list(other)))[list(own).index(layer)]
     return _few(shown, own[layer]), _few(shown, list(other.values())[partner])
+
+
+def cka_of_pair(shown: Collected, pair: tuple[str, str], layer: str) -> float | None:
+    """Debiased CKA of a layer over all images of a split; None where there is none, or the models differ in depth.
+
+    Args:
+        shown: what the pass collected of the split.
+        pair: names of two models, one of them a reference.
+        layer: of both models.
+    """
+    by_pair = shown.cka.get("linear_cka", {})
+    same = list(shown.features[pair[0]]) == list(shown.features[pair[1]])
+    layers = by_pair.get(pair) or by_pair.get(pair[::-1]) or {}
+    return layers[layer][0] if same and layer in layers else None
 
 
 def _floor_and_ceiling(shown: Collected, split: str, layer: str, seed: int) -> list[Measurement]:

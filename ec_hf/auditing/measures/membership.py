@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,12 +15,31 @@ from ec_hf.auditing.report import Measurement
 from ec_hf.auditing.similarity import NOT_FINITE
 from ec_hf.metrics import class_matched, membership_auc, membership_svc
 
-__all__ = ["membership_areas", "svc_attack_jobs"]
+__all__ = ["SCORES", "held_out_splits", "membership_areas", "scores_of", "svc_attack_jobs"]
 
 RESAMPLES = 200
 SCORES = {"mia_loss": ("loss", False), "mia_confidence": ("confidence", True)}
 """Metric -> figure of each image that is the score, and whether it is higher on training images."""
 SVC = {"mia_svc_efficacy": "efficacy", "mia_svc_member": "member_share"}
+
+
+def held_out_splits(question: Question) -> tuple[str, ...]:
+    """Where held-out images of the forgotten classes are; where rows are forgotten, all test images may be."""
+    return ("forget_test",) if question.whole_classes else ("forget_test", "retain_test")
+
+
+def scores_of(collected: BySplit, splits: Sequence[str], model: str, figure: str) -> np.ndarray:
+    """A figure of all images of some splits, one split after the other.
+
+    Args:
+        collected: what the pass collected.
+        splits: their names.
+        model: name of the model.
+        figure: name of the figure.
+    """
+    return np.concatenate(
+        [collected[split].outputs[model][figure] for split in splits if len(collected[split].labels)]
+    )
 
 
 def membership_areas(collected: BySplit, question: Question) -> list[Measurement]:
@@ -35,7 +54,7 @@ def membership_areas(collected: BySplit, question: Question) -> list[Measurement
     members = collected["forget_train"]
     if not len(members.labels):
         return []
-    held_out = ("forget_test",) if question.whole_classes else ("forget_test", "retain_test")
+    held_out = held_out_splits(question)
     labels = np.concatenate([collected[split].labels for split in held_out])
     try:
         inside, outside = class_matched(members.labels, labels, question.seed)
@@ -49,8 +68,8 @@ def membership_areas(collected: BySplit, question: Question) -> list[Measurement
     rows = []
     for model in question.trained:
         for metric, (figure, higher_is_member) in SCORES.items():
-            scores = [collected[split].outputs[model][figure] for split in held_out if len(collected[split].labels)]
-            a, b = members.outputs[model][figure][inside], np.concatenate(scores)[outside]
+            a = members.outputs[model][figure][inside]
+            b = scores_of(collected, held_out, model, figure)[outside]
             rows.append(_area(metric, model, a, b, higher_is_member, question.seed))
     return rows
 

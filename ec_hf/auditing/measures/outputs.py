@@ -13,7 +13,7 @@ from ec_hf.auditing.report import Measurement
 from ec_hf.auditing.similarity import NOT_FINITE
 from ec_hf.metrics import bootstrap_mean
 
-__all__ = ["confusion", "mean_over_images", "output_means"]
+__all__ = ["confusion", "mean_over_images", "output_means", "several_note"]
 
 FIGURES = {"accuracy": "hit", "accuracy_masked": "hit_masked", "confidence": "confidence", "entropy": "entropy"}
 """Metric -> figure of each image whose mean it is."""
@@ -32,7 +32,7 @@ def mean_over_images(metric: str, model: str, values: np.ndarray, seed: int, **f
     """
     values = np.asarray(values, dtype=np.float64)
     if not np.isfinite(values).all():
-        return Measurement(metric, model, None, count=len(values), note=NOT_FINITE, **fields)
+        return Measurement(metric, model, None, count=len(values), **{**fields, "note": NOT_FINITE})
     low, high = bootstrap_mean(values, seed=seed)
     return Measurement(metric, model, float(values.mean()), low=low, high=high, count=len(values), **fields)
 
@@ -54,9 +54,19 @@ def output_means(collected: BySplit, question: Question) -> list[Measurement]:
                     rows.append(mean_over_images(metric, model, figures[figure], question.seed, **fields))
             for metric in DISTANCES:
                 if metric in figures:
-                    fields = {"split": split, "reference": "retrained"}
+                    fields = {"split": split, "reference": "retrained", "note": several_note(question)}
                     rows.append(mean_over_images(metric, model, figures[metric], question.seed, **fields))
     return rows
+
+
+def several_note(question: Question) -> str | None:
+    """Says of a number that it is a mean over several retrained models; None where there are not several.
+
+    Args:
+        question: what is asked.
+    """
+    count = len(question.retrained)
+    return f"mean over {count} retrained models, without the model itself" if count > 1 else None
 
 
 def confusion(collected: BySplit, question: Question) -> dict[str, dict[str, dict[str, int]]]:

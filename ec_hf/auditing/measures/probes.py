@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -15,7 +15,7 @@ from ec_hf.auditing.report import Measurement
 from ec_hf.data.sampling import stratified_rows
 from ec_hf.metrics import infonce, knn_hits, probe_hits
 
-__all__ = ["ProbeImages", "information_jobs", "probe_images", "probe_jobs"]
+__all__ = ["LayerHits", "ProbeImages", "information_jobs", "probe_accuracies", "probe_images", "probe_jobs"]
 
 NEIGHBOURS = 5
 
@@ -31,6 +31,27 @@ class ProbeImages:
 
     learnt: Mapping[str, np.ndarray]
     asked: Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class LayerHits:
+    """Which images a probe or k-NN gets right from one layer.
+
+    Attributes:
+        metric: "linear_probe" or "knn".
+        model: name of the model.
+        split: of the images.
+        layer: of the features.
+        hits: `(n,)` of the images asked about, in the order of the split; NaN if the features are not finite.
+        labels: `(n,)` label ids of these images.
+    """
+
+    metric: str
+    model: str
+    split: str
+    layer: str
+    hits: np.ndarray
+    labels: np.ndarray
 
 
 def probe_images(collected: BySplit, question: Question) -> tuple[ProbeImages, list[str]]:
@@ -57,19 +78,34 @@ def probe_images(collected: BySplit, question: Question) -> tuple[ProbeImages, l
     return ProbeImages(learnt, {split: chosen for split, chosen in asked.items() if len(chosen)}), notes
 
 
-def probe_jobs(collected: BySplit, images: ProbeImages, question: Question) -> list[Callable[[], list[Measurement]]]:
-    """Jobs that give linear probe and k-NN accuracy by model and layer, from frozen features.
+def probe_jobs(collected: BySplit, images: ProbeImages) -> list[Callable[[], list[LayerHits]]]:
+    """Jobs that find what a linear probe and k-NN get right by model and layer, from frozen features.
 
     Args:
         collected: what the pass collected.
         images: what to learn from and what to classify, from `probe_images`.
-        question: what is asked.
     """
     models = next(iter(collected.values())).features if images.asked else {}
     return [
-        partial(_probe_and_knn, collected, images, model, layer, len(question.class_names), question.seed)
+        partial(_probe_and_knn, collected, images, model, layer)
         for model, layers in models.items()
         for layer in layers
+    ]
+
+
+def probe_accuracies(found: Iterable[LayerHits], question: Question) -> list[Measurement]:
+    """Linear probe and k-NN accuracy of what `probe_jobs` found.
+
+    Args:
+        found: which images are got right.
+        question: what is asked.
+    """
+    chance = 1 / len(question.class_names)
+    return [
+        mean_over_images(
+            each.metric, each.model, each.hits, question.seed, split=each.split, layer=each.layer, chance=chance
+        )
+        for each in found
     ]
 
 
@@ -111,9 +147,7 @@ def _asked(labels: Mapping[str, np.ndarray], question: Question) -> tuple[dict[s
     return asked, [note] if missing else []
 
 
-def _probe_and_knn(
-    collected: BySplit, images: ProbeImages, model: str, layer: str, classes: int, seed: int
-) -> list[Measurement]:
+def _probe_and_knn(collected: BySplit, images: ProbeImages, model: str, layer: str) -> list[LayerHits]:
     def features_and_labels(chosen: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         features = [collected[split].features[model][layer][rows] for split, rows in chosen.items()]
         labels = [collected[split].kept_labels[rows] for split, rows in chosen.items()]
@@ -127,8 +161,9 @@ def _probe_and_knn(
         hits = dict.fromkeys(("linear_probe", "knn"), np.full(len(asked[0]), np.nan))
     last = np.cumsum([len(chosen) for chosen in images.asked.values()])[:-1]
     by_split = {metric: np.split(values, last) for metric, values in hits.items()}
+    labels = np.split(asked[1], last)
     return [
-        mean_over_images(metric, model, values[place], seed, split=split, layer=layer, chance=1 / classes)
+        LayerHits(metric, model, split, layer, values[place].astype(np.float64), labels[place])
         for place, split in enumerate(images.asked)
         for metric, values in by_split.items()
     ]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from statistics import fmean as mean
+from typing import Any
 
 from ec_hf.auditing.question import Question
 from ec_hf.auditing.report import Measurement
@@ -14,35 +16,35 @@ __all__ = ["information_differences", "probe_advantages", "summary_scores"]
 THREE_SPLITS = ("forget_train", "retain_train", "retain_test")
 
 
-def probe_advantages(rows: Sequence[Measurement], floor: str) -> list[Measurement]:
+def probe_advantages(rows: Sequence[Measurement], floor: Sequence[str]) -> list[Measurement]:
     """What a linear probe gets on forgotten images beyond a floor: by layer the difference, over all layers the ratio.
 
     Args:
         rows: measurements with those of the linear probe.
-        floor: name of the retrained model, or of the one of random weights.
+        floor: names of the retrained models, whose mean is the floor, or of the one of random weights.
     """
     probes = [row for row in rows if row.metric == "linear_probe" and (row.split or "").startswith("forget")]
-    of_floor = {(row.split, row.layer): row.value for row in probes if row.model == floor}
+    places = dict.fromkeys((row.split, row.layer) for row in probes)
+    bases = {place: _mean_of(floor, [row for row in probes if (row.split, row.layer) == place]) for place in places}
+    changed: dict[str, Any] = {"metric": "probe_advantage", "reference": _one_name(floor), "low": None, "high": None}
     advantages = []
     for row in probes:
-        base = of_floor.get((row.split, row.layer))
-        if row.model != floor and row.value is not None and base is not None:
-            value = row.value - base
-            advantages.append(
-                replace(row, metric="probe_advantage", value=value, reference=floor, low=None, high=None, chance=0.0)
-            )
+        base = bases[row.split, row.layer]
+        if row.model not in floor and row.value is not None and base is not None:
+            advantages.append(replace(row, value=row.value - base, chance=0.0, **changed))
     for split in dict.fromkeys(row.split for row in probes):
         advantages += _over_layers("probe_advantage", "linear_probe", split, floor, probes, probe_advantage)
     return advantages
 
 
-def information_differences(rows: Sequence[Measurement]) -> list[Measurement]:
-    """IDI of all models between the original (1) and the retrained one (0).
+def information_differences(rows: Sequence[Measurement], retrained: Sequence[str]) -> list[Measurement]:
+    """IDI of all models between the original (1) and the retrained ones (0).
 
     Args:
         rows: measurements with those of InfoNCE.
+        retrained: names of the retrained models.
     """
-    return _over_layers("idi", "infonce", "forget_train", "retrained", rows, idi)
+    return _over_layers("idi", "infonce", "forget_train", retrained, rows, idi) if retrained else []
 
 
 def summary_scores(rows: Sequence[Measurement], question: Question) -> list[Measurement]:
@@ -65,12 +67,12 @@ def summary_scores(rows: Sequence[Measurement], question: Question) -> list[Meas
         pair = [("accuracy", split), ("accuracy", "retain_test")]
         if model != "original":
             scores += _from_original(model, known(model, *pair), known("original", *pair), question)
-        if model != "retrained":
+        if model not in question.retrained:
             three, attack = [("accuracy", name) for name in THREE_SPLITS], [("mia_svc_efficacy", "forget_train")]
             scores += _from_retrained(
                 model,
-                (known(model, *three), known("retrained", *three)),
-                (known(model, *attack), known("retrained", *attack)),
+                (known(model, *three), [known(target, *three) for target in question.retrained]),
+                (known(model, *attack), [known(target, *attack) for target in question.retrained]),
             )
     return scores
 
@@ -90,25 +92,41 @@ def _from_original(
 
 def _from_retrained(
     model: str,
-    accuracies: tuple[Sequence[float], Sequence[float]],
-    attacks: tuple[Sequence[float], Sequence[float]],
+    accuracies: tuple[Sequence[float], Sequence[Sequence[float]]],
+    attacks: tuple[Sequence[float], Sequence[Sequence[float]]],
 ) -> list[Measurement]:
-    """Tug-of-war and Avg-gap, from accuracies and MIA-efficacy of the model and of the retrained one."""
-    own, target = accuracies
-    if not own or not target:
+    """Tug-of-war and Avg-gap to each retrained model in the mean, from accuracies and MIA-efficacies."""
+    own, targets = accuracies
+    if not own or not targets or not all(targets):
         return []
-    note = "over forget, retain and test accuracy"
-    score = Measurement("tug_of_war", model, tug_of_war(own, target), reference="retrained")
-    if all(attacks):
-        own, target, note = [*own, *attacks[0]], [*target, *attacks[1]], f"{note}, and MIA-efficacy"
-    return [score, Measurement("avg_gap", model, avg_gap(own, target), reference="retrained", note=note)]
+    several = f"mean over {len(targets)} retrained models" if len(targets) > 1 else None
+    near, note = mean(tug_of_war(own, target) for target in targets), "over forget, retain and test accuracy"
+    if attacks[0] and all(attacks[1]):
+        targets = [[*target, *attack] for target, attack in zip(targets, attacks[1], strict=True)]
+        own, note = [*own, *attacks[0]], f"{note}, and MIA-efficacy"
+    gap = mean(avg_gap(own, target) for target in targets)
+    return [
+        Measurement("tug_of_war", model, near, reference="retrained", note=several),
+        Measurement("avg_gap", model, gap, reference="retrained", note=f"{note}; {several}" if several else note),
+    ]
+
+
+def _one_name(models: Sequence[str]) -> str:
+    """What a model, or the mean of several retrained ones, is called as a reference."""
+    return models[0] if len(models) == 1 else "retrained"
+
+
+def _mean_of(models: Sequence[str], rows: Iterable[Measurement]) -> float | None:
+    """Mean of the values of some models; None where one is missing."""
+    values = [row.value for row in rows if row.model in models and row.value is not None]
+    return mean(values) if models and len(values) == len(models) else None
 
 
 def _over_layers(
     metric: str,
     by_layer: str,
     split: str | None,
-    floor: str,
+    floor: Sequence[str],
     rows: Iterable[Measurement],
     score: Callable[[Sequence[float], Sequence[float], Sequence[float]], float],
 ) -> list[Measurement]:
@@ -118,15 +136,18 @@ def _over_layers(
         if row.metric == by_layer and row.split == split and row.layer != "logits":
             values.setdefault(row.model, []).append(row.value)
     known = {model: [value for value in layers if value is not None] for model, layers in values.items()}
-    base, top = known.get(floor, []), known.get("original", [])
+    of_floor = [known.get(name, []) for name in floor]
+    same_length = len({len(layers) for layers in of_floor}) == 1
+    base = [mean(layer) for layer in zip(*of_floor, strict=True)] if same_length else []
+    top = known.get("original", [])
     ratios = []
     for model, own in known.items():
-        if model in (floor, "original") or not len(values[model]) == len(own) == len(base) == len(top):
+        if model in (*floor, "original") or not len(values[model]) == len(own) == len(base) == len(top):
             continue
         value, note = None, None
         try:
             value = score(own, base, top)
         except ValueError as error:
             note = str(error).split(":")[0]
-        ratios.append(Measurement(metric, model, value, split, reference=floor, note=note))
+        ratios.append(Measurement(metric, model, value, split, reference=_one_name(floor), note=note))
     return ratios

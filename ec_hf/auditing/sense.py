@@ -1,0 +1,108 @@
+"""Questions that make no sense, told before the answer is read: equal models, equal splits, nothing to see."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import combinations
+
+import numpy as np
+import torch
+from datasets import Dataset
+from transformers import PreTrainedModel
+
+from ec_hf.auditing.collected import BySplit
+from ec_hf.auditing.report import ModelInfo
+from ec_hf.data.fingerprint import fingerprint
+
+__all__ = ["check_models", "features_without_sense", "splits_without_sense"]
+
+LEAST_IMAGES = 8
+"""With fewer, no family of signals can tell any two models apart: seven hits in a row are not rare enough."""
+
+
+def check_models(models: Mapping[str, tuple[PreTrainedModel, ModelInfo]]) -> list[str]:
+    """Notes on models that have the same weights.
+
+    Args:
+        models: each model, and who it is, by name.
+
+    Raises:
+        ValueError: for a retrained model with the weights of the original or of another retrained one, as every
+            comparison with it would then be false.
+    """
+    notes = []
+    for (first, (a, of_first)), (second, (b, of_second)) in combinations(models.items(), 2):
+        roles = {of_first.role, of_second.role}
+        if "floor" in roles or not _same_weights(a, b):
+            continue
+        if roles in ({"original", "retrained"}, {"retrained"}):
+            why = "it saw the forget set" if "original" in roles else "their spread would be 0"
+            raise ValueError(
+                f"{first} and {second} have the same weights, so {why}: is it the right model? Give one that was "
+                "trained anew without the forget set, or none"
+            )
+        meaning = {
+            "original": "nothing was erased, or the wrong model was named",
+            "retrained": "the audit then shows what a perfect erasure looks like",
+        }
+        reason = next((text for role, text in meaning.items() if role in roles), "they cannot differ")
+        notes.append(f"{first} and {second} have the same weights: {reason}.")
+    return notes
+
+
+def splits_without_sense(splits: Mapping[str, Dataset]) -> list[str]:
+    """Notes on splits that hold the same images, and on splits of very few.
+
+    Args:
+        splits: the images by name of the split.
+    """
+    prints = {name: fingerprint(part) for name, part in splits.items() if len(part)}
+    notes = []
+    for first, second in combinations(prints, 2):
+        if prints[first] == prints[second]:
+            notes.append(
+                f"{first} and {second} hold the same images, as far as a sample of them shows: figures that compare "
+                "the two, such as membership, and those that need held-out images say nothing."
+            )
+    for name in prints:
+        if name.startswith("forget") and (count := len(splits[name])) < LEAST_IMAGES:
+            images = "1 image" if count == 1 else f"{count} images"
+            notes.append(f"The split {name} has {images}: too few to tell what a model knows of them.")
+    return notes
+
+
+def features_without_sense(collected: BySplit) -> list[str]:
+    """Notes on layers whose features are not finite, or the same for all images of all splits.
+
+    Args:
+        collected: what the pass collected.
+    """
+    parts = [found.features for found in collected.values() if len(found.kept)]
+    notes = []
+    for model in parts[0] if parts else ():
+        broken, constant = [], []
+        for layer in parts[0][model]:
+            values = np.concatenate([part[model][layer] for part in parts])
+            if not np.isfinite(values).all():
+                broken.append(layer)
+            elif len(values) > 1 and (values == values[0]).all():
+                constant.append(layer)
+        if broken:
+            notes.append(
+                f"{model}: features are NaN or infinite on some images in {', '.join(broken)}. Nothing is measured "
+                "there, which is no sign of erasure."
+            )
+        if constant:
+            notes.append(
+                f"{model}: features are the same for all images in {', '.join(constant)}. Nothing can be read there, "
+                "not even of retained images."
+            )
+    return notes
+
+
+def _same_weights(first: PreTrainedModel, second: PreTrainedModel) -> bool:
+    ours, theirs = first.state_dict(), second.state_dict()
+    return ours.keys() == theirs.keys() and all(
+        weight.shape == theirs[name].shape and torch.equal(weight.cpu(), theirs[name].cpu())
+        for name, weight in ours.items()
+    )

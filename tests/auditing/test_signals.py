@@ -1,0 +1,82 @@
+"""From measurements to signals, and from signals to the status of a model."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+
+from ec_hf.auditing.compared import Compared
+from ec_hf.auditing.report import STATUSES, Signal
+from ec_hf.auditing.signals import FAMILY_ALPHA, signals_of, worst
+from ec_hf.metrics.training_noise import Noise
+
+
+def signal(status, layer="hidden_states.1", model="ours"):
+    return Signal("knn", model, "forget_test", layer, 0.5, 0.9, [0.5], None, None, None, status, 100)
+
+
+def measured(metric="knn", layer="hidden_states.1", count=300, noise=None, **values):
+    """A measurement of hits that do not depend on each other between models."""
+    shares = np.array(list(values.values()))
+    return Compared(metric, "forget_test", layer, values, np.diag(shares * (1 - shares)) / count, count, noise=noise)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_status_of_a_model_is_never_better_than_its_worst_signal(seed):
+    draw = random.Random(seed)
+    statuses = draw.choices(STATUSES, k=draw.randint(1, 6))
+    found = worst([signal(status) for status in statuses])["ours"]
+    assert STATUSES.index(found) <= min(map(STATUSES.index, statuses))
+
+
+def test_blind_signals_are_no_finding_and_nothing_but_blind_ones_is_blind():
+    assert worst([signal("blind"), signal("over-erased")]) == {"ours": "over-erased"}
+    assert worst([signal("blind"), signal("as retrained")]) == {"ours": "as retrained"}
+    assert worst([signal("blind"), signal("blind", layer=None)]) == {"ours": "blind"}
+    assert worst([]) == {}
+
+
+def test_an_output_as_retrained_is_no_all_clear_where_all_layers_are_blind():
+    output = signal("as retrained", layer=None)
+    assert worst([output, signal("blind"), signal("blind", "logits")]) == {"ours": "unclear"}
+    assert worst([output]) == {"ours": "as retrained"}
+
+
+def test_models_have_their_own_status():
+    found = worst([signal("untouched", model="a"), signal("as retrained", model="b")])
+    assert found == {"a": "untouched", "b": "as retrained"}
+
+
+def test_more_signals_of_a_model_ask_more_of_each():
+    row = measured(original=0.8, ours=0.7, retrained=0.5)
+    few, many = (signals_of([row] * count, ["ours"], ["retrained"]) for count in (1, 50))
+    assert 0 < FAMILY_ALPHA < 1
+    assert many[0].low < few[0].low < few[0].high < many[0].high
+
+
+def test_the_spread_of_retrained_models_widens_the_interval():
+    near, far = (
+        measured(original=0.9, ours=0.6, **{f"retrained {k}": 0.5 + step * k for k in (1, 2, 3)})
+        for step in (0.001, 0.03)
+    )
+    names = ["retrained 1", "retrained 2", "retrained 3"]
+    close, wide = (signals_of([row] * 3, ["ours"], names)[0] for row in (near, far))
+    assert close.high - close.low < wide.high - wide.low
+    assert wide.retrained == pytest.approx([0.53, 0.56, 0.59])
+
+
+def test_noise_of_one_retrained_model_is_that_of_its_kind_or_in_proportion_to_others():
+    rows = [
+        measured(original=0.9, ours=0.7, retrained=0.5, noise=Noise(0.01, 10)),
+        measured("relearning_area", None, original=0.9, ours=0.7, retrained=0.5),
+    ]
+    noisy, quiet = signals_of(rows, ["ours"], ["retrained"]), signals_of(rows[1:], ["ours"], ["retrained"])
+    assert noisy[0].high == pytest.approx(noisy[1].high)
+    assert quiet[0].high < noisy[1].high
+
+
+def test_a_model_that_was_not_measured_has_no_signal():
+    rows = [measured(original=0.9, retrained=0.5), measured(original=0.9, ours=0.9, retrained=0.5)]
+    assert [each.status for each in signals_of(rows, ["ours"], ["retrained"])] == ["untouched"]
