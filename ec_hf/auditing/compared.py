@@ -97,7 +97,10 @@ def _outputs(collected: BySplit, question: Question) -> Iterator[Compared]:
     split = forget_split(question)
     forgotten, retained = collected[split], collected["retain_test"]
     for metric, figure in OUTPUTS.items():
-        mine, theirs = ({m: shown.outputs[m][figure] for m in question.trained} for shown in (forgotten, retained))
+        mine, theirs = (
+            {model: shown.outputs[model][figure] for model in question.trained if len(shown.labels)}
+            for shown in (forgotten, retained)
+        )
         yield _of_images(metric, split, None, (mine, forgotten.labels), (theirs, retained.labels), question)
 
 

@@ -218,6 +218,11 @@ def _signals(
         for model, metrics in lost.items()
         if metrics
     ]
+    if len(question.retrained) == 1 and not any(row.noise for row in rows):
+        notes.append(
+            "There is no retained image to show how far two trainings differ: the intervals of the signals are "
+            "those of the images alone, and too narrow. Give retain_test, or several retrained models."
+        )
     return signals_of(rows, question.unlearned, question.retrained), notes
 
 

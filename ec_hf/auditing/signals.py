@@ -38,7 +38,7 @@ def signals_of(rows: Sequence[Compared], unlearned: Iterable[str], retrained: Se
 def worst(signals: Iterable[Signal]) -> dict[str, Status]:
     """Model -> the worst status of its signals.
 
-    Blind signals make it no better: they count only where all are blind. Where all signals of the layers are blind,
+    Blind signals make it no better: they count only where all are blind. Where no signal of a layer tells anything,
     an output that is as retrained is no all-clear: the status is then "unclear".
 
     Args:
@@ -53,7 +53,7 @@ def worst(signals: Iterable[Signal]) -> dict[str, Status]:
 def _worst_of_model(signals: Sequence[Signal]) -> Status:
     status = min((signal.status for signal in signals), key=STATUSES.index)
     of_layers = {signal.status for signal in signals if signal.layer}
-    return "unclear" if status == "as retrained" and of_layers == {"blind"} else status
+    return "unclear" if status == "as retrained" and of_layers <= {"blind"} else status
 
 
 def _signal(row: Compared, model: str, retrained: Sequence[str], noise: Noise, alpha: float) -> Signal:

@@ -406,6 +406,16 @@ def test_splits_may_be_given_and_be_empty():
     assert sum("has no image" in note for note in report.notes) == 3
 
 
+@pytest.mark.parametrize("retrained", [1, 2])
+def test_forgotten_images_alone_give_signals_of_the_output_and_no_all_clear(retrained):
+    models = [make_model("ViT", seed=5 + k) for k in range(retrained)]
+    images = {"forget_test": make_images(60).filter(lambda row: row["label"] == 1)}
+    report = run(retrained=models, train=None, test=None, request=None, splits=images)
+    assert {signal.metric for signal in report.signals} == {"accuracy", "confidence"}
+    assert report.status["unlearned"] != "as retrained"
+    assert any("no retained image to show" in note for note in report.notes) == (retrained == 1)
+
+
 class LogitsOnly(transformers.PreTrainedModel):
     config_class = transformers.PretrainedConfig
 

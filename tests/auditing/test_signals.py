@@ -38,10 +38,11 @@ def test_blind_signals_are_no_finding_and_nothing_but_blind_ones_is_blind():
     assert worst([]) == {}
 
 
-def test_an_output_as_retrained_is_no_all_clear_where_all_layers_are_blind():
+def test_an_output_as_retrained_is_no_all_clear_where_no_layer_tells_anything():
     output = signal("as retrained", layer=None)
     assert worst([output, signal("blind"), signal("blind", "logits")]) == {"ours": "unclear"}
-    assert worst([output]) == {"ours": "as retrained"}
+    assert worst([output]) == {"ours": "unclear"}
+    assert worst([output, signal("blind"), signal("as retrained", "logits")]) == {"ours": "as retrained"}
 
 
 def test_models_have_their_own_status():
