@@ -75,8 +75,9 @@ class RecipeArguments:
     with_retrained: bool = HfArg(
         default=False, help="Also train the small ViT on the retain set alone, the reference for forgetting."
     )
-    retrained_name_or_path: str | None = HfArg(
-        default=None, help="A retrained model that there is already; recipes/train_original.py makes one."
+    retrained_name_or_path: list[str] | None = HfArg(
+        default=None,
+        help="A retrained model that is there already, or several of other seeds (recipes/train_original.py).",
     )
     with_delete: bool = HfArg(default=False, help="Also erase with DELETE at the logits only, for contrast.")
     manifest_detail: Literal["hashes", "classes", "rows"] = HfArg(
@@ -213,8 +214,8 @@ def erase(
 
 def retrained_model(
     recipe: RecipeArguments, config: ECConfig, data: Data, original: PreTrainedModel
-) -> PreTrainedModel | str | None:
-    """The reference for forgetting: the one that is named, or the small ViT trained without the forget set."""
+) -> PreTrainedModel | list[str] | None:
+    """The reference for forgetting: what is named, or the small ViT trained without the forget set."""
     if recipe.retrained_name_or_path or not recipe.with_retrained:
         return recipe.retrained_name_or_path
     retain = data.splits["retain_train"]

@@ -4,7 +4,8 @@
     accelerate launch recipes/train_original.py --architecture resnet --dataset_name uoft-cs/cifar10 --output_dir out
     accelerate launch --multi_gpu --num_processes 2 recipes/train_original.py --use_cpu
 
-Every field of `TrainingArguments` is a flag. `--without_classes cat dog` gives the retrained model of a request.
+Every field of `TrainingArguments` is a flag. `--without_classes cat dog` gives the retrained model of a request, and
+`--seeds 3` three of them.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,11 @@ class RecipeArguments:
     dataset_config: str | None = HfArg(default=None, help="Configuration of the dataset on the Hub.")
     without_classes: list[str] | None = HfArg(
         default=None, help="Classes to leave out of both parts: a retrained model, the reference for unlearning them."
+    )
+    seeds: int = HfArg(
+        default=1,
+        help="Train so many models, with the seeds from --seed on, into OUTPUT_DIR-1, OUTPUT_DIR-2 and so on; the "
+        "spread of retrained models is the unit of an audit.",
     )
 
 
@@ -300,7 +306,11 @@ def main() -> None:
         config.classes = config.classes or class_names([part.select_columns([column]) for part in parts])
         request = ForgetRequest(classes=recipe.without_classes)
         parts = tuple(split(part, request, label_column=config.label_column)["retain"] for part in parts)
-    train(config, *parts)
+    if recipe.seeds == 1:
+        train(config, *parts)
+    for number in range(recipe.seeds if recipe.seeds > 1 else 0):
+        one = replace(config, output_dir=f"{config.output_dir}-{number + 1}", seed=config.seed + number)
+        train(one, *parts)
     state.wait_for_everyone()  # gloo may abort a process that leaves while another still works
     state.destroy_process_group()
 

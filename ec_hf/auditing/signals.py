@@ -27,12 +27,24 @@ def signals_of(rows: Sequence[Compared], unlearned: Iterable[str], retrained: Se
         unlearned: names of the unlearned models.
         retrained: names of the retrained ones, at least one.
     """
+    rows = _distinct(rows)
     noises = _noises(rows, retrained)
     signals = []
     for model in unlearned:
         own = [(row, noise) for row, noise in zip(rows, noises, strict=True) if model in row.values]
         signals += [_signal(row, model, retrained, noise, FAMILY_ALPHA / len(own)) for row, noise in own]
     return signals
+
+
+def _distinct(rows: Sequence[Compared]) -> list[Compared]:
+    """Without what is said twice: of a ResNet the classifier reads the pooled deepest hidden state as it is.
+
+    Two layers with the same CKA, to the last bit and of every model, are one.
+    """
+    likeness = {row.layer: dict(row.values) for row in rows if row.metric == "linear_cka"}
+    read = likeness.pop("penultimate", None)
+    twice = {layer for layer, values in likeness.items() if read is not None and values == read}
+    return [row for row in rows if row.layer not in twice]
 
 
 def worst(signals: Iterable[Signal]) -> dict[str, Status]:

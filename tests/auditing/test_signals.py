@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -81,3 +82,17 @@ def test_noise_of_one_retrained_model_is_that_of_its_kind_or_in_proportion_to_ot
 def test_a_model_that_was_not_measured_has_no_signal():
     rows = [measured(original=0.9, retrained=0.5), measured(original=0.9, ours=0.9, retrained=0.5)]
     assert [each.status for each in signals_of(rows, ["ours"], ["retrained"])] == ["untouched"]
+
+
+def test_layers_that_are_one_are_counted_once():
+    def rows(layer, likeness):
+        values = {"original": 1.0, "ours": likeness, "retrained": 0.5}
+        return [
+            replace(measured(original=0.8, ours=0.7, retrained=0.5), layer=layer),
+            replace(measured(original=0.8, ours=0.7, retrained=0.5), metric="linear_cka", layer=layer, values=values),
+        ]
+
+    once = signals_of(rows("hidden_states.3", 0.75) + rows("penultimate", 0.75), ["ours"], ["retrained"])
+    assert {signal.layer for signal in once} == {"penultimate"}
+    both = signals_of(rows("hidden_states.3", 0.75) + rows("penultimate", 0.7), ["ours"], ["retrained"])
+    assert {signal.layer for signal in both} == {"hidden_states.3", "penultimate"}

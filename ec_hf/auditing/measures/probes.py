@@ -141,8 +141,8 @@ def _asked(labels: Mapping[str, np.ndarray], question: Question) -> tuple[dict[s
     asked["forget_test"] = np.flatnonzero(np.isin(labels["forget_test"], question.whole_classes))
     missing = sorted(set(question.whole_classes) - set(labels["forget_test"].tolist()))
     note = (
-        f"The test set has no image of the forgotten label ids {missing}: probe, k-NN and membership inference do not "
-        "cover them."
+        f"The test set has no image of {len(missing)} of the {len(question.whole_classes)} forgotten classes: probe, "
+        "k-NN and membership inference do not cover them."
     )
     return asked, [note] if missing else []
 
