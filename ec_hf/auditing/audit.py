@@ -17,7 +17,7 @@ from ec_hf.auditing.report import AuditReport
 from ec_hf.auditing.run import Clock, answer
 from ec_hf.auditing.sense import check_models, splits_without_sense
 from ec_hf.auditing.settings import AuditSettings
-from ec_hf.auditing.subjects import class_names_of, load_models, subjects_of
+from ec_hf.auditing.subjects import load_models, model_class_names, subjects_of
 from ec_hf.data.requests import ForgetRequest
 from ec_hf.models.inputs import label_ids_of
 
@@ -97,7 +97,7 @@ def audit(
             {name: each.info for name, each in loaded.items()},
             given,
             {name: label_ids_of(part, collator, label_column) for name, part in given.items()},
-            class_names_of(loaded["original"].model),
+            model_class_names(loaded["original"].model),
             chosen,
             request=request,
             downstream=halves,

@@ -32,7 +32,8 @@ class Question:
         labels: `(n,)` label ids of each split.
         class_names: names of the classes in the order of their label ids.
         whole_classes: ascending label ids that are forgotten with all their images; none where rows are forgotten.
-        test_rows: for each image of forget_test and of retain_test, its row in one after the other as they were given.
+        test_rows: for each image of forget_test and of retain_test, its row among both, one after the other, before
+            `max_images` left some out.
         settings: how the audit measures.
         request: what was to be forgotten; None where the splits were given without it.
         downstream: other labelled images, for k-NN on frozen features: what to learn from, and what to ask about.

@@ -20,7 +20,7 @@ class AuditSettings:
     batch_size: int = _setting(64, "Images a batch and process.")
     num_workers: int = _setting(0, "Processes that load images.")
     pooling: str = _setting("all", "What of a layer's tokens is compared: the mean of all, of the patches, or cls.")
-    max_images: int | None = _setting(None, "Look at a random, class-stratified part of each split, at most so many.")
+    max_images: int | None = _setting(None, "Look at a random, class-stratified part of each split, of about so many.")
     train_sample: int = _setting(2000, "About how many training images keep their features, for probes and k-NN.")
     test_sample: int = _setting(1000, "About how many test images keep their features.")
     embedding: bool = _setting(True, "Compute the t-SNE picture.")

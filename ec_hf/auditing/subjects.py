@@ -30,9 +30,9 @@ from ec_hf.models.points import (
 __all__ = [
     "Loaded",
     "Subject",
-    "class_names_of",
     "info",
     "load_models",
+    "model_class_names",
     "random_init",
     "retrained_by_name",
     "subjects_of",
@@ -266,7 +266,7 @@ def _hidden(points: Sequence[SupervisionPoint]) -> list[SupervisionPoint]:
     return [point for point in points if point.kind != VECTOR]
 
 
-def class_names_of(model: PreTrainedModel) -> list[str]:
+def model_class_names(model: PreTrainedModel) -> list[str]:
     """Names of a model's classes in the order of their label ids."""
     names = {int(k): str(name) for k, name in (model.config.id2label or {}).items()}
     return [names[k] for k in sorted(names)]

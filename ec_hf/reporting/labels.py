@@ -18,8 +18,8 @@ __all__ = [
     "layer_label",
     "metric_title",
     "model_label",
+    "percent",
     "position_text",
-    "share",
     "split_label",
     "value_text",
 ]
@@ -89,7 +89,7 @@ def position_text(value: float | None) -> str:
     return MISSING if value is None else value_text("position", value)
 
 
-def share(value: float) -> str:
+def percent(value: float) -> str:
     """A share of images in percent."""
     return value_text("accuracy", value)
 

@@ -10,7 +10,7 @@ from functools import partial
 
 from ec_hf.auditing.report import AuditReport, Measurement
 from ec_hf.reporting.findings import Finding, Kind
-from ec_hf.reporting.labels import model_label, share
+from ec_hf.reporting.labels import model_label, percent
 from ec_hf.reporting.reading import above, apart, deep, forget_split, number, profile, whole_classes
 
 __all__ = ["layers", "probe", "scores"]
@@ -65,7 +65,9 @@ def probe(report: AuditReport, name: str) -> Finding | None:
         return None
     layer = shared[-1]
     kind, than = _against_original(mine[layer], original[layer], _floor(report, mine[layer]))
-    text = f"a new linear classifier finds {_classes(report)} in its features {than}: {share(number(mine[layer]))} at "
+    text = (
+        f"a new linear classifier finds {_classes(report)} in its features {than}: {percent(number(mine[layer]))} at "
+    )
     return Finding(name, "probe", kind, f"{text}{layer} ({_others(report, mine[layer])}).")
 
 
@@ -80,7 +82,7 @@ def scores(report: AuditReport, name: str) -> Finding | None:
     if kind != "kept":
         return None
     text = f"its scores (logits) still tell {_classes(report)} apart: a classifier that sees nothing else finds them"
-    numbers = f"{share(number(mine))} of the images ({_others(report, mine)})"
+    numbers = f"{percent(number(mine))} of the images ({_others(report, mine)})"
     return Finding(name, "scores", "known", f"{text} in {numbers}.")
 
 
@@ -106,8 +108,8 @@ def _floor(report: AuditReport, mine: Measurement) -> Measurement | float | None
 def _others(report: AuditReport, mine: Measurement) -> str:
     where = {"split": mine.split, "layer": mine.layer}
     values = {model: report.value("linear_probe", model=model, **where) for model in REFERENCES}
-    numbers = [f"{model_label(model)} {share(value)}" for model, value in values.items() if value is not None]
-    return ", ".join([*numbers, *([f"chance {share(mine.chance)}"] if mine.chance is not None else [])])
+    numbers = [f"{model_label(model)} {percent(value)}" for model, value in values.items() if value is not None]
+    return ", ".join([*numbers, *([f"chance {percent(mine.chance)}"] if mine.chance is not None else [])])
 
 
 def _classes(report: AuditReport) -> str:

@@ -29,7 +29,7 @@ GAP = 0.1
 """Numbers that have no interval count as equal this near. It is a choice, not measured: that of a share of 100 images
 is about as wide. It is used without a retrained model only."""
 SHALLOW = 4
-"""The first of so many parts of the hidden states is left out: edges and colours stay what they are in any model."""
+"""Of so many parts of the layers the shallowest is passed over: edges and colours stay what they are in any model."""
 MEAN = "retrained (mean of"
 """How the name of a model begins that stands for several retrained ones."""
 LAST = ("penultimate", "logits")

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from ec_hf.auditing.report import STATUSES, AuditReport, Measurement, RelearningCurve, Status
 from ec_hf.reporting import layerwise
 from ec_hf.reporting.findings import Finding, Kind, Topic
-from ec_hf.reporting.labels import metric_title, share, split_label, value_text
+from ec_hf.reporting.labels import metric_title, percent, split_label, value_text
 from ec_hf.reporting.reading import (
     above,
     apart,
@@ -154,8 +154,8 @@ def _output(report: AuditReport, name: str) -> Finding | None:
         return None
     whose, target = aim
     original = report.value("accuracy", model="original", split=split)
-    against = [f"{whose} {share(target)}", *([f"the original {share(original)}"] if original is not None else [])]
-    numbers = f"it gets {share(number(mine))} of the {split_label(split)} images right ({', '.join(against)})"
+    against = [f"{whose} {percent(target)}", *([f"the original {percent(original)}"] if original is not None else [])]
+    numbers = f"it gets {percent(number(mine))} of the {split_label(split)} images right ({', '.join(against)})"
     side = above(mine, target)
     if side > 0:
         return Finding(name, "output", "known", f"the output has not forgotten: {numbers}.")
@@ -188,7 +188,7 @@ def _rest(report: AuditReport, name: str) -> Finding | None:
     mine, original = (report.value("accuracy", model=model, split="retain_test") for model in (name, "original"))
     if mine is None or original is None:
         return None
-    numbers = f"{share(mine)} of the retain test images right, the original {share(original)}"
+    numbers = f"{percent(mine)} of the retain test images right, the original {percent(original)}"
     limit = f"{100 * RETAIN_LOSS:.0f} points"
     if original - mine > RETAIN_LOSS:
         loss = f"a loss of {100 * (original - mine):.1f} points"
@@ -256,7 +256,7 @@ def _eight_bits(report: AuditReport, name: str) -> Finding | None:
     before, after = (output(report, metric, name, split) for metric in ("accuracy", "accuracy_int8"))
     if before is None or after is None or apart(after, before) <= 0:
         return None
-    numbers = f"{share(number(after))} of the {split_label(split)} images right, {share(number(before))} before"
+    numbers = f"{percent(number(after))} of the {split_label(split)} images right, {percent(number(before))} before"
     kind: Kind = "under-erased" if of_role(report, "retrained") else "known"
     return Finding(name, "8 bits", kind, f"stored in 8 bits it remembers: {numbers}.")
 

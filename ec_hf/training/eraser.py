@@ -166,7 +166,7 @@ class Eraser:
         forget: Batches,
         retain: Batches,
         *,
-        take: Callable[[list[int]], Mapping[str, Tensor]] | None = None,
+        batch_of_rows: Callable[[list[int]], Mapping[str, Tensor]] | None = None,
         autocast: Callable[[], AbstractContextManager] = nullcontext,
     ) -> None:
         """Between the stages: let the objective look at the original model or edit it, and choose the saliency mask.
@@ -177,11 +177,11 @@ class Eraser:
         Args:
             forget: gives batches of the forget set, as `Setting.forget` says.
             retain: gives batches of the retain set.
-            take: makes a batch of the forget rows of these numbers, for `cache_teacher`.
+            batch_of_rows: makes a batch of the forget rows of these numbers, for `cache_teacher`.
             autocast: the precision in which training asks the original model, for `cache_teacher`.
 
         Raises:
-            ValueError: `cache_teacher` without `take`, or with images that differ from one look to the next.
+            ValueError: `cache_teacher` without `batch_of_rows`, or with images that differ from one look to the next.
         """
         if self.prepared:
             return
@@ -192,10 +192,10 @@ class Eraser:
             if self.saliency is not None:
                 self.mask = SaliencyMask(saliency_mask(self.model, forget(), self.saliency))
             if self.config.cache_teacher and self.teacher is not None:
-                if take is None:
-                    raise ValueError("cache_teacher=True: give prepare(take=...), which makes a batch of forget rows.")
+                if batch_of_rows is None:
+                    raise ValueError("cache_teacher=True: give prepare(batch_of_rows=...), for forget rows.")
                 with autocast():
-                    self.teacher.remember(forget(), take)
+                    self.teacher.remember(forget(), batch_of_rows)
             if self.looks:
                 self.objective.prepare(
                     Setting(self.model, forget, retain, self.features, self.forget_classes, self.config.seed)

@@ -83,7 +83,8 @@ class ECLoss(nn.Module):
         loss = w_host · objective(last layer) + Σ_k w_k · (contrast_k(forget, retain) + λ · CE_k(retain))
 
     λ is `retain_weight`. With `calibrated` the contrast is that of `ec_hf.losses.calibrated`, and the bracket gains
-    ρ · adversary_k(forget) of `ec_hf.training.adversary`, with ρ = `probe_weight`. The adversaries are its only state.
+    ρ · adversary_k(forget) of `ec_hf.training.adversary`, with ρ = `probe_weight`. The adversaries are its only
+    state; each forward takes a few steps of theirs, ahead of the model's own step.
 
     Under several processes the contrast sees the batches of all of them, with gradient. It belongs to a micro-batch:
     gradient accumulation is not the same as a larger batch.
@@ -136,11 +137,11 @@ class ECLoss(nn.Module):
             model: the model itself, for objectives with a penalty on its weights.
         """
         step = self._step(outputs, batch, progress or Progress(), model)
-        hidden = self._teacher_without_forgotten(step)
+        target_logits = self._target_logits(step)
         parts = {f"{self.host.name}/{name}": Term(self.weights.host, value) for name, value in self.host(step).items()}
         for place, (point, weight) in enumerate(zip(self.points, self.weights.points, strict=True)):
             if weight:
-                for name, term in self._at_point(place, outputs, step, hidden).items():
+                for name, term in self._at_point(place, outputs, step, target_logits).items():
                     parts[f"{point.name}/{name}"] = Term(weight * term.weight, term.value)
         return LossTerms(parts, step.log)
 
@@ -168,14 +169,14 @@ class ECLoss(nn.Module):
             known_teacher_logits={} if remembered is None else {"forget": remembered},
         )
 
-    def _teacher_without_forgotten(self, step: Step) -> Tensor | None:
-        """The original's logits on the forget images with what must be forgotten hidden, the aim of calibration."""
+    def _target_logits(self, step: Step) -> Tensor | None:
+        """The original's logits on the forget images with what must be forgotten hidden; None without calibration."""
         if not (self.config.calibrated and self.points):
             return None
         return hide_classes(step.teacher_logits("forget"), step.forget.labels, self.forget_classes)
 
     def _at_point(
-        self, place: int, outputs: ECImageClassifierOutput, step: Step, hidden: Tensor | None
+        self, place: int, outputs: ECImageClassifierOutput, step: Step, target_logits: Tensor | None
     ) -> dict[str, Term]:
         """EC's terms at one supervision point, weighted against its contrast."""
         config, count = self.config, len(step.forget.labels)
@@ -185,19 +186,19 @@ class ECLoss(nn.Module):
         )
         retained = features[count:total].detach() if config.detach_retain else features[count:total]
         rows = (features[:count], retained, step.forget.labels, step.retain.labels)
-        if hidden is None:
+        if target_logits is None:
             contrast, fallbacks = global_contrast(config.contrast, *rows, config.temperature)
             step.log["fallbacks"] = fallbacks / count  # labels decide it, so it is the same at every point
         else:
             contrast = global_guided(
-                *rows, hidden.softmax(dim=1), temperature=config.temperature, repulsion=config.repulsion
+                *rows, target_logits.softmax(dim=1), temperature=config.temperature, repulsion=config.repulsion
             )
         terms = {
             "contrast": Term(1.0, contrast),
             "retain_ce": Term(config.retain_weight, cross_entropy(logits[count:total], step.retain.labels)),
         }
-        if self.adversaries and hidden is not None:
+        if self.adversaries and target_logits is not None:
             adversary: Any = self.adversaries[place]
             adversary.fit(pooled[:total], torch.cat([step.forget.labels, step.retain.labels]))
-            terms["probe"] = Term(config.probe_weight, distillation(adversary(pooled[:count]), hidden))
+            terms["probe"] = Term(config.probe_weight, distillation(adversary(pooled[:count]), target_logits))
         return terms

@@ -34,13 +34,13 @@ class Teacher:
         return self.model.to(pixel_values.device)(pixel_values=pixel_values).logits
 
     def remember(
-        self, batches: Iterable[Mapping[str, Tensor]], take: Callable[[list[int]], Mapping[str, Tensor]]
+        self, batches: Iterable[Mapping[str, Tensor]], batch_of_rows: Callable[[list[int]], Mapping[str, Tensor]]
     ) -> None:
         """Compute the logits of the whole forget set once; the model then waits in the memory of the CPU.
 
         Args:
             batches: ``pixel_values`` of the forget set, in the order of its rows.
-            take: makes a batch of the rows of these numbers; the first few are looked at a second time, each alone.
+            batch_of_rows: makes a batch of the rows of these numbers; the first few are looked at a second time, each alone.
 
         Raises:
             ValueError: images that differ from one look to the next.
@@ -49,7 +49,7 @@ class Teacher:
         with torch.no_grad():
             for batch in batches:
                 if not logits:
-                    _check_repeatable(batch["pixel_values"][:LOOKED_AT_AGAIN], take)
+                    _check_repeatable(batch["pixel_values"][:LOOKED_AT_AGAIN], batch_of_rows)
                 logits.append(self(batch["pixel_values"]))
         self._forget_logits = torch.cat(logits)
         self.model.cpu()  # comes back should it be asked for something else
@@ -69,8 +69,8 @@ class Teacher:
         return self._forget_logits[batch["rows"][: batch["num_forget"]]]
 
 
-def _check_repeatable(images: Tensor, take: Callable[[list[int]], Mapping[str, Tensor]]) -> None:
-    again = torch.cat([take([row])["pixel_values"] for row in range(len(images))])
+def _check_repeatable(images: Tensor, batch_of_rows: Callable[[list[int]], Mapping[str, Tensor]]) -> None:
+    again = torch.cat([batch_of_rows([row])["pixel_values"] for row in range(len(images))])
     if not torch.allclose(images.cpu(), again.cpu(), atol=1e-3):
         raise ValueError(
             "cache_teacher=True: the forget images differ from one look to the next, so the original model's "

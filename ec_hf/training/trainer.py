@@ -249,7 +249,7 @@ class ECTrainer(PairedTrainer):
         self.eraser.prepare(
             partial(self.look_at, "forget"),
             partial(self.look_at, "retain"),
-            take=lambda rows: self.data_collator(self.train_dataset.__getitems__(rows)),
+            batch_of_rows=lambda rows: self.data_collator(self.train_dataset.__getitems__(rows)),
             autocast=self.compute_loss_context_manager,
         )
 

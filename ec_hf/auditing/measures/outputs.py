@@ -15,7 +15,7 @@ from ec_hf.metrics import bootstrap_mean
 
 __all__ = ["confusion", "mean_over_images", "output_means", "several_note"]
 
-FIGURES = {"accuracy": "hit", "accuracy_masked": "hit_masked", "confidence": "confidence", "entropy": "entropy"}
+PER_IMAGE = {"accuracy": "hit", "accuracy_masked": "hit_masked", "confidence": "confidence", "entropy": "entropy"}
 """Metric -> figure of each image whose mean it is."""
 DISTANCES = ("js_divergence", "activation_distance", "agreement")
 
@@ -48,7 +48,7 @@ def output_means(collected: BySplit, question: Question) -> list[Measurement]:
     for split, shown in collected.items():
         chances = _chances(split, question)
         for model, figures in shown.outputs.items() if len(shown.labels) else ():
-            for metric, figure in FIGURES.items():
+            for metric, figure in PER_IMAGE.items():
                 if figure in figures:
                     fields = {"split": split, "chance": chances[metric]}
                     rows.append(mean_over_images(metric, model, figures[figure], question.seed, **fields))
