@@ -40,7 +40,8 @@ class Teacher:
 
         Args:
             batches: ``pixel_values`` of the forget set, in the order of its rows.
-            batch_of_rows: makes a batch of the rows of these numbers; the first few are looked at a second time, each alone.
+            batch_of_rows: makes a batch of the rows of these numbers; the first few are looked at a second time, each
+                alone.
 
         Raises:
             ValueError: images that differ from one look to the next.
