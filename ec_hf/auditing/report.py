@@ -16,6 +16,7 @@ __all__ = [
     "Measurement",
     "ModelInfo",
     "RelearningCurve",
+    "RetainedClass",
     "Retrieval",
     "Signal",
     "Status",
@@ -56,6 +57,23 @@ class Measurement:
     chance: float | None = None
     count: int | None = None
     note: str | None = None
+
+
+@dataclass(frozen=True)
+class RetainedClass:
+    """What a model still knows of one class that was kept, on test images.
+
+    Attributes:
+        images: number of images of the class.
+        right: how many the model classifies right.
+        lost: how many of them the original classified right and the model does not.
+        gained: how many the model classifies right and the original did not.
+    """
+
+    images: int
+    right: int
+    lost: int
+    gained: int
 
 
 Status = Literal["untouched", "under-erased", "unclear", "over-erased", "as retrained", "blind"]
@@ -174,6 +192,7 @@ class AuditReport:
         request: hash and summary of the forget request, and "classes": label ids where whole classes go, else [].
         references: in words, what the models are compared with and what that can and cannot show.
         notes: in words, what could not be measured, and why.
+        retained: trained model -> kept class -> what the model still knows of it (class names).
         confusion: model -> true forgotten class -> predicted class -> number of forget test images (class names).
         relearning: curves, where they were asked for.
         retrievals: nearest images of a few forget images.
@@ -193,6 +212,7 @@ class AuditReport:
     request: dict[str, Any] = field(default_factory=dict)
     references: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    retained: dict[str, dict[str, RetainedClass]] = field(default_factory=dict)
     confusion: dict[str, dict[str, dict[str, int]]] = field(default_factory=dict)
     relearning: list[RelearningCurve] = field(default_factory=list)
     retrievals: list[Retrieval] = field(default_factory=list)
@@ -247,9 +267,13 @@ class AuditReport:
         try:
             parts = {name: [kind(**row) for row in data.get(name, [])] for name, kind in lists.items()}
             models = {name: ModelInfo(**info) for name, info in data.get("models", {}).items()}
+            retained = {
+                name: {kept: RetainedClass(**counts) for kept, counts in classes.items()}
+                for name, classes in data.get("retained", {}).items()
+            }
         except TypeError as error:
             raise ValueError(f"this is no audit report: {error}") from error
-        return cls(**{**data, **parts, "models": models, "schema_version": SCHEMA_VERSION})
+        return cls(**{**data, **parts, "models": models, "retained": retained, "schema_version": SCHEMA_VERSION})
 
     def save(self, path: str | Path) -> None:
         """Writes the report as JSON, whole or not at all; NaN and infinity are refused, for they are not JSON."""

@@ -22,7 +22,7 @@ from ec_hf.auditing.forward import collect
 from ec_hf.auditing.measures.cka import cka_jobs, means_over_retrained
 from ec_hf.auditing.measures.membership import membership_areas, svc_attack_jobs
 from ec_hf.auditing.measures.neighbours import retrievals, tsne_picture
-from ec_hf.auditing.measures.outputs import confusion, output_means
+from ec_hf.auditing.measures.outputs import confusion, output_means, retained_classes
 from ec_hf.auditing.measures.probes import LayerHits, information_jobs, probe_accuracies, probe_images, probe_jobs
 from ec_hf.auditing.measures.summaries import information_differences, probe_advantages, summary_scores
 from ec_hf.auditing.quantization import int8_accuracies
@@ -121,6 +121,7 @@ def answer(question: Question, subjects: Mapping[str, Subject], notes: Sequence[
         },
         references=_references(question),
         notes=[*notes, *empty, *not_recovered, *not_measured, *features_without_sense(collected), *not_told],
+        retained=retained_classes(collected, question),
         confusion=confusion(collected, question),
         relearning=curves,
         retrievals=nearest,

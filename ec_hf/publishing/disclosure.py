@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from ec_hf.auditing.report import AuditReport
+from ec_hf.auditing.report import AuditReport, RetainedClass
 from ec_hf.data.manifests import whole_class_count
 
 __all__ = ["DETAILS", "FIGURES_WITH_CLASSES", "disclosed_manifest", "disclosed_record", "disclosed_report"]
@@ -47,6 +47,7 @@ def disclosed_report(report: AuditReport, detail: str = "hashes") -> AuditReport
 
     Below "rows" it loses the rows of retrieved images and the request in words, at "hashes" also all that names
     classes or draws them: class names, label ids of the forgotten classes (their number stays), confusion, embedding.
+    Kept classes lose their names alone.
 
     Raises:
         ValueError: for an unknown detail.
@@ -59,7 +60,29 @@ def disclosed_report(report: AuditReport, detail: str = "hashes") -> AuditReport
     classes = request.pop("classes", [])
     request.setdefault("class_count", len(classes))
     dataset = {key: value for key, value in report.dataset.items() if key != "class_names"}
-    return replace(report, request=request, dataset=dataset, retrievals=[], confusion={}, embedding={})
+    return replace(
+        report,
+        request=request,
+        dataset=dataset,
+        retained=_unnamed(report.retained),
+        retrievals=[],
+        confusion={},
+        embedding={},
+    )
+
+
+def _unnamed(retained: Mapping[str, Mapping[str, RetainedClass]]) -> dict[str, dict[str, RetainedClass]]:
+    """The kept classes without their names, in an order that their names do not decide.
+
+    Which names are missing would tell the forgotten ones.
+    """
+    first = next(iter(retained.values()), {})
+    order = sorted(first, key=lambda name: (first[name].right, first[name].images, name))
+    numbers = {name: f"kept class {number}" for number, name in enumerate(order, start=1)}
+    return {
+        model: {number: classes[name] for name, number in numbers.items() if name in classes}
+        for model, classes in retained.items()
+    }
 
 
 def disclosed_record(record: Mapping[str, Any], detail: str = "hashes") -> dict[str, Any]:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+from scipy.stats import binom
+
 from ec_hf.auditing.report import STATUSES, AuditReport, Measurement, RelearningCurve, Status
 from ec_hf.reporting import layerwise
 from ec_hf.reporting.findings import Finding, Kind, Topic
@@ -30,6 +32,9 @@ from ec_hf.reporting.signals import blind_signals, judgement, ranking, signal_fi
 
 __all__ = ["findings", "headline"]
 
+CLASS_ALPHA = 0.05
+"""In this share of audits some kept class may be said to have suffered though it differs by chance."""
+FEW_CLASSES = 3
 RETAIN_LOSS = 0.02
 """Retain accuracy that may be lost before the rest counts as hurt. It is a choice, not measured, and the finding says
 so: whoever uses the model must judge the loss."""
@@ -65,7 +70,7 @@ NOT_JUDGED = (
     "this report was made by an older version of ec_hf; the model must be audited again to be judged"
 )
 NO_SIGNAL = "not judged: no signal was measured on this model"
-REST: dict[Kind, str] = {"intact": "the rest is intact on average", "hurt": "the rest has suffered"}
+REST: dict[Kind, str] = {"intact": "the rest is intact", "hurt": "the rest has suffered"}
 
 
 def findings(report: AuditReport) -> list[Finding]:
@@ -113,6 +118,8 @@ def headline(report: AuditReport, name: str, judged: Sequence[Finding]) -> Findi
     """
     kinds = {finding.topic: finding.kind for finding in judged}
     rest = REST.get(kinds.get("rest", "unknown"), "what the rest has lost was not measured")
+    if kinds.get("rest") == "intact" and not report.retained.get(name):
+        rest += " on average"
     if not of_role(report, "retrained"):
         kind, text = _without_retrained(kinds)
     elif not signals_of(report, name):
@@ -190,11 +197,44 @@ def _rest(report: AuditReport, name: str) -> Finding | None:
         return None
     numbers = f"{percent(mine)} of the retain test images right, the original {percent(original)}"
     limit = f"{100 * RETAIN_LOSS:.0f} points"
+    lost = _lost_classes(report, name)
     if original - mine > RETAIN_LOSS:
-        loss = f"a loss of {100 * (original - mine):.1f} points"
+        loss = f"a loss of {100 * (original - mine):.1f} points{f'; most of all {lost}' if lost else ''}"
         return Finding(name, "rest", "hurt", f"the rest has suffered: {numbers}, {loss}.")
-    stated = f"a loss of up to {limit} counts as none, and single classes can have lost more"
+    if lost:
+        return Finding(name, "rest", "hurt", f"single classes have suffered: {lost}; of all, {numbers}.")
+    stated = f"a loss of up to {limit} counts as none"
+    if report.retained.get(name):
+        known = f"no single class has lost more than chance, as far as {_fewest(report, name)} images of one can tell"
+        return Finding(name, "rest", "intact", f"the rest is intact: {numbers} ({stated}; {known}).")
+    stated += ", and single classes can have lost more"
     return Finding(name, "rest", "intact", f"the rest is intact on average: {numbers} ({stated}).")
+
+
+def _lost_classes(report: AuditReport, name: str) -> str:
+    """The kept classes that lost images beyond chance, the worst first; "" where none did.
+
+    McNemar's exact test, one-sided: of the images on which model and original differ, is more than half lost? Over all
+    kept classes together 5 % are false findings at most (Bonferroni).
+    """
+    classes = report.retained.get(name, {})
+    worse = {
+        kept: (counts.gained - counts.lost) / counts.images
+        for kept, counts in classes.items()
+        if binom.sf(counts.lost - 1, counts.lost + counts.gained, 0.5) < CLASS_ALPHA / len(classes) and counts.lost
+    }
+    told = []
+    for kept in sorted(worse, key=lambda each: worse[each])[:FEW_CLASSES]:
+        counts = classes[kept]
+        before = (counts.right + counts.lost - counts.gained) / counts.images
+        told.append(f"{kept} {percent(before)} before, {percent(counts.right / counts.images)} now")
+    if len(worse) > FEW_CLASSES:
+        told.append(f"and {len(worse) - FEW_CLASSES} more")
+    return ", ".join(told)
+
+
+def _fewest(report: AuditReport, name: str) -> int:
+    return min(counts.images for counts in report.retained[name].values())
 
 
 def _relearning(report: AuditReport, name: str) -> Finding | None:

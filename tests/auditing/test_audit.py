@@ -679,3 +679,15 @@ def test_two_processes_give_the_numbers_of_one(tmp_path):
         assert theirs.value == pytest.approx(ours.value, abs=1e-5), ours
     assert one.confusion == two.confusion
     assert one.retrievals == two.retrievals
+
+
+def test_each_kept_class_is_told_beside_the_original(whole):
+    retained = whole.report.retained
+    assert set(retained) == {"original", "unlearned", "retrained"}
+    for name, classes in retained.items():
+        assert not set(classes) & {whole.report.dataset["class_names"][k] for k in whole.report.request["classes"]}
+        right = sum(counts.right for counts in classes.values()) / sum(counts.images for counts in classes.values())
+        assert right == pytest.approx(whole.report.value("accuracy", model=name, split="retain_test"))
+        for kept, counts in classes.items():
+            assert counts.right - retained["original"][kept].right == counts.gained - counts.lost
+    assert AuditReport.from_dict(whole.report.to_dict()).retained == retained

@@ -5,7 +5,7 @@ from dataclasses import asdict, fields
 import pytest
 from helpers.reports import DIGITS, make_report
 
-from ec_hf.auditing.report import Signal
+from ec_hf.auditing.report import RetainedClass, Signal
 from ec_hf.data.manifests import manifest, whole_class_count
 from ec_hf.data.requests import ForgetRequest
 from ec_hf.data.splitting import split
@@ -106,3 +106,17 @@ def test_the_command_names_no_class_however_its_flag_is_written(flag, joint):
     record = {"command": f"accelerate launch recipes/ec_vit.py {flag}{joint}cat dog --seed 1"}
     assert "cat" not in disclosed_record(record)["command"] and "dog" not in disclosed_record(record)["command"]
     assert disclosed_record(record)["command"].endswith("CLASSES --seed 1")
+
+
+def test_kept_classes_lose_their_names_and_nothing_tells_them_apart_by_these():
+    counts = {name: RetainedClass(40, right, 1, 2) for name, right in (("ant", 30), ("bee", 20), ("cow", 38))}
+    reports = []
+    for names in ({"ant": "ant"}, {"ant": "zebra"}):
+        report = make_report()
+        renamed = {names.get(name, name): each for name, each in counts.items()}
+        report.retained = {"original": renamed, "unlearned": renamed}
+        reports.append(disclosed_report(report, "hashes").retained)
+        assert disclosed_report(report, "classes").retained == report.retained
+    assert reports[0] == reports[1]
+    assert list(reports[0]["unlearned"]) == ["kept class 1", "kept class 2", "kept class 3"]
+    assert [each.right for each in reports[0]["unlearned"].values()] == [20, 30, 38]

@@ -3,13 +3,14 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from helpers.reports import MODELS, SEVERAL, make_report, make_signal, with_signals
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ec_hf import AuditReport
-from ec_hf.auditing.report import STATUSES, Measurement, ModelInfo, Signal
+from ec_hf.auditing.report import STATUSES, Measurement, ModelInfo, RetainedClass, Signal
 from ec_hf.reporting.findings import Finding, by_model
 from ec_hf.reporting.verdict import findings, headline
 
@@ -504,3 +505,39 @@ def test_a_finding_is_a_line_with_the_name_of_its_model_or_a_sentence():
     assert str(finding) == "mine: the rest is intact."
     assert finding.sentence == "The rest is intact."
     assert str(replace(finding, model=None, text="All is well.")) == "All is well."
+
+
+def kept(images=40, right=30, lost=0, gained=0):
+    return RetainedClass(images, right, lost, gained)
+
+
+@pytest.mark.parametrize("name", ["unlearned", "delete"])
+def test_a_class_that_was_destroyed_is_named_though_the_average_hardly_falls(name):
+    report = make_report()
+    before = {f"class {k}": kept() for k in range(8)} | {"ship": kept(right=22)}
+    after = {**before, "class 1": kept(right=38, gained=8), "ship": kept(right=13, lost=9)}
+    report.retained = {"original": before, name: after}
+    of_model = [finding for finding in findings(report) if finding.model == name]
+    rest = next(finding for finding in of_model if finding.topic == "rest")
+    assert rest.kind == "hurt" and "ship 55.0 % before, 32.5 % now" in rest.text and "class 1" not in rest.text
+    assert of_model[0].text.endswith("; the rest has suffered.")
+
+
+def test_classes_that_differ_by_chance_have_not_suffered():
+    report = make_report()
+    classes = {f"class {k}": kept(right=30, lost=3, gained=3) for k in range(5)} | {"low": kept(right=29, lost=3)}
+    report.retained = {"original": {name: kept() for name in classes}, "unlearned": classes}
+    rest = next(each for each in findings(report) if each.model == "unlearned" and each.topic == "rest")
+    assert rest.kind == "intact" and "no single class has lost more than chance, as far as 40 images" in rest.text
+
+
+def test_among_many_classes_a_loss_by_chance_alone_is_rarely_told():
+    rng = np.random.default_rng(0)
+    told = 0
+    for _ in range(200):
+        report = make_report(models=["original", "unlearned"])
+        differ = rng.binomial(10, 0.5, 7)  # of ten images on which the models differ, those that are lost
+        classes = {f"class {k}": kept(30, 20, int(lost), 10 - int(lost)) for k, lost in enumerate(differ)}
+        report.retained = {"unlearned": classes}
+        told += any(each.topic == "rest" and each.kind == "hurt" for each in findings(report))
+    assert told <= 0.05 * 200

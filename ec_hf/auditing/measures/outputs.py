@@ -9,11 +9,11 @@ import numpy as np
 
 from ec_hf.auditing.collected import BySplit
 from ec_hf.auditing.question import Question
-from ec_hf.auditing.report import Measurement
+from ec_hf.auditing.report import Measurement, RetainedClass
 from ec_hf.auditing.similarity import NOT_FINITE
 from ec_hf.metrics import bootstrap_mean
 
-__all__ = ["confusion", "mean_over_images", "output_means", "several_note"]
+__all__ = ["confusion", "mean_over_images", "output_means", "retained_classes", "several_note"]
 
 PER_IMAGE = {"accuracy": "hit", "accuracy_masked": "hit_masked", "confidence": "confidence", "entropy": "entropy"}
 """Metric -> figure of each image whose mean it is."""
@@ -86,6 +86,32 @@ def confusion(collected: BySplit, question: Question) -> dict[str, dict[str, dic
                 most_first = {names[predicted[k]]: int(counts[k]) for k in order}
                 table.setdefault(model, {})[names[true]] = most_first
     return table
+
+
+def retained_classes(collected: BySplit, question: Question) -> dict[str, dict[str, RetainedClass]]:
+    """What the trained models still know of each kept class, image by image beside the original.
+
+    Args:
+        collected: what the pass collected.
+        question: what is asked.
+    """
+    shown, names = collected["retain_test"], question.class_names
+    if not len(shown.labels):
+        return {}
+    right = {model: shown.outputs[model]["hit"] == 1 for model in question.trained}
+    of_class = {names[k]: shown.labels == k for k in np.unique(shown.labels)}
+    return {
+        model: {
+            name: RetainedClass(
+                images=int(rows.sum()),
+                right=int(hits[rows].sum()),
+                lost=int((right["original"] & ~hits)[rows].sum()),
+                gained=int((~right["original"] & hits)[rows].sum()),
+            )
+            for name, rows in of_class.items()
+        }
+        for model, hits in right.items()
+    }
 
 
 def _chances(split: str, question: Question) -> dict[str, float]:
