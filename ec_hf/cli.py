@@ -259,7 +259,8 @@ def push_command(argv: Sequence[str]) -> None:
     options = vars(parser.parse_args(argv))
     folder, repo_id, destination = (options.pop(name) for name in ("folder", "repo_id", "export_to"))
 
-    from ec_hf.publishing.hub import export, push
+    from ec_hf.publishing.export import export
+    from ec_hf.publishing.hub import push
 
     if destination:
         choices = {name: options[name] for name in ("manifest_detail", "finish", "with_heads", "license", "readme")}

@@ -4,40 +4,42 @@ from __future__ import annotations
 
 import difflib
 import json
-import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jinja2
-import yaml
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from ec_hf.auditing.report import SPLITS, AuditReport, Measurement, ModelInfo
-from ec_hf.command import public
+from ec_hf.auditing.report import AuditReport, Measurement, ModelInfo
 from ec_hf.data.manifests import whole_class_count
-from ec_hf.files import AUDIT, CARD, CONFIG, FIGURES, MANIFEST, RECORD, ModelFolder
 from ec_hf.models.finish import UNREACHABLE
 from ec_hf.models.points import SupervisionPoint
-from ec_hf.publishing.disclosure import FIGURES_WITH_CLASSES, disclosed_manifest, disclosed_record, disclosed_report
-from ec_hf.publishing.licenses import LICENSES, base_license
+from ec_hf.publishing.contents import (
+    Contents,
+    base_name,
+    dataset_name,
+    deepest_layer,
+    is_finite,
+    licence_of,
+    read,
+    unlearned_name,
+)
+from ec_hf.publishing.licenses import LICENSES
+from ec_hf.publishing.metadata import check_card, metadata
 from ec_hf.reporting.figures import CAPTIONS
 from ec_hf.reporting.findings import by_model
-from ec_hf.reporting.labels import ARROWS, MISSING, interval_text, metric_title, model_label, split_label, value_text
+from ec_hf.reporting.labels import ARROWS, MISSING, interval_text, model_label, split_label, value_text
 from ec_hf.reporting.markdown import escaped, table
 from ec_hf.reporting.reading import forget_split, merged
 from ec_hf.reporting.tables import FEW_SIGNALS, as_section, sections, signal_tables
 from ec_hf.reporting.verdict import findings
 
-__all__ = ["TAGS", "card", "check_card"]
+__all__ = ["card"]
+
 
 TEMPLATE = Path(__file__).with_name("model_card.md")  # model_cards/template.md is a link to it
-TAGS = ("image-classification", "machine-unlearning", "erase-at-the-core", "ec_hf")
-PIPELINE_TAG = "image-classification"
-REQUIRED = ("library_name", "pipeline_tag", "tags")
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 PAPER = "[Erase at the Core](https://arxiv.org/abs/2602.05375)"
 FEW = 10
 ROLES = {
@@ -88,29 +90,6 @@ AT_A_GLANCE = (
 )
 
 
-@dataclass(frozen=True)
-class Contents:
-    """What the files of a folder tell, reduced to what may be shown.
-
-    Attributes:
-        config: config.json.
-        record: ec_config.json; empty if it is not there.
-        manifest: forget_manifest.json; empty if it is not there.
-        report: audit.json; None if it is not there.
-        figures: names of the figures that are there.
-        readme: metadata of a card that is there already.
-        detail: what is shown, one of `ec_hf.publishing.disclosure.DETAILS`.
-    """
-
-    config: dict[str, Any]
-    record: dict[str, Any] = field(default_factory=dict)
-    manifest: dict[str, Any] = field(default_factory=dict)
-    report: AuditReport | None = None
-    figures: tuple[str, ...] = ()
-    readme: dict[str, str] = field(default_factory=dict)
-    detail: str = "hashes"
-
-
 def card(
     folder: str | Path,
     *,
@@ -140,7 +119,7 @@ def card(
         close = difflib.get_close_matches(license, LICENSES, n=3, cutoff=0.3)
         raise ValueError(f"license={license!r} is no licence id of the Hub; close ones: {', '.join(close) or 'other'}")
     contents = read(folder, manifest_detail)
-    licence = {"license": license} if license else _license(contents, token)
+    licence = {"license": license} if license else licence_of(contents, token)
     environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
     text = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(context(contents, repo_id, licence))
     text = re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
@@ -148,110 +127,10 @@ def card(
     return text
 
 
-def read(folder: str | Path, detail: str | None = None) -> Contents:
-    """The files of a folder, reduced to `detail`."""
-    files = ModelFolder(folder)
-    files.require_model()
-    config, record, manifest = (files.read(name) for name in (CONFIG, RECORD, MANIFEST))
-    detail = detail or manifest.get("detail") or "hashes"
-    drawn = [name for name in CAPTIONS if name != "retrieval" and files.has(f"{FIGURES}/{name}.png")]
-    shown = [name for name in drawn if detail != "hashes" or name not in FIGURES_WITH_CLASSES]
-    return Contents(
-        config,
-        disclosed_record(record, detail),
-        disclosed_manifest(manifest, detail) if manifest else {},
-        disclosed_report(AuditReport.load(files.path / AUDIT), detail) if files.has(AUDIT) else None,
-        tuple(shown),
-        base_license(files.path) if files.has(CARD) else {},
-        detail,
-    )
-
-
-def check_card(text: str) -> None:
-    """What the Hub would check of a card's metadata, as far as it can be checked without the Hub.
-
-    Raises:
-        ValueError: when the metadata is not plain YAML, does not survive a round trip, lacks a key, or has a licence
-            or a pipeline tag that the Hub does not know, or two results of a model-index share a dataset.
-    """
-    try:
-        data = yaml.safe_load(text.split("---\n")[1])
-        again = yaml.safe_load(ModelCard(text).data.to_yaml())
-    except (IndexError, yaml.YAMLError, ValueError) as error:
-        raise ValueError(f"the card's metadata cannot be read: {error}") from error
-    if again != data:
-        raise ValueError("the card's metadata does not survive a round trip through huggingface_hub.ModelCard")
-    if missing := [key for key in REQUIRED if key not in data]:
-        raise ValueError(f"the card's metadata lacks {', '.join(missing)}")
-    if data["pipeline_tag"] != PIPELINE_TAG:
-        raise ValueError(f"pipeline_tag {data['pipeline_tag']!r}: expected {PIPELINE_TAG!r}")
-    if data.get("license", "other") not in LICENSES:
-        raise ValueError(f"license {data['license']!r} is no licence id of the Hub")
-    for result in (result for model in data.get("model-index", []) for result in model["results"]):
-        if bad := [metric for metric in result["metrics"] if not _is_number(metric["value"])]:
-            raise ValueError(f"model-index: {bad[0]['type']} is {bad[0]['value']!r}; expected a finite float")
-
-
-# Metadata
-
-
-def metadata(contents: Contents, title: str, licence: Mapping[str, str]) -> ModelCardData:
-    """The YAML header. Keys of which nothing is known are left out; a path on this machine is never one of them."""
-    report, base = contents.report, contents.record.get("base_model")
-    dataset = _dataset_name(contents)
-    results = eval_results(report, dataset or "unnamed dataset") if report else []
-    return ModelCardData(
-        library_name="transformers",
-        pipeline_tag=PIPELINE_TAG,
-        tags=list(TAGS),
-        base_model=base,
-        base_model_relation="finetune" if base else None,
-        datasets=[dataset] if dataset and HUB_ID.fullmatch(dataset) else None,
-        metrics=list(dict.fromkeys(each.metric_type for each in results)) or None,
-        model_name=title if results else None,
-        eval_results=results or None,
-        **dict[str, Any](licence),
-    )
-
-
-def eval_results(report: AuditReport, dataset: str) -> list[EvalResult]:
-    """The unlearned model's figures for the model index: those of its output, and of its deepest layer.
-
-    Forget and retain images get dataset configurations of their own: results that share type, configuration and split
-    are merged under one name.
-    """
-    model, deepest = _unlearned(report), _deepest(report)
-    results = []
-    for each in report.find(model=model):
-        if each.split not in SPLITS or each.layer not in (None, deepest) or not _finite(each.value):
-            continue
-        part, split = each.split.split("_")
-        name = metric_title(each.metric)
-        name += f", to {model_label(each.reference)}" if each.reference else ""
-        name += ", deepest layer" if each.layer else ""
-        name += f", {each.note}" if each.metric == "relearning_area" and each.note else ""
-        results.append(
-            EvalResult(
-                task_type=PIPELINE_TAG,
-                dataset_type=dataset,
-                dataset_name=f"{dataset}, {part} set, {split} images",
-                dataset_config=part,
-                dataset_split=split,
-                metric_type=each.metric,
-                metric_name=name,
-                metric_value=float(each.value),  # type: ignore[arg-type]
-            )
-        )
-    return results
-
-
-# Text
-
-
 def context(contents: Contents, repo_id: str | None, licence: Mapping[str, str]) -> dict[str, Any]:
     """Everything that the template names: facts only, the words are the template's."""
     config, record, manifest, report = contents.config, contents.record, contents.manifest, contents.report
-    title = repo_id.split("/")[-1] if repo_id else f"{_base_name(contents)}, unlearned"
+    title = repo_id.split("/")[-1] if repo_id else f"{base_name(contents)}, unlearned"
     return {
         "metadata": metadata(contents, title, licence).to_yaml().strip(),
         "title": title,
@@ -290,7 +169,7 @@ def _audit_parts(contents: Contents, report: AuditReport) -> dict[str, Any]:
     return {
         **_sentences(report),
         "roles": {info.role for info in report.models.values()},
-        "parameters": f"{report.models[_unlearned(report)].parameters:,}",
+        "parameters": f"{report.models[unlearned_name(report)].parameters:,}",
         "glance_columns": ["", *heads, "aim"],
         "glance": _glance(short, list(names), whole_class_count(contents.manifest) if contents.manifest else None),
         "retrained": sum(info.role == "retrained" for info in report.models.values()),
@@ -298,7 +177,7 @@ def _audit_parts(contents: Contents, report: AuditReport) -> dict[str, Any]:
         "models": [
             (
                 model_label(name),
-                "this model" if name == _unlearned(report) else ROLES[info.role],
+                "this model" if name == unlearned_name(report) else ROLES[info.role],
                 f"`{info.architecture}`",
                 f"{info.parameters:,}",
                 _source(info),
@@ -319,7 +198,7 @@ def _audit_parts(contents: Contents, report: AuditReport) -> dict[str, Any]:
 def _sentences(report: AuditReport) -> dict[str, Any]:
     """The verdict in three parts: on this model (its headline apart), on other unlearned ones, on the audit itself."""
     found = by_model(findings(report))
-    general, own = found.pop(None), found.pop(_unlearned(report))
+    general, own = found.pop(None), found.pop(unlearned_name(report))
     return {
         "headline": next(finding.text for finding in own if finding.topic == "summary"),
         "findings": [finding.sentence for finding in own if finding.topic != "summary"],
@@ -330,14 +209,14 @@ def _sentences(report: AuditReport) -> dict[str, Any]:
 
 def _signals(report: AuditReport) -> str | None:
     """The table of the worst signals of this model; None where it has none."""
-    own = replace(report, models={_unlearned(report): report.models[_unlearned(report)]})
+    own = replace(report, models={unlearned_name(report): report.models[unlearned_name(report)]})
     return next((as_section(table)[1] for table in signal_tables(own, FEW_SIGNALS)), None)
 
 
 def _columns(report: AuditReport) -> dict[str, ModelInfo]:
     """The models of the short table: before, this model, and retrained where there is one."""
     wanted = [name for name, info in report.models.items() if info.role == "original"]
-    wanted += [_unlearned(report), *(name for name, info in report.models.items() if info.role == "retrained")]
+    wanted += [unlearned_name(report), *(name for name, info in report.models.items() if info.role == "retrained")]
     return {name: report.models[name] for name in wanted}
 
 
@@ -349,11 +228,11 @@ def _glance(report: AuditReport, models: Sequence[str], whole: int | None) -> li
         if glance.split == "forget":
             where["split"] = forget_split(report, glance.metric)
         if glance.deepest:
-            where["layer"] = _deepest(report)
+            where["layer"] = deepest_layer(report)
         if glance.metric == "linear_cka":
             where["reference"] = "original"
         measured = {name: next(report.find(glance.metric, model=name, **where), None) for name in models}
-        if measured[_unlearned(report)] is not None:
+        if measured[unlearned_name(report)] is not None:
             aim = glance.alone if aimless else glance.aim
             if aimless and glance.metric == "accuracy" and glance.split == "forget":
                 aim = "near 0" if whole else "as for unseen images"
@@ -362,7 +241,7 @@ def _glance(report: AuditReport, models: Sequence[str], whole: int | None) -> li
 
 
 def _cell(each: Measurement | None) -> str:
-    if each is None or not _finite(each.value):
+    if each is None or not is_finite(each.value):
         return MISSING
     return f"{value_text(each.metric, each.value)} {interval_text(each)}".strip()
 
@@ -388,7 +267,7 @@ def _request_rows(contents: Contents) -> list[tuple[str, str]]:
         rows.append(("request", summary))
     rows.append(("request, sha256", f"`{manifest['request']['hash']}`"))
     rows.append(("forgotten rows, sha256", f"`{manifest['forget_rows_sha256']}`"))
-    name = _dataset_name(contents)
+    name = dataset_name(contents)
     rows.append(
         ("dataset", f"{name or 'a local one'}, {dataset['rows']:,} rows, fingerprint `{dataset['fingerprint']}`")
     )
@@ -414,7 +293,7 @@ def _checked_again(report: AuditReport | None, number: int) -> str:
     """What the audit found of an earlier request, counted from 1."""
     if report is None:
         return "no"
-    again = next(report.find("accuracy", model=_unlearned(report), split=f"request {number}"), None)
+    again = next(report.find("accuracy", model=unlearned_name(report), split=f"request {number}"), None)
     return f"{_cell(again)} classified right" if again else "no"
 
 
@@ -451,45 +330,7 @@ def _licence_sentence(licence: Mapping[str, str]) -> str:
     return f"Licence: {licence.get('license_name') or licence['license']}."
 
 
-# Facts
-
-
-def _license(contents: Contents, token: str | bool | None) -> dict[str, str]:
-    """That of the base model as the run recorded it, that of a card that is there, or what the Hub says."""
-    known = contents.record.get("base_model_license") or contents.readme
-    return known or base_license(contents.record.get("base_model"), token)
-
-
-def _unlearned(report: AuditReport) -> str:
-    """The model that the folder holds: the first unlearned one."""
-    name = next((name for name, info in report.models.items() if info.role == "unlearned"), None)
-    if name is None:
-        raise ValueError("audit.json holds no unlearned model: audit the model of this folder, or take the file away")
-    return name
-
-
-def _deepest(report: AuditReport) -> str | None:
-    return report.layers[-1] if report.layers else None
-
-
-def _base_name(contents: Contents) -> str:
-    base = contents.record.get("base_model") or (contents.config.get("architectures") or ["image classifier"])[0]
-    return base.split("/")[-1]
-
-
-def _dataset_name(contents: Contents) -> str | None:
-    return public((contents.manifest.get("dataset") or {}).get("name"))
-
-
 def _source(info: ModelInfo) -> str:
     if not info.id:
         return MISSING
     return f"`{info.id}`" + (f" `{info.revision[:12]}`" if info.revision else "")
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) is float and math.isfinite(value)
-
-
-def _finite(value: float | None) -> bool:
-    return value is not None and math.isfinite(value)

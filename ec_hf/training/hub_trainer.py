@@ -18,7 +18,7 @@ __all__ = ["PublishingTrainer"]
 
 
 class PublishingTrainer(Trainer):
-    """A `Trainer` whose pushes send the allow-list of `ec_hf.publishing.hub.export` and nothing else."""
+    """A `Trainer` whose pushes send the allow-list of `ec_hf.publishing.export` and nothing else."""
 
     push_in_progress: Any
 

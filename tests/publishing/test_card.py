@@ -17,8 +17,9 @@ from ec_hf.cli import main as ec_hf_command
 from ec_hf.data.manifests import earlier_manifests
 from ec_hf.models.finish import UNREACHABLE
 from ec_hf.publishing import card as module
-from ec_hf.publishing.card import AT_A_GLANCE, TEMPLATE, card, check_card, eval_results
+from ec_hf.publishing.card import AT_A_GLANCE, TEMPLATE, card
 from ec_hf.publishing.disclosure import disclosed_manifest, disclosed_record, disclosed_report
+from ec_hf.publishing.metadata import check_card, eval_results
 from ec_hf.reporting.figures import save_figures
 from ec_hf.reporting.labels import value_text
 from ec_hf.reporting.tables import FEW_SIGNALS

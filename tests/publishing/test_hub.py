@@ -34,7 +34,8 @@ from ec_hf.auditing.earlier import checked_again
 from ec_hf.auditing.report import AuditReport
 from ec_hf.data.manifests import earlier_manifests, earlier_requests, manifest
 from ec_hf.models.inputs import ImageCollator
-from ec_hf.publishing.hub import PushError, explained, export, load_report, push, push_later
+from ec_hf.publishing.export import export
+from ec_hf.publishing.hub import PushError, explained, load_report, push, push_later
 from ec_hf.reporting.tables import to_markdown
 from ec_hf.reporting.verdict import findings
 

@@ -9,7 +9,7 @@ from helpers.trainers import evaluation_parts, make_trainer
 
 from ec_hf.models.loading import load_model
 from ec_hf.objectives import Objective
-from ec_hf.publishing.hub import export
+from ec_hf.publishing.export import export
 from ec_hf.training.loss import DivergedError
 
 

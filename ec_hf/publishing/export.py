@@ -1,0 +1,265 @@
+"""What of a finished model folder is published: an allow-list, reduced to the detail that the user allows."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+
+import torch
+from huggingface_hub import get_token
+from safetensors import safe_open
+from transformers import AutoModelForImageClassification, PreTrainedModel
+
+from ec_hf.auditing.report import AuditReport
+from ec_hf.command import without_paths
+from ec_hf.data.manifests import whole_class_names
+from ec_hf.files import (
+    AUDIT,
+    CARD,
+    CONFIG,
+    FIGURES,
+    HEADS,
+    MANIFEST,
+    PROCESSOR,
+    RECORD,
+    WEIGHTS,
+    WEIGHTS_INDEX,
+    ModelFolder,
+)
+from ec_hf.models.finish import finished
+from ec_hf.models.heads import ECHeads
+from ec_hf.publishing.card import card
+from ec_hf.publishing.disclosure import FIGURES_WITH_CLASSES, disclosed_manifest, disclosed_record, disclosed_report
+
+__all__ = ["Choices", "export", "export_heads_alone", "files_in", "is_allowed"]
+
+
+ALLOWED = (
+    CONFIG,
+    PROCESSOR,
+    WEIGHTS,
+    WEIGHTS_INDEX,
+    "model-*-of-*.safetensors",
+    RECORD,
+    MANIFEST,
+    AUDIT,
+    CARD,
+    f"{FIGURES}/*",
+    f"{HEADS}/*",
+)
+"""The files that a push may send. It deletes those in the repository that it does not send."""
+ALLOWED_FIGURES = ("cka", "probe", "relearning", *FIGURES_WITH_CLASSES)
+"""Not among them is the figure of nearest neighbours, which shows images of the forget set."""
+
+TOKEN = re.compile(r"hf_[A-Za-z0-9]{20,}")
+PATH = re.compile(r"""(?<![\w.:/<>)\]-])(?:/(?:[\w.+~-]+/)+|~/|[A-Za-z]:\\)[^\s"'`<>)]*""")
+EMBEDDED_IMAGE = re.compile(r"base64,[A-Za-z0-9+/=\s]+")
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What of a folder is published, and how; the arguments of `push` of the same names."""
+
+    with_heads: bool | str = False
+    manifest_detail: str = "hashes"
+    finish: str = "keep"
+    license: str | None = None
+    readme: str | Path | None = None
+
+    @property
+    def heads_in_folder(self) -> bool:
+        """Whether the heads are published beside the model."""
+        return self.with_heads in (True, "folder")
+
+    @property
+    def heads_repo_id(self) -> str | None:
+        """The repository that the heads get for themselves."""
+        return str(self.with_heads) if self.with_heads and not self.heads_in_folder else None
+
+
+def export(
+    folder: str | Path,
+    destination: str | Path,
+    *,
+    with_heads: bool | str = False,
+    manifest_detail: str = "hashes",
+    finish: str = "keep",
+    license: str | None = None,
+    readme: str | Path | None = None,
+    repo_id: str | None = None,
+    token: str | bool | None = None,
+) -> list[str]:
+    """Write what `push` would publish into an empty folder, to be looked at or uploaded.
+
+    Args:
+        folder: a finished model folder; it is not changed.
+        destination: the folder to write to, made if it is missing.
+        with_heads: as for `push`; heads with a repository of their own are not written.
+        manifest_detail: as for `push`.
+        finish: as for `push`.
+        license: as for `push`.
+        readme: as for `push`.
+        repo_id: the repository that the card names in its examples.
+        token: Hub token, with which the base model's licence is looked up; None for the stored one.
+
+    Returns:
+        Paths of the files, relative to `destination`.
+
+    Raises:
+        FileExistsError: the destination is not empty.
+        FileNotFoundError: the folder holds no model, or not the heads that are asked for.
+        ValueError: a choice does not exist or does not fit the model, or a file names a token or a path of this
+            machine.
+    """
+    source, exported = ModelFolder(folder), ModelFolder(destination)
+    choices = Choices(with_heads, manifest_detail, finish, license, readme)
+    source.require_model()
+    _require_empty(exported.path)
+    _export_model(source, exported, choices)
+    _export_documents(source, exported, choices)
+    _export_figures(source, exported, choices)
+    if choices.heads_in_folder:
+        copy_heads(source, exported.path / HEADS)
+    _export_card(source, exported, choices, repo_id, token)
+    names = files_in(exported.path)
+    for name in names:
+        _check(exported.path, name)
+    return names
+
+
+def _require_empty(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    if any(folder.iterdir()):
+        raise FileExistsError(f"{str(folder)!r} is not empty: name a new folder")
+
+
+def _export_model(source: ModelFolder, exported: ModelFolder, choices: Choices) -> None:
+    """Configuration, image processor and weights; the configuration loses the name of the base model's folder."""
+    _copy(source.path, exported.path, PROCESSOR)
+    if choices.finish == "keep":
+        _copy(source.path, exported.path, CONFIG, *source.weights())
+    else:
+        _finished(source, choices).save_pretrained(exported.path)
+    config = exported.read(CONFIG)
+    if config.pop("_name_or_path", None):
+        exported.write(CONFIG, config)
+    _require_finite(exported)
+
+
+def _require_finite(folder: ModelFolder) -> None:
+    """Refuse weights that are NaN or infinite: a run that diverged has no model to publish."""
+    for name in folder.weights():
+        if name == WEIGHTS_INDEX:
+            continue
+        with safe_open(folder.path / name, "pt") as tensors:
+            for key in tensors.keys():  # noqa: SIM118 - it is no mapping
+                if not torch.isfinite(tensors.get_tensor(key)).all():
+                    raise ValueError(f"{key} in {name} is NaN or infinite: the run that made this model diverged")
+
+
+def _finished(source: ModelFolder, choices: Choices) -> PreTrainedModel:
+    how, earlier = choices.finish, source.read(RECORD).get("finish", "keep")
+    if earlier != "keep":
+        raise ValueError(f"finish={how!r}: this model was finished already ({earlier}); push it with finish='keep'")
+    if how == "drop" and choices.with_heads:
+        raise ValueError("finish='drop' leaves fewer classes than the EC heads know: publish these without with_heads")
+    model = AutoModelForImageClassification.from_pretrained(source.path)
+    return finished(model, _forgotten_labels(source, model.config.id2label), how)
+
+
+def _forgotten_labels(source: ModelFolder, id2label: dict[int, str]) -> list[int]:
+    """The model's ids of the classes that were forgotten as a whole: as the audit knows them, else by their names."""
+    if source.has(AUDIT) and (classes := AuditReport.load(source.path / AUDIT).request.get("classes")):
+        return classes
+    manifest = source.read(MANIFEST)
+    names = whole_class_names(manifest) if manifest else []
+    ids = {name: label for label, name in id2label.items()}
+    if unknown := [name for name in names if name not in ids]:
+        raise ValueError(f"finish: the model has no label named {unknown}; audit the model first, which matches them")
+    return [ids[name] for name in names]
+
+
+def _export_documents(source: ModelFolder, exported: ModelFolder, choices: Choices) -> None:
+    """Run record, forget manifest and audit report, reduced to the detail that is allowed."""
+    detail, record, manifest = choices.manifest_detail, source.read(RECORD), source.read(MANIFEST)
+    if choices.finish != "keep":
+        record["finish"] = choices.finish
+    if record:
+        exported.write(RECORD, without_paths(disclosed_record(record, detail)))
+    if manifest:
+        exported.write(MANIFEST, without_paths(disclosed_manifest(manifest, detail)))
+    if source.has(AUDIT):
+        report = disclosed_report(AuditReport.load(source.path / AUDIT), detail)
+        exported.write(AUDIT, without_paths(report.to_dict()))
+
+
+def _export_figures(source: ModelFolder, exported: ModelFolder, choices: Choices) -> None:
+    hidden = FIGURES_WITH_CLASSES if choices.manifest_detail == "hashes" else ()
+    for path in sorted((source.path / FIGURES).glob("*")):
+        if path.stem in ALLOWED_FIGURES and path.stem not in hidden and path.suffix in (".png", ".svg"):
+            _copy(source.path, exported.path, f"{FIGURES}/{path.name}")
+
+
+def _export_card(
+    source: ModelFolder, exported: ModelFolder, choices: Choices, repo_id: str | None, token: str | bool | None
+) -> None:
+    """The user's own card, or one made of the exported files."""
+    if choices.readme:
+        exported.write(CARD, Path(choices.readme).read_text(encoding="utf-8"))
+        return
+    _copy(source.path, exported.path, CARD)  # `card` keeps the licence of a card that is there
+    text = card(
+        exported.path, repo_id=repo_id, license=choices.license, manifest_detail=choices.manifest_detail, token=token
+    )
+    exported.write(CARD, text)
+
+
+def export_heads_alone(source: ModelFolder, destination: Path) -> None:
+    """The EC heads as a repository of their own, with their card."""
+    copy_heads(source, destination)
+    text = ECHeads.from_pretrained(destination).generate_model_card()
+    if base := source.read(RECORD).get("base_model"):
+        text.data["base_model"] = base
+    text.save(destination / CARD)
+
+
+def copy_heads(source: ModelFolder, destination: Path) -> None:
+    """Copy the heads of a model folder, which must be there."""
+    if not source.has(f"{HEADS}/{WEIGHTS}"):
+        raise FileNotFoundError(f"with_heads: {str(source.path)!r} holds no {HEADS}/ with EC heads")
+    _copy(source.path / HEADS, destination, CONFIG, WEIGHTS)
+
+
+def _copy(source: Path, destination: Path, *names: str) -> None:
+    """Copy those of the files that are there."""
+    for name in names:
+        if (source / name).is_file():
+            (destination / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source / name, destination / name)
+
+
+def files_in(folder: Path) -> list[str]:
+    """Names of all files in a folder and below it."""
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def is_allowed(name: str) -> bool:
+    """Whether a push may send, and so may delete, a file of this name."""
+    return any(fnmatch(name, pattern) for pattern in ALLOWED)
+
+
+def _check(folder: Path, name: str) -> None:
+    """Refuse a file that is not on the list, or a text that names a token or a path of this machine."""
+    if not is_allowed(name):
+        raise ValueError(f"{name} is not among the files that are published")
+    if name.endswith((".safetensors", ".png")):
+        return
+    text = EMBEDDED_IMAGE.sub("", (folder / name).read_text(encoding="utf-8"))
+    token = get_token()
+    if TOKEN.search(text) or (token and token in text):
+        raise ValueError(f"{name} holds a Hub token: take it out, and revoke the token if it was seen by others")
+    if path := PATH.search(text):
+        raise ValueError(f"{name} names a path of this machine, {path[0]!r}: take it out")
