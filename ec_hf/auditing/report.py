@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -20,6 +20,7 @@ __all__ = [
     "Retrieval",
     "Signal",
     "Status",
+    "overall",
 ]
 
 SCHEMA_VERSION = 2
@@ -118,6 +119,21 @@ class Signal:
     status: Status
     count: int
     note: str | None = None
+
+
+def overall(signals: Iterable[Signal]) -> Status | None:
+    """What all signals of one model come to: the worst of them; None without a signal.
+
+    Blind signals make it no better: they count only where all are blind. Where no signal of a layer tells anything,
+    the output alone is no all-clear, whether it is as retrained or past that: the status is then "unclear". The logits
+    are the output too.
+    """
+    signals = list(signals)
+    if not signals:
+        return None
+    worst = min((signal.status for signal in signals), key=STATUSES.index)
+    inside = {signal.status for signal in signals if signal.layer not in (None, "logits")}
+    return "unclear" if worst in ("over-erased", "as retrained") and inside <= {"blind"} else worst
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import chain
@@ -16,7 +16,7 @@ from accelerate import PartialState
 
 from ec_hf._version import __version__
 from ec_hf.auditing.collected import BySplit
-from ec_hf.auditing.compared import compared
+from ec_hf.auditing.compared import compared, forget_split
 from ec_hf.auditing.downstream import downstream_accuracies
 from ec_hf.auditing.forward import collect
 from ec_hf.auditing.measures.cka import cka_jobs, means_over_retrained
@@ -28,9 +28,9 @@ from ec_hf.auditing.measures.summaries import information_differences, probe_adv
 from ec_hf.auditing.quantization import int8_accuracies
 from ec_hf.auditing.question import Question, kept_rows
 from ec_hf.auditing.relearning import relearning_curves
-from ec_hf.auditing.report import AuditReport, Measurement, RelearningCurve, Signal
+from ec_hf.auditing.report import AuditReport, Measurement, RelearningCurve, Signal, Status, overall
 from ec_hf.auditing.sense import features_without_sense
-from ec_hf.auditing.signals import FAMILY_ALPHA, signals_of, worst
+from ec_hf.auditing.signals import FAMILY_ALPHA, signals_of
 from ec_hf.auditing.subjects import Subject
 from ec_hf.distributed import spread
 
@@ -108,7 +108,7 @@ def answer(question: Question, subjects: Mapping[str, Subject], notes: Sequence[
         layers=max((subject.layers[:-1] for subject in subjects.values()), key=len),
         measurements=[*recovered, *measured, *summaries],
         signals=signals,
-        status=worst(signals),
+        status=_statuses(signals, collected, question),
         dataset={
             "name": question.dataset_name,
             "images": {name: len(labels) for name, labels in question.labels.items()},
@@ -219,12 +219,53 @@ def _signals(
         for model, metrics in lost.items()
         if metrics
     ]
+    signals = signals_of(rows, question.unlearned, question.retrained)
+    for model, layers in _unjudged(signals, collected, question).items():
+        if layers:
+            notes.append(
+                f"{model}: no signal judges {', '.join(layers)}, which some model lacks or has no finite features of: "
+                "what is left there is not known."
+            )
     if len(question.retrained) == 1 and not any(row.noise for row in rows):
         notes.append(
             "There is no retained image to show how far two trainings differ: the intervals of the signals are "
             "those of the images alone, and too narrow. Give retain_test, or several retrained models."
         )
-    return signals_of(rows, question.unlearned, question.retrained), notes
+    return signals, notes
+
+
+def _unjudged(signals: Sequence[Signal], collected: BySplit, question: Question) -> dict[str, list[str]]:
+    """Unlearned model -> layers that it shares with the original and that no signal judges."""
+    features = collected[forget_split(question)].features
+    judged = {(signal.model, signal.layer) for signal in signals}
+    twice = {signal.model for signal in signals if signal.layer == "penultimate"}  # may stand for the deepest state
+    return {
+        model: [
+            layer
+            for layer in features.get(model, {})
+            if layer in features.get("original", {})
+            and (model, layer) not in judged
+            and not (model in twice and layer == _deepest_hidden(features[model]))
+        ]
+        for model in question.unlearned
+    }
+
+
+def _deepest_hidden(layers: Iterable[str]) -> str | None:
+    return next((layer for layer in reversed(list(layers)) if layer not in ("penultimate", "logits")), None)
+
+
+def _statuses(signals: Sequence[Signal], collected: BySplit, question: Question) -> dict[str, Status]:
+    """Unlearned model -> what its signals come to; no all-clear where a layer is not judged at all."""
+    statuses: dict[str, Status] = {}
+    unjudged = _unjudged(signals, collected, question) if question.retrained else {}
+    for model in question.unlearned:
+        status = overall(signal for signal in signals if signal.model == model)
+        if status in ("over-erased", "as retrained") and unjudged.get(model):
+            status = "unclear"
+        if status is not None:
+            statuses[model] = status
+    return statuses
 
 
 def _summarize(rows: Sequence[Measurement], question: Question) -> list[Measurement]:

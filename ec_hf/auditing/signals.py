@@ -7,11 +7,11 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from ec_hf.auditing.compared import Compared
-from ec_hf.auditing.report import STATUSES, Signal, Status
+from ec_hf.auditing.report import Signal
 from ec_hf.metrics.position import place
 from ec_hf.metrics.training_noise import NO_NOISE, Noise, noise_between, pooled, scaled
 
-__all__ = ["FAMILY_ALPHA", "signals_of", "worst"]
+__all__ = ["FAMILY_ALPHA", "signals_of"]
 
 FAMILY_ALPHA = 0.05
 """In this share of audits one or more signals of a model that was retrained may say that it was not (Bonferroni)."""
@@ -47,27 +47,6 @@ def _distinct(rows: Sequence[Compared]) -> list[Compared]:
     return [row for row in rows if row.layer not in twice]
 
 
-def worst(signals: Iterable[Signal]) -> dict[str, Status]:
-    """Model -> the worst status of its signals.
-
-    Blind signals make it no better: they count only where all are blind. Where no signal of a layer tells anything,
-    an output that is as retrained is no all-clear: the status is then "unclear".
-
-    Args:
-        signals: of any models.
-    """
-    found: dict[str, list[Signal]] = {}
-    for signal in signals:
-        found.setdefault(signal.model, []).append(signal)
-    return {model: _worst_of_model(own) for model, own in found.items()}
-
-
-def _worst_of_model(signals: Sequence[Signal]) -> Status:
-    status = min((signal.status for signal in signals), key=STATUSES.index)
-    of_layers = {signal.status for signal in signals if signal.layer}
-    return "unclear" if status == "as retrained" and of_layers <= {"blind"} else status
-
-
 def _signal(row: Compared, model: str, retrained: Sequence[str], noise: Noise, alpha: float) -> Signal:
     names = ["original", model, *retrained]
     values = [row.values[name] for name in names]
@@ -83,6 +62,10 @@ def _signal(row: Compared, model: str, retrained: Sequence[str], noise: Noise, a
         shares=row.shares,
         allowance=row.allowance is not None,
     )
+    status, note = found.status, row.note
+    if _kind(row) == "membership" and status == "over-erased":
+        # An attacker tells these images all the same: he takes the losses the other way round.
+        status, note = "under-erased", "by losses that are unusually high"
     return Signal(
         metric=row.metric,
         model=model,
@@ -94,9 +77,9 @@ def _signal(row: Compared, model: str, retrained: Sequence[str], noise: Noise, a
         position=found.position,
         low=found.low,
         high=found.high,
-        status=found.status,
+        status=status,
         count=row.count,
-        note=row.note,
+        note=note,
     )
 
 

@@ -6,10 +6,10 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ec_hf.auditing.report import STATUSES, AuditReport, Signal, Status
+from ec_hf.auditing.report import STATUSES, AuditReport, Signal, Status, overall
 from ec_hf.reporting.findings import Finding, Topic
 from ec_hf.reporting.labels import metric_title, model_label, position_text, split_label, value_text
-from ec_hf.reporting.reading import of_role, signals_of, worst_status
+from ec_hf.reporting.reading import of_role, signals_of
 
 __all__ = ["Judgement", "blind_signals", "counts_text", "judgement", "ranking", "signal_findings"]
 
@@ -79,7 +79,8 @@ def judgement(report: AuditReport, name: str) -> Judgement:
     """
     signals = signals_of(report, name)
     telling = [each for each in signals if each.status != "blind"]
-    status = worst_status(each.status for each in signals)
+    status = overall(signals)
+    assert status is not None, "the caller sees to it that there is a signal"
     if not telling:
         whom = "a retrained model" if len(of_role(report, "retrained")) == 1 else "the retrained models"
         none = f"none of the {len(signals)} signals tells the original from {whom}"
@@ -95,6 +96,8 @@ def judgement(report: AuditReport, name: str) -> Judgement:
         text += f"{_as_before(left)}{_clearest(left)}"
     elif unclear:
         text = f"may be forgotten: too few images to tell on {_of_telling(unclear, telling)}{_clearest(unclear)}"
+    elif status == "unclear":
+        text = "may be forgotten: no layer tells anything on these images, and answers alone are no all-clear"
     else:
         return Judgement(status, f"forgotten, and more was erased than retraining would: {too_much}", too_much)
     return Judgement(status, f"{text}; {too_much}" if over else text, too_much)

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from ec_hf.auditing.compared import Compared
-from ec_hf.auditing.report import STATUSES, Signal
-from ec_hf.auditing.signals import FAMILY_ALPHA, signals_of, worst
+from ec_hf.auditing.report import STATUSES, Signal, overall
+from ec_hf.auditing.signals import FAMILY_ALPHA, signals_of
 from ec_hf.metrics.training_noise import Noise
 
 
@@ -28,27 +28,24 @@ def measured(metric="knn", layer="hidden_states.1", count=300, noise=None, **val
 def test_the_status_of_a_model_is_never_better_than_its_worst_signal(seed):
     draw = random.Random(seed)
     statuses = draw.choices(STATUSES, k=draw.randint(1, 6))
-    found = worst([signal(status) for status in statuses])["ours"]
+    found = overall(signal(status) for status in statuses)
     assert STATUSES.index(found) <= min(map(STATUSES.index, statuses))
 
 
 def test_blind_signals_are_no_finding_and_nothing_but_blind_ones_is_blind():
-    assert worst([signal("blind"), signal("over-erased")]) == {"ours": "over-erased"}
-    assert worst([signal("blind"), signal("as retrained")]) == {"ours": "as retrained"}
-    assert worst([signal("blind"), signal("blind", layer=None)]) == {"ours": "blind"}
-    assert worst([]) == {}
+    assert overall([signal("blind"), signal("over-erased")]) == "over-erased"
+    assert overall([signal("blind"), signal("as retrained")]) == "as retrained"
+    assert overall([signal("blind"), signal("blind", layer=None)]) == "blind"
+    assert overall([]) is None
 
 
 def test_an_output_as_retrained_is_no_all_clear_where_no_layer_tells_anything():
     output = signal("as retrained", layer=None)
-    assert worst([output, signal("blind"), signal("blind", "logits")]) == {"ours": "unclear"}
-    assert worst([output]) == {"ours": "unclear"}
-    assert worst([output, signal("blind"), signal("as retrained", "logits")]) == {"ours": "as retrained"}
-
-
-def test_models_have_their_own_status():
-    found = worst([signal("untouched", model="a"), signal("as retrained", model="b")])
-    assert found == {"a": "untouched", "b": "as retrained"}
+    assert overall([output, signal("blind"), signal("blind", "logits")]) == "unclear"
+    assert overall([output]) == "unclear"
+    assert overall([output, signal("blind"), signal("as retrained", "logits")]) == "unclear"
+    assert overall([signal("over-erased", layer=None), signal("blind")]) == "unclear"
+    assert overall([output, signal("blind"), signal("as retrained")]) == "as retrained"
 
 
 def test_more_signals_of_a_model_ask_more_of_each():
@@ -96,3 +93,9 @@ def test_layers_that_are_one_are_counted_once():
     assert {signal.layer for signal in once} == {"penultimate"}
     both = signals_of(rows("hidden_states.3", 0.75) + rows("penultimate", 0.7), ["ours"], ["retrained"])
     assert {signal.layer for signal in both} == {"hidden_states.3", "penultimate"}
+
+
+def test_losses_that_are_unusually_high_tell_members_as_well_as_low_ones():
+    row = measured("mia_loss", layer=None, original=0.65, ours=0.1, retrained=0.5)
+    (found,) = signals_of([row], ["ours"], ["retrained"])
+    assert found.status == "under-erased" and found.note == "by losses that are unusually high"
