@@ -226,6 +226,11 @@ def _signals(
                 f"{model}: no signal judges {', '.join(layers)}, which some model lacks or has no finite features of: "
                 "what is left there is not known."
             )
+    if question.whole_classes and not set(question.labels["forget_train"].tolist()) <= set(question.whole_classes):
+        notes.append(
+            "The request names rows of kept classes beside whole classes: the signals judge the whole classes alone. "
+            "Audit the rows by a request of their own."
+        )
     if len(question.retrained) == 1 and not any(row.noise for row in rows):
         notes.append(
             "There is no retained image to show how far two trainings differ: the intervals of the signals are "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -267,9 +268,10 @@ def _hidden(points: Sequence[SupervisionPoint]) -> list[SupervisionPoint]:
 
 
 def model_class_names(model: PreTrainedModel) -> list[str]:
-    """Names of a model's classes in the order of their label ids."""
+    """Names of a model's classes in the order of their label ids; a name that stands twice gets its id."""
     names = {int(k): str(name) for k, name in (model.config.id2label or {}).items()}
-    return [names[k] for k in sorted(names)]
+    often = Counter(names.values())
+    return [names[k] if often[names[k]] == 1 else f"{names[k]} ({k})" for k in sorted(names)]
 
 
 def _points(name: str, model: PreTrainedModel, pixels: Tensor) -> list[SupervisionPoint]:

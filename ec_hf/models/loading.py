@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import warnings
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATIO
 from ec_hf.data.columns import shown
 from ec_hf.files import CONFIG, first_line, local_folder
 
-__all__ = ["load_model", "new_like", "require_finite"]
+__all__ = ["load_model", "new_like", "require_finite", "weights_hash"]
 
 
 def load_model(
@@ -96,6 +97,17 @@ def require_finite(name: str, model: nn.Module) -> None:
             f"{name}: weights that are NaN or infinite, in {shown(bad)}: the training that made it diverged, so take "
             "an earlier checkpoint"
         )
+
+
+def weights_hash(model: nn.Module) -> str:
+    """A hash by which the weights of a model are known again, from the first 256 numbers of each tensor.
+
+    That is quick for any size, and training moves some of these in every tensor.
+    """
+    digest = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        digest.update(name.encode() + value.detach().flatten()[:256].double().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def new_like(model: Any) -> Any:

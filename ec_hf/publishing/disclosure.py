@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping
 from dataclasses import replace
+from hashlib import sha256
 from typing import Any
 
 from ec_hf.auditing.report import AuditReport, RetainedClass
@@ -77,7 +78,7 @@ def _unnamed(retained: Mapping[str, Mapping[str, RetainedClass]]) -> dict[str, d
     Which names are missing would tell the forgotten ones.
     """
     first = next(iter(retained.values()), {})
-    order = sorted(first, key=lambda name: (first[name].right, first[name].images, name))
+    order = sorted(first, key=lambda name: (first[name].right, first[name].images, sha256(name.encode()).digest()))
     numbers = {name: f"kept class {number}" for number, name in enumerate(order, start=1)}
     return {
         model: {number: classes[name] for name, number in numbers.items() if name in classes}

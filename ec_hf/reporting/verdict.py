@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 from scipy.stats import binom
 
-from ec_hf.auditing.report import STATUSES, AuditReport, Measurement, RelearningCurve, Status
+from ec_hf.auditing.report import STATUSES, AuditReport, Measurement, RelearningCurve, RetainedClass, Status
 from ec_hf.reporting import layerwise
 from ec_hf.reporting.findings import Finding, Kind, Topic
 from ec_hf.reporting.labels import metric_title, percent, split_label, value_text
@@ -118,7 +118,7 @@ def headline(report: AuditReport, name: str, judged: Sequence[Finding]) -> Findi
     """
     kinds = {finding.topic: finding.kind for finding in judged}
     rest = REST.get(kinds.get("rest", "unknown"), "what the rest has lost was not measured")
-    if kinds.get("rest") == "intact" and not report.retained.get(name):
+    if kinds.get("rest") == "intact" and not _classes_can_tell(report, name):
         rest += " on average"
     if not of_role(report, "retrained"):
         kind, text = _without_retrained(kinds)
@@ -204,7 +204,7 @@ def _rest(report: AuditReport, name: str) -> Finding | None:
     if lost:
         return Finding(name, "rest", "hurt", f"single classes have suffered: {lost}; of all, {numbers}.")
     stated = f"a loss of up to {limit} counts as none"
-    if report.retained.get(name):
+    if _classes_can_tell(report, name):
         known = f"no single class has lost more than chance, as far as {_fewest(report, name)} images of one can tell"
         return Finding(name, "rest", "intact", f"the rest is intact: {numbers} ({stated}; {known}).")
     stated += ", and single classes can have lost more"
@@ -215,13 +215,14 @@ def _lost_classes(report: AuditReport, name: str) -> str:
     """The kept classes that lost images beyond chance, the worst first; "" where none did.
 
     McNemar's exact test, one-sided: of the images on which model and original differ, is more than half lost? Over all
-    kept classes together 5 % are false findings at most (Bonferroni).
+    kept classes together 5 % are false findings at most (Bonferroni). A class that lost half of what it had is told
+    without that correction, for few images of many classes could never pass it.
     """
     classes = report.retained.get(name, {})
     worse = {
         kept: (counts.gained - counts.lost) / counts.images
         for kept, counts in classes.items()
-        if binom.sf(counts.lost - 1, counts.lost + counts.gained, 0.5) < CLASS_ALPHA / len(classes) and counts.lost
+        if counts.lost and _chance_of(counts) < (CLASS_ALPHA if _halved(counts) else CLASS_ALPHA / len(classes))
     }
     told = []
     for kept in sorted(worse, key=lambda each: worse[each])[:FEW_CLASSES]:
@@ -231,6 +232,20 @@ def _lost_classes(report: AuditReport, name: str) -> str:
     if len(worse) > FEW_CLASSES:
         told.append(f"and {len(worse) - FEW_CLASSES} more")
     return ", ".join(told)
+
+
+def _chance_of(counts: RetainedClass) -> float:
+    return float(binom.sf(counts.lost - 1, counts.lost + counts.gained, 0.5))
+
+
+def _halved(counts: RetainedClass) -> bool:
+    return 2 * (counts.lost - counts.gained) >= counts.right + counts.lost - counts.gained
+
+
+def _classes_can_tell(report: AuditReport, name: str) -> bool:
+    """Whether each kept class has so many images that its loss could be told from chance."""
+    classes = report.retained.get(name, {})
+    return bool(classes) and 0.5 ** _fewest(report, name) < CLASS_ALPHA / len(classes)
 
 
 def _fewest(report: AuditReport, name: str) -> int:

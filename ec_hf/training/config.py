@@ -22,6 +22,9 @@ __all__ = ["ECConfig", "EraserConfig"]
 class EraserConfig:
     """Settings of an erasure: what to supervise, and with which losses.
 
+    What is left out is filled in when the object is made (`ec_weight` and `detach_retain` depend on `calibrated`), and
+    `dataclasses.replace` keeps what was filled in: to change `calibrated`, name those two as well.
+
     Raises:
         ValueError: for a setting that does not exist or is out of range.
     """

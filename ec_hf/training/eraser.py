@@ -17,6 +17,7 @@ from ec_hf.losses.contrast import check_contrast
 from ec_hf.losses.schedules import PointWeights
 from ec_hf.models.batch_norm import clean_statistics
 from ec_hf.models.heads import ECHeads
+from ec_hf.models.loading import weights_hash
 from ec_hf.models.penultimate import Penultimate, classifier_of, penultimate_point
 from ec_hf.models.points import (
     classifier_pooling,
@@ -79,6 +80,7 @@ class Eraser:
         heads_fitted: whether stage 1 is done.
         batch_norm: "frozen" or "retain"; new weights need the second, whatever the settings say.
         saliency: share of the model's weights that may move, None for all.
+        original: hash of the model's weights as they were given.
 
     Raises:
         ValueError: for points or heads that do not fit the model, objectives and settings that do not go together, and
@@ -96,6 +98,7 @@ class Eraser:
         image_shape: tuple[int, int, int] | None = None,
     ) -> None:
         self.model = model
+        self.original = weights_hash(model)
         self.config = config = config or EraserConfig()
         self.num_labels = int(model.config.num_labels or 0)
         states = describe_hidden_states(model, image_shape)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ec_hf.command import public, without_paths
+from ec_hf.files import RECORD
 from ec_hf.losses.schedules import PointWeights
 from ec_hf.models.points import SupervisionPoint
 from ec_hf.objectives.base import Objective
@@ -27,6 +28,7 @@ RECORDED = (
     "per_device_train_batch_size",
     "gradient_accumulation_steps",
     "seed",
+    "data_seed",
     "bf16",
     "fp16",
 )
@@ -34,7 +36,7 @@ RECORDED = (
 FREE_TO_CHANGE = frozenset({
     "max_steps", "num_train_epochs", "per_device_train_batch_size", "per_device_forget_batch_size",
     "gradient_accumulation_steps", "heads", "cache_teacher", "image_column", "label_column", "min_steps",
-    "forget_target", "retain_floor", "bf16", "fp16",
+    "forget_target", "retain_floor", "bf16", "fp16", "points", "layer_weights",
 })  # fmt: skip
 """Settings that a resumed run may have otherwise: they name the same erasure, go on longer, or move the stop."""
 
@@ -55,6 +57,7 @@ class RunPlan:
         device: what the first one trains on.
         points: the supervision points.
         weights: weight of the host objective, and of EC's terms at each point.
+        original: hash of the original model's weights.
         heads: "train on" or "are frozen".
         stopping: when it stops, in words; None where nothing is trained.
         settings: all settings as JSON values, as they take effect.
@@ -71,6 +74,7 @@ class RunPlan:
     device: str
     points: tuple[SupervisionPoint, ...]
     weights: PointWeights
+    original: str
     heads: str
     stopping: str | None
     settings: Mapping[str, Any] = field(repr=False)
@@ -85,6 +89,7 @@ class RunPlan:
             notes=tuple(_notes(eraser)),
             points=eraser.points,
             weights=eraser.weights,
+            original=eraser.original,
             heads="train on" if eraser.config.train_heads else "are frozen",
             **rest,
         )
@@ -117,6 +122,7 @@ class RunPlan:
             "uses": self.uses,
             "points": [point.to_dict() for point in self.points],
             "layer_weights": list(self.weights.by_point),
+            "original": self.original,
             "processes": self.processes,
             "data": {
                 name: {"images": self.images[name], "fingerprint": self.fingerprints[name]} for name in self.images
@@ -133,14 +139,22 @@ class RunPlan:
             ValueError: for other data, points or settings, each named with both values.
         """
         mine = self.to_dict()
+        if not record:
+            raise ValueError(
+                f"the checkpoint holds no {RECORD}, so it is not known which run it belongs to: resume from one that "
+                "ECTrainer saved"
+            )
         before = record.get("settings", {})
         changes = [
             _change(name, before[name], value)
             for name, value in mine["settings"].items()
-            if name in before and name not in FREE_TO_CHANGE and before[name] != value
+            if name in before and name not in FREE_TO_CHANGE and (before[name] or None) != (value or None)
         ]
-        if record.get("points", mine["points"]) != mine["points"]:
-            changes.append(_change("points", record["points"], mine["points"]))
+        changes += [
+            _change(name, record[name], mine[name])
+            for name in ("points", "layer_weights", "original")  # as they take effect, however they were typed
+            if record.get(name, mine[name]) != mine[name]
+        ]
         for name, now in mine["data"].items():
             if _other_data(recorded := record.get("data", {}).get(name, {}), now):
                 changes.append(_change(f"the {name} set", recorded, now))

@@ -20,6 +20,7 @@ from ec_hf.auditing.audit import audit
 from ec_hf.auditing.relearning import relearn
 from ec_hf.auditing.report import AuditReport
 from ec_hf.auditing.similarity import layer_pairs
+from ec_hf.auditing.subjects import model_class_names
 from ec_hf.metrics import infonce, linear_cka
 from ec_hf.models.points import hidden_state_kwargs
 
@@ -691,3 +692,15 @@ def test_each_kept_class_is_told_beside_the_original(whole):
         for kept, counts in classes.items():
             assert counts.right - retained["original"][kept].right == counts.gained - counts.lost
     assert AuditReport.from_dict(whole.report.to_dict()).retained == retained
+
+
+def test_classes_of_one_name_are_told_apart():
+    model = make_model("ViT")
+    model.config.id2label = {**model.config.id2label, 3: model.config.id2label[0]}
+    assert model_class_names(model) == ["ant (0)", "bee", "cat", "ant (3)", "elk"]
+
+
+def test_rows_beside_whole_classes_are_said_not_to_be_judged(whole):
+    mixed = ForgetRequest(classes=["ant", "bee"], rows=[2, 7])
+    report = run(*whole.models.values(), train=whole.train, request=mixed)
+    assert any("the signals judge the whole classes alone" in note for note in report.notes)

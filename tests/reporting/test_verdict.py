@@ -541,3 +541,15 @@ def test_among_many_classes_a_loss_by_chance_alone_is_rarely_told():
         report.retained = {"unlearned": classes}
         told += any(each.topic == "rest" and each.kind == "hurt" for each in findings(report))
     assert told <= 0.05 * 200
+
+
+def test_a_class_of_few_images_that_is_gone_has_suffered_and_too_few_are_no_all_clear():
+    report = make_report()
+    classes = {f"class {k}": kept(images=10, right=10) for k in range(99)}
+    report.retained = {"unlearned": {**classes, "ship": kept(images=10, right=0, lost=10)}}
+    rest = next(each for each in findings(report) if each.model == "unlearned" and each.topic == "rest")
+    assert rest.kind == "hurt" and "ship 100.0 % before, 0.0 % now" in rest.text
+    report.retained = {"unlearned": classes}
+    of_model = [each for each in findings(report) if each.model == "unlearned"]
+    assert of_model[0].text.endswith("; the rest is intact on average.")
+    assert "single classes can have lost more" in next(each.text for each in of_model if each.topic == "rest")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 from helpers.models import make_images, make_model, make_processor
@@ -73,3 +74,25 @@ def test_a_set_is_known_by_its_images_however_it_is_shown():
     others = [images.select(range(99)), images.shuffle(seed=1), make_images(seed=3)]
     assert len({one, *map(fingerprint, others)}) == 4
     assert fingerprint([1, 2]) is None
+
+
+@pytest.mark.parametrize(
+    "options", [{"points": ["1", "2", "3", "-1"]}, {"layer_weights": ["1", "1.0", "1", "1"]}, {"objective_kwargs": {}}]
+)
+def test_settings_that_mean_the_same_are_the_same_however_they_are_typed(tmp_path, checkpoint, options):
+    assert resumed(tmp_path, checkpoint, **options).state.global_step == 3
+
+
+def test_a_run_from_another_original_does_not_go_on(tmp_path, checkpoint):
+    halfway = type(make_model("ViT")).from_pretrained(checkpoint)
+    for model in (make_model("ViT", seed=9), halfway):
+        with pytest.raises(ValueError, match="original was"):
+            resumed(tmp_path, checkpoint, model=model)
+
+
+def test_a_checkpoint_of_which_nothing_is_known_is_refused(tmp_path, checkpoint):
+    copied = tmp_path / "checkpoint-2"
+    shutil.copytree(checkpoint, copied)
+    (copied / "ec_config.json").unlink()
+    with pytest.raises(ValueError, match=r"holds no ec_config\.json"):
+        resumed(tmp_path / "again", str(copied))
