@@ -215,14 +215,14 @@ def _lost_classes(report: AuditReport, name: str) -> str:
     """The kept classes that lost images beyond chance, the worst first; "" where none did.
 
     McNemar's exact test, one-sided: of the images on which model and original differ, is more than half lost? Over all
-    kept classes together 5 % are false findings at most (Bonferroni). A class that lost half of what it had is told
-    without that correction, for few images of many classes could never pass it.
+    kept classes together 5 % are false findings at most (Bonferroni). A class that is wiped out is told without
+    that correction, which few images of many classes could never pass.
     """
     classes = report.retained.get(name, {})
     worse = {
         kept: (counts.gained - counts.lost) / counts.images
         for kept, counts in classes.items()
-        if counts.lost and _chance_of(counts) < (CLASS_ALPHA if _halved(counts) else CLASS_ALPHA / len(classes))
+        if counts.lost and _chance_of(counts) < (CLASS_ALPHA if _wiped_out(counts) else CLASS_ALPHA / len(classes))
     }
     told = []
     for kept in sorted(worse, key=lambda each: worse[each])[:FEW_CLASSES]:
@@ -238,8 +238,10 @@ def _chance_of(counts: RetainedClass) -> float:
     return float(binom.sf(counts.lost - 1, counts.lost + counts.gained, 0.5))
 
 
-def _halved(counts: RetainedClass) -> bool:
-    return 2 * (counts.lost - counts.gained) >= counts.right + counts.lost - counts.gained
+def _wiped_out(counts: RetainedClass) -> bool:
+    """Whether the original knew a class, half of its images or more, and the model at most a fifth of those."""
+    before = counts.right + counts.lost - counts.gained
+    return 2 * before >= counts.images and 5 * counts.right <= before
 
 
 def _classes_can_tell(report: AuditReport, name: str) -> bool:
