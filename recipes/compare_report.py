@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from ec_hf.objectives import get_objective
-from ec_hf.reporting.figures import RC, STYLES, render
+from ec_hf.reporting.drawing import RC, STYLES, render
 from ec_hf.reporting.markdown import table
 
 Lines = Sequence[Mapping[str, Any]]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,47 +14,35 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
-from ec_hf.auditing.report import AuditReport, Measurement
-from ec_hf.reporting.labels import class_names, layer_label, model_label, split_label
-from ec_hf.reporting.reading import MEAN, forget_split, layer_order, merged, of_role
+from ec_hf.auditing.report import AuditReport
+from ec_hf.reporting.drawing import (
+    RC,
+    WIDTH,
+    draw_chance,
+    draw_curves,
+    draw_floor,
+    draw_legend,
+    legend_of_models,
+    new_axes,
+    of_layers,
+    render,
+    set_ticks,
+    short_name,
+    style_of,
+)
+from ec_hf.reporting.labels import class_names, model_label, split_label
+from ec_hf.reporting.reading import forget_split, merged, of_role
 
 __all__ = ["CAPTIONS", "draw", "save_figures"]
 
-WIDTH = 7.0  # inches; shown at 700 pixels a point of type is then 1.4 pixels high
-# Okabe and Ito's colours, told apart by people with any colour vision; line and marker do it in gray.
-STYLES: dict[str, dict[str, Any]] = {
-    "original": {"color": "#000000", "linestyle": "-", "marker": "o"},
-    "retrained": {"color": "#009E73", "linestyle": "--", "marker": "s", "linewidth": 2.4},
-    "floor": {"color": "#7F7F7F", "linestyle": ":", "marker": None},
-}
-OTHERS: dict[str, tuple] = {  # of different lengths: 140 models before two look the same
-    "color": ("#D55E00", "#0072B2", "#CC79A7", "#E69F00", "#56B4E9"),
-    "linestyle": ("-", "-.", (0, (5, 1)), (0, (3, 1, 1, 1))),
-    "marker": ("^", "D", "v", "P", "X", "<", ">"),
-}
 RETAIN_COLOURS = ("#0072B2", "#56B4E9", "#009E73", "#E69F00", "#CC79A7", "#8C6D31", "#7F7F7F", "#332288", "#000000")
 RETAIN_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
 FORGET_RED = "#C8102E"
-GUIDE: dict[str, Any] = {"color": "#7F7F7F", "linewidth": 1, "linestyle": (0, (6, 3)), "zorder": 1}
 QUERY_FRAME: dict[str, Any] = {"edgecolor": FORGET_RED, "linewidth": 1.5, "linestyle": "--"}
 SAME_CLASS_FRAME: dict[str, Any] = {"edgecolor": "#0072B2", "linewidth": 3}
 OTHER_CLASS_FRAME: dict[str, Any] = {"edgecolor": "#AAAAAA", "linewidth": 0.8}
 STAR: dict[str, Any] = {"s": 46, "marker": "*", "color": FORGET_RED, "edgecolors": "white", "linewidths": 0.3}
-MAX_TICKS, MAX_CLASSES, MAX_QUERIES, MAX_NEIGHBOURS = 11, 12, 3, 8
-RC: Any = {
-    "font.size": 9,
-    "axes.titlesize": 9.5,
-    "axes.labelsize": 9,
-    "xtick.labelsize": 8.5,
-    "ytick.labelsize": 8.5,
-    "legend.fontsize": 8.5,
-    "lines.markersize": 4.5,
-    "lines.linewidth": 1.7,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "svg.hashsalt": "ec_hf",  # the same report gives the same file
-}
-
+MAX_CLASSES, MAX_QUERIES, MAX_NEIGHBOURS = 12, 3, 8
 CAPTIONS = {
     "cka": (
         "How alike the features of two models are at each hidden state: 1 is the same geometry, 0 is unrelated. First "
@@ -134,48 +122,41 @@ def save_figures(report: AuditReport, folder: str | Path, *, images: Sequence[An
     return {name: folder / f"{name}.png" for name in figures}
 
 
-def render(figure: Figure, target: Any, kind: str | None = None) -> None:
-    """Writes a figure to a file or a binary stream; the same figure gives the same bytes."""
-    kind = kind or Path(target).suffix[1:]
-    with matplotlib.rc_context(RC):
-        figure.savefig(target, format=kind, dpi=200, metadata={"Date": None} if kind == "svg" else {})
-
-
 def _cka(report: AuditReport) -> Figure | None:
     report = merged(report)
     splits = (forget_split(report, "linear_cka"), "retain_test")
     panels = {
-        reference: [_measured(report.find("linear_cka", split=split, reference=reference)) for split in splits]
+        reference: [of_layers(report.find("linear_cka", split=split, reference=reference)) for split in splits]
         for reference in ("original", *of_role(report, "retrained"))
     }
     panels = {reference: cells for reference, cells in panels.items() if any(cells)}
     if not panels:
         return None
-    figure, axes = _axes(len(panels), 2, height=2.7)
+    figure, axes = new_axes(len(panels), 2, height=2.7)
     for line, (reference, cells) in zip(axes, panels.items(), strict=True):
         for axis, cell, split in zip(line, cells, splits, strict=True):
-            _curves(report, axis, cell)
-            _floor(report, axis, cell, split)
+            draw_curves(report, axis, cell)
+            draw_floor(report, axis, cell, split)
             axis.set_title(f"{split_label(split)} images")
         line[0].set_ylabel(f"linear CKA to {reference.split(' (')[0]}")
-    _finish(report, figure, axes)
+    legend_of_models(report, figure, axes)
     return figure
 
 
 def _probe(report: AuditReport) -> Figure | None:
     report = merged(report)
     titles = {"linear_probe": "linear probe", "knn": "nearest neighbours"}
-    panels = {metric: _measured(report.find(metric, split=forget_split(report, metric))) for metric in titles}
+    panels = {metric: of_layers(report.find(metric, split=forget_split(report, metric))) for metric in titles}
     panels = {metric: cell for metric, cell in panels.items() if cell}
     if not panels:
         return None
-    figure, axes = _axes(1, len(panels), height=2.9)
+    figure, axes = new_axes(1, len(panels), height=2.9)
     for axis, (metric, cell) in zip(axes[0], panels.items(), strict=True):
-        _curves(report, axis, cell)
-        _chance(axis, cell)
+        draw_curves(report, axis, cell)
+        draw_chance(axis, cell)
         axis.set_title(titles[metric])
     axes[0][0].set_ylabel(f"accuracy on {split_label(forget_split(report, next(iter(panels))))} images")
-    _finish(report, figure, axes)
+    legend_of_models(report, figure, axes)
     return figure
 
 
@@ -189,7 +170,7 @@ def _embedding(report: AuditReport) -> Figure | None:
     forgotten = [k for k in dict.fromkeys(labels) if k in report.request.get("classes", [])]
     kept = sorted(set(labels) - set(forgotten))
     columns = {1: 1, 2: 2, 4: 2}.get(len(points), 3)
-    figure, axes = _axes(-(-len(points) // columns), columns, height=min(7.2 / (columns + 0.4), 4))
+    figure, axes = new_axes(-(-len(points) // columns), columns, height=min(7.2 / (columns + 0.4), 4))
     flat = [axis for row in axes for axis in row]
     for axis in flat[len(points) :]:
         axis.remove()
@@ -197,7 +178,9 @@ def _embedding(report: AuditReport) -> Figure | None:
     for axis, (name, xy) in zip(flat, points.items(), strict=False):
         for order, k in enumerate(kept):
             here = [point for point, label in zip(xy, labels, strict=True) if label == k]
-            axis.scatter(*zip(*here, strict=True), alpha=0.75, linewidths=0, label=_short(names(k)), **_mark(order))
+            axis.scatter(
+                *zip(*here, strict=True), alpha=0.75, linewidths=0, label=short_name(names(k)), **_mark(order)
+            )
         here = [point for point, label in zip(xy, labels, strict=True) if label in forgotten]
         if here:
             label = f"forgotten: {_few([names(k) for k in forgotten])}"
@@ -207,7 +190,7 @@ def _embedding(report: AuditReport) -> Figure | None:
         axis.spines[["top", "right"]].set_visible(True)
     handles = dict(zip(*reversed(flat[0].get_legend_handles_labels()), strict=True))
     texts = sorted(handles, key=lambda text: not text.startswith("forgotten"))
-    _legend(figure, [handles[text] for text in texts], texts, "outside lower center")
+    draw_legend(figure, [handles[text] for text in texts], texts, "outside lower center")
     return figure
 
 
@@ -216,17 +199,17 @@ def _relearning(report: AuditReport) -> Figure | None:
     modes = [mode for mode in titles if any(curve.mode == mode and curve.steps for curve in report.relearning)]
     if not modes:
         return None
-    figure, axes = _axes(1, len(modes), height=2.9)
+    figure, axes = new_axes(1, len(modes), height=2.9)
     retrained = of_role(report, "retrained")  # they share a line style and an entry of the legend
     for axis, mode in zip(axes[0], modes, strict=True):
         for curve in report.relearning:
             if curve.mode == mode:
                 label = retrained[0] if curve.model in retrained else curve.model
-                axis.plot(curve.steps, curve.accuracy, label=label, **_style(report, curve.model))
+                axis.plot(curve.steps, curve.accuracy, label=label, **style_of(report, curve.model))
         axis.set(title=titles[mode], xlabel="steps of fine-tuning", ylim=(-0.03, 1.03))
-        _chance(axis, report.find("accuracy", split="forget_test"))
+        draw_chance(axis, report.find("accuracy", split="forget_test"))
     axes[0][0].set_ylabel("accuracy on held-out forget images")
-    _finish(report, figure, axes)
+    legend_of_models(report, figure, axes)
     return figure
 
 
@@ -237,14 +220,14 @@ def _confusion(report: AuditReport) -> Figure | None:
     true = list(dict.fromkeys(name for table in tables.values() for name in table))
     rows = true[:MAX_CLASSES]
     columns, complete = _predicted_classes(list(tables.values()), rows)
-    figure, axes = _axes(len(tables), 1, height=0.5 + 0.25 * len(rows), extra=0.7)
+    figure, axes = new_axes(len(tables), 1, height=0.5 + 0.25 * len(rows), extra=0.7)
     for axis, (name, table) in zip((line[0] for line in axes), tables.items(), strict=True):
         _heat_map(axis, _percentages(table, rows, columns, complete), rows, columns)
         axis.set_title(model_label(name))
-    labels = [_short(column, 14) for column in columns]
+    labels = [short_name(column, 14) for column in columns]
     if not complete:
         labels.append("others")
-    _ticks(axes[-1][0], list(range(len(labels))), labels, slanted=max(map(len, labels)) > 70 / len(labels))
+    set_ticks(axes[-1][0], list(range(len(labels))), labels, slanted=max(map(len, labels)) > 70 / len(labels))
     axes[-1][0].set_xlabel("predicted class")
     some = f" (the first {len(rows)} of {len(true)})" if len(rows) < len(true) else ""
     figure.supylabel(f"forgotten class{some}", fontsize=9)
@@ -289,7 +272,7 @@ def _heat_map(axis: Axes, shares: Sequence[Sequence[float]], rows: Sequence[str]
                 axis.text(x, y, f"{share:.0f}", ha="center", va="center", fontsize=8, color=colour)
             if x < len(columns) and columns[x] == rows[y]:
                 axis.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, fill=False, edgecolor="black", linewidth=1.4))
-    axis.set_yticks(range(len(rows)), [_short(name) for name in rows])
+    axis.set_yticks(range(len(rows)), [short_name(name) for name in rows])
     axis.set_xticks(range(len(shares[0])), [])
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)
@@ -311,14 +294,14 @@ def _retrieval(report: AuditReport, images: Sequence[Any]) -> Figure | None:
     by_original = {each.query: each for each in reversed(retrievals) if each.model == "original"}
     names = class_names(report)
     side = WIDTH / (count + 2.2)
-    figure, axes = _axes(len(retrievals), count + 1, height=side + 0.2)
+    figure, axes = new_axes(len(retrievals), count + 1, height=side + 0.2)
     for line, retrieval in zip(axes, retrievals, strict=True):
         original = by_original.get(retrieval.query)
         known = set(original.neighbours) if original and original is not retrieval else set()
         shown = [retrieval.query, *retrieval.neighbours[:count]]
         labels = [retrieval.query_label, *retrieval.labels[:count]]
         for axis, k, label in zip(line, shown, labels, strict=False):
-            _tile(axis, images[k], _short(names(label), int(14 * side)))
+            _tile(axis, images[k], short_name(names(label), int(14 * side)))
         line[0].set_ylabel(textwrap.fill(model_label(retrieval.model), 12), rotation=0, ha="right", va="center")
         _frame(line[0], QUERY_FRAME)
         for axis, k, label in zip(line[1:], shown[1:], labels[1:], strict=False):
@@ -332,107 +315,8 @@ def _retrieval(report: AuditReport, images: Sequence[Any]) -> Figure | None:
         Line2D([], [], color="#0072B2", linewidth=3, label="same class as the query"),
         Line2D([], [], color="black", marker="o", linestyle="", markersize=8, label="found by the original too"),
     ]
-    _legend(figure, handles, [str(handle.get_label()) for handle in handles], "outside lower center")
+    draw_legend(figure, handles, [str(handle.get_label()) for handle in handles], "outside lower center")
     return figure
-
-
-def _axes(rows: int, columns: int, height: float, extra: float = 0.4) -> tuple[Figure, list[list[Axes]]]:
-    figure = Figure(figsize=(WIDTH, rows * height + extra), layout="constrained")
-    return figure, figure.subplots(rows, columns, squeeze=False).tolist()
-
-
-def _measured(measurements: Iterable[Measurement]) -> list[Measurement]:
-    return [each for each in measurements if each.layer is not None and each.value is not None]
-
-
-def _curves(report: AuditReport, axis: Axes, cell: Sequence[Measurement]) -> None:
-    """One line for each model over the layers, with its interval as a band."""
-    layers = _layers(report, cell)
-    for name in report.models:
-        rows = {each.layer: each for each in cell if each.model == name}
-        line: list[tuple[int, Any]] = [(x, rows[layer]) for x, layer in enumerate(layers) if layer in rows]
-        if not line:
-            continue
-        style = _style(report, name)
-        if len(line) == 1:
-            style["marker"] = style["marker"] or "_"  # a single layer makes no line
-        every = -(-len(line) // 13)  # markers of many layers would hide the line
-        axis.plot([x for x, _ in line], [each.value for _, each in line], label=name, markevery=every, **style)
-        band = [(x, each.low, each.high) for x, each in line if each.low is not None and each.high is not None]
-        if band:
-            xs, lows, highs = zip(*band, strict=True)
-            strong = name.startswith(MEAN)  # the band of retraining is what the other lines are read against
-            axis.fill_between(xs, lows, highs, color=style["color"], alpha=0.35 if strong else 0.15, linewidth=0)
-    step = -(-len(layers) // MAX_TICKS)
-    ticks = list(range(0, len(layers), step))
-    if layers and layers[-1] == "logits":
-        ticks = [k for k in ticks if k <= len(layers) - 1 - step] + [len(layers) - 1]
-    labels = [layer_label(layers[k]) for k in ticks]
-    _ticks(axis, ticks, labels, slanted=sum(map(len, labels)) > 40)
-    axis.set_xlabel("hidden state, shallow to deep")
-    axis.set_ylim(min([-0.03, *(each.value - 0.03 for each in cell if each.value is not None)]), 1.03)
-    axis.grid(axis="y", color="#DDDDDD", linewidth=0.6)
-
-
-def _layers(report: AuditReport, cell: Sequence[Measurement]) -> list[str]:
-    present = {each.layer for each in cell}
-    return [layer for layer in layer_order(report) if layer in present]
-
-
-def _floor(report: AuditReport, axis: Axes, cell: Sequence[Measurement], split: str) -> None:
-    """What unrelated features would get, the highest over the models, where that was measured."""
-    layers = _layers(report, cell)
-    floors = _measured(report.find("cka_floor", split=split, note=None))
-    values = {
-        layer: [each.value for each in floors if each.layer == layer and each.value is not None] for layer in layers
-    }
-    line = [(x, max(values[layer])) for x, layer in enumerate(layers) if values[layer]]
-    if line:
-        axis.plot([x for x, _ in line], [y for _, y in line], label="unrelated features", **GUIDE)
-
-
-def _chance(axis: Axes, cell: Iterable[Measurement]) -> None:
-    chance = next((each.chance for each in cell if each.chance is not None), None)
-    if chance is not None:
-        axis.axhline(chance, label="chance", **GUIDE)
-
-
-def _finish(report: AuditReport, figure: Figure, axes: list[list[Axes]]) -> None:
-    """One legend for all panels: the models in the order of the report, then the guides."""
-    handles: dict[str, Any] = {}
-    for axis in (axis for row in axes for axis in row):
-        handles |= dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
-    names = [name for name in [*report.models, "unrelated features", "chance"] if name in handles]
-    _legend(figure, [handles[n] for n in names], [_short(model_label(n), 28) for n in names], "outside upper center")
-
-
-def _legend(figure: Figure, handles: Sequence[Any], labels: list[str], place: Any) -> None:
-    """A legend of as few rows as fit the width."""
-
-    def width(columns: int) -> int:
-        rows = -(-len(labels) // columns)
-        return sum(max(map(len, labels[k : k + rows])) + 7 for k in range(0, len(labels), rows))
-
-    columns = next((n for n in range(len(labels), 1, -1) if width(n) <= 96), 1)
-    figure.legend(handles, labels, loc=place, ncols=columns, frameon=False, handlelength=2.8, columnspacing=1.2)
-
-
-def _ticks(axis: Axes, ticks: list[int], labels: list[str], slanted: bool) -> None:
-    axis.set_xticks(ticks, labels)
-    if slanted:
-        axis.tick_params(axis="x", rotation=40)
-        for label in axis.get_xticklabels():
-            label.set(ha="right", rotation_mode="anchor")
-
-
-def _style(report: AuditReport, name: str) -> dict[str, Any]:
-    info = report.models.get(name)
-    role = info.role if info else "unlearned"
-    if role in STYLES:
-        return dict(STYLES[role])
-    others = [each for each, info in report.models.items() if info.role not in STYLES]
-    order = others.index(name) if name in others else 0
-    return {key: values[order % len(values)] for key, values in OTHERS.items()}
 
 
 def _left_out(report: AuditReport) -> list[str]:
@@ -466,12 +350,6 @@ def _tile(axis: Axes, image: Any, label: str) -> None:
     axis.set_xlabel(label, fontsize=8, labelpad=2)
 
 
-def _short(name: str, width: int = 20) -> str:
-    """The first of the names that a class goes by, cut to so many characters."""
-    name = name.split(",")[0].strip()
-    return name if len(name) <= width else name[: width - 1].rstrip() + "…"
-
-
 def _few(names: Sequence[str], limit: int = 3) -> str:
-    text = ", ".join(_short(name, 14) for name in names[:limit])
+    text = ", ".join(short_name(name, 14) for name in names[:limit])
     return text if len(names) <= limit else f"{text} and {len(names) - limit} more"

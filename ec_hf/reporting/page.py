@@ -13,7 +13,8 @@ import jinja2
 from ec_hf.auditing.report import AuditReport
 from ec_hf.files import write_text
 from ec_hf.metrics import METRICS
-from ec_hf.reporting.figures import CAPTIONS, draw, render
+from ec_hf.reporting.drawing import render
+from ec_hf.reporting.figures import CAPTIONS, draw
 from ec_hf.reporting.findings import Finding, by_model
 from ec_hf.reporting.labels import ARROWS, metric_title, model_label, split_label
 from ec_hf.reporting.tables import layer_tables, main_table, output_table, signal_tables

@@ -13,7 +13,8 @@ from matplotlib.text import Text
 from PIL import Image
 
 from ec_hf import AuditReport
-from ec_hf.reporting.figures import CAPTIONS, draw, render, save_figures
+from ec_hf.reporting.drawing import render
+from ec_hf.reporting.figures import CAPTIONS, draw, save_figures
 
 SMALL = ("original", "unlearned", "retrained")
 

@@ -1,0 +1,182 @@
+"""How every figure is drawn: page, colours, lines over the layers, ticks and legends.
+
+The figures themselves are in `ec_hf.reporting.figures`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from ec_hf.auditing.report import AuditReport, Measurement
+from ec_hf.reporting.labels import layer_label, model_label
+from ec_hf.reporting.reading import MEAN, layer_order
+
+__all__ = [
+    "RC",
+    "STYLES",
+    "WIDTH",
+    "draw_chance",
+    "draw_curves",
+    "draw_floor",
+    "draw_legend",
+    "legend_of_models",
+    "new_axes",
+    "of_layers",
+    "render",
+    "set_ticks",
+    "short_name",
+    "style_of",
+]
+
+WIDTH = 7.0  # inches; shown at 700 pixels a point of type is then 1.4 pixels high
+# Okabe and Ito's colours, told apart by people with any colour vision; line and marker do it in gray.
+STYLES: dict[str, dict[str, Any]] = {
+    "original": {"color": "#000000", "linestyle": "-", "marker": "o"},
+    "retrained": {"color": "#009E73", "linestyle": "--", "marker": "s", "linewidth": 2.4},
+    "floor": {"color": "#7F7F7F", "linestyle": ":", "marker": None},
+}
+OTHERS: dict[str, tuple] = {  # of different lengths: 140 models before two look the same
+    "color": ("#D55E00", "#0072B2", "#CC79A7", "#E69F00", "#56B4E9"),
+    "linestyle": ("-", "-.", (0, (5, 1)), (0, (3, 1, 1, 1))),
+    "marker": ("^", "D", "v", "P", "X", "<", ">"),
+}
+GUIDE: dict[str, Any] = {"color": "#7F7F7F", "linewidth": 1, "linestyle": (0, (6, 3)), "zorder": 1}
+RC: Any = {
+    "font.size": 9,
+    "axes.titlesize": 9.5,
+    "axes.labelsize": 9,
+    "xtick.labelsize": 8.5,
+    "ytick.labelsize": 8.5,
+    "legend.fontsize": 8.5,
+    "lines.markersize": 4.5,
+    "lines.linewidth": 1.7,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "svg.hashsalt": "ec_hf",  # the same report gives the same file
+}
+MAX_TICKS = 11
+
+
+def render(figure: Figure, target: Any, kind: str | None = None) -> None:
+    """Writes a figure to a file or a binary stream; the same figure gives the same bytes."""
+    kind = kind or Path(target).suffix[1:]
+    with matplotlib.rc_context(RC):
+        figure.savefig(target, format=kind, dpi=200, metadata={"Date": None} if kind == "svg" else {})
+
+
+def new_axes(rows: int, columns: int, height: float, extra: float = 0.4) -> tuple[Figure, list[list[Axes]]]:
+    """A figure of `rows` by `columns` panels, each `height` inches high, with `extra` inches for the legend."""
+    figure = Figure(figsize=(WIDTH, rows * height + extra), layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False).tolist()
+
+
+def of_layers(measurements: Iterable[Measurement]) -> list[Measurement]:
+    """The measurements that have a layer and a value."""
+    return [each for each in measurements if each.layer is not None and each.value is not None]
+
+
+def draw_curves(report: AuditReport, axis: Axes, cell: Sequence[Measurement]) -> None:
+    """One line for each model over the layers, with its interval as a band."""
+    layers = _layers(report, cell)
+    for name in report.models:
+        rows = {each.layer: each for each in cell if each.model == name}
+        line: list[tuple[int, Any]] = [(x, rows[layer]) for x, layer in enumerate(layers) if layer in rows]
+        if not line:
+            continue
+        style = style_of(report, name)
+        if len(line) == 1:
+            style["marker"] = style["marker"] or "_"  # a single layer makes no line
+        every = -(-len(line) // 13)  # markers of many layers would hide the line
+        axis.plot([x for x, _ in line], [each.value for _, each in line], label=name, markevery=every, **style)
+        band = [(x, each.low, each.high) for x, each in line if each.low is not None and each.high is not None]
+        if band:
+            xs, lows, highs = zip(*band, strict=True)
+            strong = name.startswith(MEAN)  # the band of retraining is what the other lines are read against
+            axis.fill_between(xs, lows, highs, color=style["color"], alpha=0.35 if strong else 0.15, linewidth=0)
+    step = -(-len(layers) // MAX_TICKS)
+    ticks = list(range(0, len(layers), step))
+    if layers and layers[-1] == "logits":
+        ticks = [k for k in ticks if k <= len(layers) - 1 - step] + [len(layers) - 1]
+    labels = [layer_label(layers[k]) for k in ticks]
+    set_ticks(axis, ticks, labels, slanted=sum(map(len, labels)) > 40)
+    axis.set_xlabel("hidden state, shallow to deep")
+    axis.set_ylim(min([-0.03, *(each.value - 0.03 for each in cell if each.value is not None)]), 1.03)
+    axis.grid(axis="y", color="#DDDDDD", linewidth=0.6)
+
+
+def _layers(report: AuditReport, cell: Sequence[Measurement]) -> list[str]:
+    present = {each.layer for each in cell}
+    return [layer for layer in layer_order(report) if layer in present]
+
+
+def draw_floor(report: AuditReport, axis: Axes, cell: Sequence[Measurement], split: str) -> None:
+    """What unrelated features would get, the highest over the models, where that was measured."""
+    layers = _layers(report, cell)
+    floors = of_layers(report.find("cka_floor", split=split, note=None))
+    values = {
+        layer: [each.value for each in floors if each.layer == layer and each.value is not None] for layer in layers
+    }
+    line = [(x, max(values[layer])) for x, layer in enumerate(layers) if values[layer]]
+    if line:
+        axis.plot([x for x, _ in line], [y for _, y in line], label="unrelated features", **GUIDE)
+
+
+def draw_chance(axis: Axes, cell: Iterable[Measurement]) -> None:
+    """A guide where guessing would get, where the measurements tell it."""
+    chance = next((each.chance for each in cell if each.chance is not None), None)
+    if chance is not None:
+        axis.axhline(chance, label="chance", **GUIDE)
+
+
+def legend_of_models(report: AuditReport, figure: Figure, axes: list[list[Axes]]) -> None:
+    """One legend for all panels: the models in the order of the report, then the guides."""
+    handles: dict[str, Any] = {}
+    for axis in (axis for row in axes for axis in row):
+        handles |= dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
+    names = [name for name in [*report.models, "unrelated features", "chance"] if name in handles]
+    draw_legend(
+        figure, [handles[n] for n in names], [short_name(model_label(n), 28) for n in names], "outside upper center"
+    )
+
+
+def draw_legend(figure: Figure, handles: Sequence[Any], labels: list[str], place: Any) -> None:
+    """A legend of as few rows as fit the width."""
+
+    def width(columns: int) -> int:
+        rows = -(-len(labels) // columns)
+        return sum(max(map(len, labels[k : k + rows])) + 7 for k in range(0, len(labels), rows))
+
+    columns = next((n for n in range(len(labels), 1, -1) if width(n) <= 96), 1)
+    figure.legend(handles, labels, loc=place, ncols=columns, frameon=False, handlelength=2.8, columnspacing=1.2)
+
+
+def set_ticks(axis: Axes, ticks: list[int], labels: list[str], slanted: bool) -> None:
+    """Ticks of the horizontal axis and their labels, slanted where they would run into each other."""
+    axis.set_xticks(ticks, labels)
+    if slanted:
+        axis.tick_params(axis="x", rotation=40)
+        for label in axis.get_xticklabels():
+            label.set(ha="right", rotation_mode="anchor")
+
+
+def style_of(report: AuditReport, name: str) -> dict[str, Any]:
+    """Colour, line and marker of a model: the same in every figure of a report."""
+    info = report.models.get(name)
+    role = info.role if info else "unlearned"
+    if role in STYLES:
+        return dict(STYLES[role])
+    others = [each for each, info in report.models.items() if info.role not in STYLES]
+    order = others.index(name) if name in others else 0
+    return {key: values[order % len(values)] for key, values in OTHERS.items()}
+
+
+def short_name(name: str, width: int = 20) -> str:
+    """The first of the names that a class goes by, cut to so many characters."""
+    name = name.split(",")[0].strip()
+    return name if len(name) <= width else name[: width - 1].rstrip() + "…"
