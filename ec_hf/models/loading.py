@@ -17,7 +17,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATIO
 from ec_hf.data.columns import shown
 from ec_hf.files import CONFIG, first_line, local_folder
 
-__all__ = ["load_model", "new_like", "require_finite", "weights_hash"]
+__all__ = ["load_base", "load_model", "new_like", "require_finite", "weights_hash"]
 
 
 def load_model(
@@ -121,6 +121,19 @@ def new_like(model: Any) -> Any:
         own = timm.create_model(config.architecture, num_classes=config.num_labels, **(config.model_args or {}))
         new.timm_model.load_state_dict(own.state_dict())
     return new
+
+
+def load_base(name_or_path: str | Path) -> dict[str, torch.Tensor]:
+    """Weights and buffers of a pretrained checkpoint, whatever its head is, by their names in a classifier.
+
+    Args:
+        name_or_path: as for `load_model`; the checkpoint need not be a classifier.
+
+    Raises:
+        OSError: the Hub has no such model, or does not give it.
+    """
+    model = AutoModelForImageClassification.from_pretrained(_model_source(name_or_path), dtype=torch.float32)
+    return model.state_dict()
 
 
 def _model_source(name_or_path: str | Path) -> str:
