@@ -9,13 +9,21 @@ from itertools import combinations
 
 import numpy as np
 
-from ec_hf.auditing.collected import BySplit, Collected
+from ec_hf.auditing.collected import BySplit, Collected, Shadows
 from ec_hf.auditing.measures.cka import cka_of_pair, features_of_pair
-from ec_hf.auditing.measures.membership import SCORES, held_out_splits, scores_of
+from ec_hf.auditing.measures.membership import (
+    ENOUGH_FOR_TPR,
+    SCORES,
+    Sides,
+    attack_sides,
+    held_out_splits,
+    population_sides,
+    scores_of,
+)
 from ec_hf.auditing.measures.probes import LayerHits
 from ec_hf.auditing.question import Question
 from ec_hf.auditing.report import RelearningCurve
-from ec_hf.metrics import class_matched, relearning_area
+from ec_hf.metrics import class_matched, membership_tpr, relearning_area
 from ec_hf.metrics.half_sample_cka import half_sample_values
 from ec_hf.metrics.membership import placements
 from ec_hf.metrics.position import area_covariance, mean_covariance
@@ -25,7 +33,7 @@ __all__ = ["Compared", "compared", "forget_split"]
 
 OUTPUTS = {"accuracy": "hit", "confidence": "confidence"}
 """Metric -> figure of each image whose mean it is."""
-HALVES = 100
+HALVES, RESAMPLES = 100, 200
 
 Pair = tuple[str, str]
 
@@ -71,7 +79,11 @@ def forget_split(question: Question) -> str:
 
 
 def compared(
-    collected: BySplit, hits: Sequence[LayerHits], curves: Iterable[RelearningCurve], question: Question
+    collected: BySplit,
+    hits: Sequence[LayerHits],
+    curves: Iterable[RelearningCurve],
+    question: Question,
+    shadows: Shadows | None = None,
 ) -> list[Compared]:
     """All measurements that put models between the original and the retrained ones.
 
@@ -80,11 +92,13 @@ def compared(
         hits: what a linear probe and k-NN get right.
         curves: of relearning, if that was asked for.
         question: what is asked, with at least one retrained model.
+        shadows: what shadow models showed, if any were given.
     """
     rows = [
         *_outputs(collected, question),
         *_layers(hits, question),
         *_membership(collected, question),
+        *_attacks(collected, question, shadows),
         *_similarity(collected, question),
         *_relearning(curves, question),
     ]
@@ -156,6 +170,41 @@ def _membership(collected: BySplit, question: Question) -> Iterator[Compared]:
         kept = _areas(collected, question, ("retain_train", ("retain_test",)), figure, sign)
         noise = _noise_of_two(*kept[:2], question) if kept else None
         yield Compared(metric, "forget_train", None, values, covariance, count, noise=noise)
+
+
+def _attacks(collected: BySplit, question: Question, shadows: Shadows | None) -> Iterator[Compared]:
+    """LiRA and the population attack on forgotten rows, by area and by the members found at 1 % false alarms."""
+    if question.whole_classes:
+        return
+    for metric, sides in attack_sides(collected, question, shadows).items():
+        noise = None
+        if metric == "mia_population":
+            kept = population_sides(collected, question, "retain_train", ("retain_test",))
+            noise = _noise_of_two(*_area_of(kept), question) if kept else None
+        values, covariance = _area_of(sides)
+        count = len(next(iter(sides.values()))[0])
+        yield Compared(metric, "forget_train", None, values, covariance, count, noise=noise)
+        if count >= ENOUGH_FOR_TPR:
+            found = {model: membership_tpr(*scores) for model, scores in sides.items()}
+            spread = _tail_covariance(sides, question.seed)
+            yield Compared(f"{metric}_tpr", "forget_train", None, found, spread, count)
+
+
+def _area_of(sides: Sides) -> tuple[dict[str, float], np.ndarray]:
+    """Areas under the ROC curves by model, and how they vary together with the images."""
+    placed = {model: placements(*scores) for model, scores in sides.items()}
+    members, others = (np.stack([each[side] for each in placed.values()], axis=1) for side in (0, 1))
+    return dict(zip(placed, members.mean(axis=0).tolist(), strict=True)), area_covariance(members, others)
+
+
+def _tail_covariance(sides: Sides, seed: int) -> np.ndarray:
+    """How the shares of members found vary together with the images, by the paired bootstrap."""
+    draw, drawn = np.random.default_rng(seed), []
+    count = len(next(iter(sides.values()))[0])
+    for _ in range(RESAMPLES):
+        first, second = draw.integers(count, size=(2, count))
+        drawn.append([membership_tpr(members[first], others[second]) for members, others in sides.values()])
+    return np.atleast_2d(np.cov(drawn, rowvar=False))
 
 
 def _areas(

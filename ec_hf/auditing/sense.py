@@ -14,7 +14,7 @@ from ec_hf.auditing.collected import BySplit
 from ec_hf.auditing.report import ModelInfo
 from ec_hf.data.fingerprint import fingerprint
 
-__all__ = ["check_models", "features_without_sense", "splits_without_sense"]
+__all__ = ["check_models", "features_without_sense", "same_weights", "splits_without_sense"]
 
 LEAST_IMAGES = 8
 """With fewer, no family of signals can tell any two models apart: seven hits in a row are not rare enough."""
@@ -33,7 +33,7 @@ def check_models(models: Mapping[str, tuple[PreTrainedModel, ModelInfo]]) -> lis
     notes = []
     for (first, (a, of_first)), (second, (b, of_second)) in combinations(models.items(), 2):
         roles = {of_first.role, of_second.role}
-        if "floor" in roles or not _same_weights(a, b):
+        if "floor" in roles or not same_weights(a, b):
             continue
         if roles in ({"original", "retrained"}, {"retrained"}):
             why = "it saw the forget set" if "original" in roles else "their spread would be 0"
@@ -100,7 +100,8 @@ def features_without_sense(collected: BySplit) -> list[str]:
     return notes
 
 
-def _same_weights(first: PreTrainedModel, second: PreTrainedModel) -> bool:
+def same_weights(first: PreTrainedModel, second: PreTrainedModel) -> bool:
+    """Whether two models have the same parameters and buffers, by name and to the last bit."""
     ours, theirs = first.state_dict(), second.state_dict()
     return ours.keys() == theirs.keys() and all(
         weight.shape == theirs[name].shape and torch.equal(weight.cpu(), theirs[name].cpu())

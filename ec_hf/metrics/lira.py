@@ -67,7 +67,9 @@ def lira_scores(
         return _log_normal(target, own.mean(axis=1), _spread(own)) - _log_normal(target, mean, spread)
     rows = np.asarray(members, dtype=int)
     if len(rows) < 4:
-        raise ValueError(f"members holds {len(rows)} rows: expected at least four, to read from them what training does.")
+        raise ValueError(
+            f"members holds {len(rows)} rows: expected at least four, to read from them what training does."
+        )
     own = _table(inside, "inside", len(rows), least=1)
     slope, start = _line(mean[rows], own.mean(axis=1))
     deviation = own - (start + slope * mean[rows])[:, None]

@@ -631,6 +631,19 @@ SWAPPED = {"id2label": {0: "bee", 1: "ant", 2: "cat", 3: "dog", 4: "elk"}}
             ValueError,
             "cannot take",
         ),
+        ({"shadows": lambda: {"inside": []}}, ValueError, "shadows: 'inside' is no side"),
+        ({"shadows": lambda: [3]}, TypeError, "shadows: expected PreTrainedModels or their names, got int"),
+        (
+            {"shadows": lambda: [make_model("ViT", seed=0)]},
+            ValueError,
+            r"shadow 1 \(out\) and original have the same weights: a model that is judged cannot be its own shadow",
+        ),
+        (
+            {"shadows": lambda: [make_model("ViT", seed=5), make_model("ViT", seed=5)]},
+            ValueError,
+            r"shadow 2 \(out\) shows the same as another shadow model",
+        ),
+        ({"shadows": lambda: [relabelled(num_labels=4)]}, ValueError, "has 4 labels, the original 5"),
         ({"processor": lambda: None}, ValueError, "no image processor"),
         ({"processor": lambda: {"orignal": make_processor()}}, ValueError, "no model 'orignal'"),
         ({"request": lambda: ForgetRequest(classes=["crocodile"])}, ValueError, "crocodile"),
@@ -704,3 +717,72 @@ def test_rows_beside_whole_classes_are_said_not_to_be_judged(whole):
     mixed = ForgetRequest(classes=["ant", "bee"], rows=[2, 7])
     report = run(*whole.models.values(), train=whole.train, request=mixed)
     assert any("the signals judge the whole classes alone" in note for note in report.notes)
+
+
+ROWS = ForgetRequest(rows=list(range(30)))
+
+
+def attacks(report, metric):
+    return {each.model: each for each in report.find(metric)}
+
+
+def test_forgotten_rows_are_attacked_by_class_thresholds_without_other_models():
+    report = run(request=ROWS)
+    found = attacks(report, "mia_population")
+    assert set(found) == {"original", "unlearned"}
+    assert all(each.low <= each.value <= each.high and each.count == 25 for each in found.values())
+    tails = attacks(report, "mia_population_tpr")
+    assert tails["original"].note == "of 25 held-out images none may be a false alarm"
+    assert not attacks(report, "mia_lira") and not attacks(run(), "mia_population")
+
+
+def test_unseen_images_of_the_classes_of_forgotten_rows_are_their_target(whole):
+    ants = [k for k, label in enumerate(whole.train["label"]) if label == 0][:9]
+    bees = [k for k, label in enumerate(whole.train["label"]) if label == 1][:3]
+    request = ForgetRequest(rows=[*ants, *bees])
+    report = run(*whole.models.values(), train=whole.train, test=whole.test, request=request)
+    for name, model in whole.models.items():
+        found = next(report.find("accuracy_matched", model=name))
+        logits, _ = direct(model, whole.test)
+        hits, labels = (logits.argmax(-1).numpy() == whole.test["label"]), np.array(whole.test["label"])
+        assert found.value == pytest.approx(0.75 * hits[labels == 0].mean() + 0.25 * hits[labels == 1].mean())
+        assert found.split == "retain_test" and found.count == 20
+    assert "not chance, but what a model gets on images of the same classes" in " ".join(report.references)
+    assert not list(whole.report.find("accuracy_matched"))
+
+
+def test_shadow_models_attack_the_forgotten_rows_and_are_no_models_of_the_report(whole):
+    others = [make_model("ViT", seed=seed) for seed in (11, 12, 13)]
+    report = run(
+        *whole.models.values(), train=whole.train, request=ROWS, shadows={"out": others[:2], "in": others[2:]}
+    )
+    assert set(report.models) == {"original", "unlearned", "retrained"}
+    assert set(attacks(report, "mia_lira")) == set(report.models)
+    assert {"mia_lira", "mia_population"} <= {signal.metric for signal in report.signals}
+    assert not any(signal.metric.endswith("_tpr") for signal in report.signals)  # too few images for 1 %
+    assert "2 trained without the forget set, beside the retrained ones, and 1 trained with it" in " ".join(
+        report.references
+    )
+
+
+def test_a_retrained_model_is_no_shadow_of_its_own(whole):
+    other = make_model("ViT", seed=11)
+    report = run(*whole.models.values(), train=whole.train, request=ROWS, shadows=[other])
+    assert set(attacks(report, "mia_lira")) == {"original", "unlearned"}
+    assert "LiRA needs 2 models that were trained without the forget set" in " ".join(report.notes)
+    assert "mia_lira" not in {signal.metric for signal in report.signals}
+    several = [whole.models["retrained"], other, make_model("ViT", seed=12)]
+    report = run(whole.models["original"], whole.models["unlearned"], several, train=whole.train, request=ROWS)
+    assert "mia_lira" in {signal.metric for signal in report.signals}  # three retrained models are enough
+
+
+def test_shadow_models_tell_a_model_that_learnt_the_rows_by_heart():
+    train, test = make_images(60), make_images(100, seed=1)
+    noisy = np.random.default_rng(0).permutation(5)[np.array(train["label"][:30])]  # labels that no image shows
+    train = train.map(lambda row, i: {"label": int(noisy[i]) if i < 30 else row["label"]}, with_indices=True)
+    kept = train.select(range(30, 60))
+    original, retrained = trained(train, 0), [trained(kept, seed) for seed in (1, 2, 3)]
+    shadows = {"out": [trained(kept, 4), trained(kept, 5)], "in": [trained(train, seed) for seed in (6, 7)]}
+    report = run(original, retrained[0], retrained[1:], train=train, test=test, request=ROWS, shadows=shadows)
+    found = attacks(report, "mia_lira")
+    assert found["original"].value > found["unlearned"].value + 0.1

@@ -23,7 +23,7 @@ def test_golden_logit_of_the_confidence():
     assert logit_confidence([LN2, -math.log(0.9), -math.log(0.1)]) == pytest.approx([0, math.log(9), -math.log(9)])
     assert logit_confidence([0.0])[0] == pytest.approx(36.04, abs=0.01)
     assert np.isfinite(logit_confidence([0.0, 1e-300, 800.0])).all()
-    with pytest.raises(ValueError, match="losses holds -1.0"):
+    with pytest.raises(ValueError, match=r"losses holds -1\.0"):
         logit_confidence([-1.0])
 
 
