@@ -29,7 +29,7 @@ from ec_hf.auditing.quantization import int8_accuracies
 from ec_hf.auditing.question import Question, kept_rows
 from ec_hf.auditing.relearning import relearning_curves
 from ec_hf.auditing.report import AuditReport, Measurement, RelearningCurve, Signal, Status, overall
-from ec_hf.auditing.sense import features_without_sense
+from ec_hf.auditing.sense import features_without_sense, models_without_sense
 from ec_hf.auditing.signals import FAMILY_ALPHA, signals_of
 from ec_hf.auditing.subjects import Subject
 from ec_hf.distributed import spread
@@ -131,7 +131,15 @@ def answer(
             "classes": list(question.whole_classes),
         },
         references=[*_references(question), *([] if question.whole_classes else [ROWS]), *_shadow_reference(shadows)],
-        notes=[*notes, *empty, *not_recovered, *not_measured, *features_without_sense(collected), *not_told],
+        notes=[
+            *notes,
+            *empty,
+            *models_without_sense(collected, question),
+            *not_recovered,
+            *not_measured,
+            *features_without_sense(collected),
+            *not_told,
+        ],
         retained=retained_classes(collected, question),
         confusion=confusion(collected, question),
         relearning=curves,

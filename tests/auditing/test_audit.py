@@ -25,6 +25,7 @@ from ec_hf.metrics import infonce, linear_cka
 from ec_hf.models.points import hidden_state_kwargs
 
 REQUEST = ForgetRequest(classes=["bee", "dog"])
+ROWS = ForgetRequest(rows=list(range(30)))
 FAST = {"embedding": False, "int8": False, "seed": 3}
 
 
@@ -351,6 +352,37 @@ def test_splits_of_the_same_images_and_of_one_image_are_noted():
     notes = " ".join(run(test=5, request=ForgetRequest(classes=["bee"])).notes)
     assert "forget_test has 1 image: too few" in notes
     assert not any("same images" in note or "too few" in note for note in run(test=50).notes)
+
+
+def test_images_that_stand_in_two_splits_are_noted_whatever_their_order():
+    images = make_images(40)
+    notes = " ".join(run(train=images, test=images.shuffle(seed=3)).notes)
+    assert "16 images of forget_train stand in forget_test too" in notes
+    assert "24 images of retain_train stand in retain_test too" in notes
+    some = concatenate_datasets([make_images(30, seed=1), images.select([1])])
+    notes = run(train=images, test=some).notes
+    assert [note for note in notes if "1 image of forget_train stands in forget_test too" in note]
+    assert not any("too, as far as" in note for note in run(train=images).notes)
+
+
+def test_an_original_that_knows_nothing_and_a_retrained_model_that_knows_are_noted():
+    train, test = make_images(120), make_images(120, seed=1)
+    kept = train.filter(lambda row: row["label"] not in (1, 3))
+    original, other, retrained = trained(train, 0), trained(train, 1), trained(kept, 2)
+    notes = " ".join(run(original, other, other_seed := trained(train, 3), train=train, test=test).notes)
+    assert "retrained names" in notes and "a retrained model never saw these classes: is it the right" in notes
+    assert "no better than guessing" not in notes
+    notes = " ".join(run(retrained, other, trained(kept, 4), train=train, test=test).notes)
+    assert "original names 0.0 % of the forget_test images right (guessing: 20.0 %), which is no better" in notes
+    assert "never saw these classes" not in notes
+    rows = run(original, other, other_seed, train=train, test=test, request=ROWS)
+    assert "never saw these classes" not in " ".join(rows.notes)
+
+
+def test_a_single_kept_class_and_few_retained_images_are_noted():
+    notes = " ".join(run(test=5, request=ForgetRequest(classes=["ant", "bee", "cat", "dog"])).notes)
+    assert "All retained images are of one class, elk" in notes
+    assert "retain_test has 1 image: too few to tell what a model has kept" in notes
 
 
 def test_layers_of_nan_or_of_one_value_are_noted_and_never_an_all_clear(whole):
@@ -717,9 +749,6 @@ def test_rows_beside_whole_classes_are_said_not_to_be_judged(whole):
     mixed = ForgetRequest(classes=["ant", "bee"], rows=[2, 7])
     report = run(*whole.models.values(), train=whole.train, request=mixed)
     assert any("the signals judge the whole classes alone" in note for note in report.notes)
-
-
-ROWS = ForgetRequest(rows=list(range(30)))
 
 
 def attacks(report, metric):
