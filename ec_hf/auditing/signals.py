@@ -83,6 +83,7 @@ def _signal(row: Compared, model: str, retrained: Sequence[str], noise: Noise, a
         status=status,
         count=row.count,
         note=note,
+        effect=found.effect,
     )
 
 

@@ -368,14 +368,14 @@ def test_images_that_stand_in_two_splits_are_noted_whatever_their_order():
 def test_an_original_that_knows_nothing_and_a_retrained_model_that_knows_are_noted():
     train, test = make_images(120), make_images(120, seed=1)
     kept = train.filter(lambda row: row["label"] not in (1, 3))
-    original, other, retrained = trained(train, 0), trained(train, 1), trained(kept, 2)
-    notes = " ".join(run(original, other, other_seed := trained(train, 3), train=train, test=test).notes)
+    original, other, third, retrained = *(trained(train, seed) for seed in (0, 1, 3)), trained(kept, 2)
+    notes = " ".join(run(original, other, third, train=train, test=test).notes)
     assert "retrained names" in notes and "a retrained model never saw these classes: is it the right" in notes
     assert "no better than guessing" not in notes
     notes = " ".join(run(retrained, other, trained(kept, 4), train=train, test=test).notes)
     assert "original names 0.0 % of the forget_test images right (guessing: 20.0 %), which is no better" in notes
     assert "never saw these classes" not in notes
-    rows = run(original, other, other_seed, train=train, test=test, request=ROWS)
+    rows = run(original, other, third, train=train, test=test, request=ROWS)
     assert "never saw these classes" not in " ".join(rows.notes)
 
 
