@@ -23,6 +23,7 @@ from ec_hf.auditing.measures.membership import (
 from ec_hf.auditing.measures.probes import LayerHits
 from ec_hf.auditing.question import Question
 from ec_hf.auditing.report import RelearningCurve
+from ec_hf.auditing.residual import ResidualKnowledge
 from ec_hf.metrics import class_matched, membership_tpr, relearning_area
 from ec_hf.metrics.half_sample_cka import half_sample_values
 from ec_hf.metrics.membership import placements
@@ -84,6 +85,7 @@ def compared(
     curves: Iterable[RelearningCurve],
     question: Question,
     shadows: Shadows | None = None,
+    residual: Sequence[ResidualKnowledge] = (),
 ) -> list[Compared]:
     """All measurements that put models between the original and the retrained ones.
 
@@ -93,6 +95,7 @@ def compared(
         curves: of relearning, if that was asked for.
         question: what is asked, with at least one retrained model.
         shadows: what shadow models showed, if any were given.
+        residual: what models name around forgotten images, if that was asked for.
     """
     rows = [
         *_outputs(collected, question),
@@ -101,6 +104,7 @@ def compared(
         *_attacks(collected, question, shadows),
         *_similarity(collected, question),
         *_relearning(curves, question),
+        *_residual(residual),
     ]
     needed = {"original", *question.retrained}
     return [row for row in rows if needed <= set(row.values)]
@@ -305,3 +309,16 @@ def _relearning(curves: Iterable[RelearningCurve], question: Question) -> Iterat
         areas = np.array(list(values.values()))
         covariance = np.diag(areas * (1 - areas) / count)
         yield Compared("relearning_area", split, None, values, covariance, count, note=mode)
+
+
+def _residual(found: Sequence[ResidualKnowledge]) -> Iterator[Compared]:
+    """How often points around the forgotten images get their label, mean over the radii: one measurement a kind."""
+    for how in dict.fromkeys(each.how for each in found):
+        some = [each for each in found if each.how == how]
+        means = {model: np.mean([each.named[model] for each in some], axis=0) for model in some[0].named}
+        known = {model: own for model, own in means.items() if np.isfinite(own).all()}
+        if known:
+            table = np.stack(list(known.values()), axis=1)
+            values = dict(zip(known, table.mean(axis=0).tolist(), strict=True))
+            covariance = mean_covariance(table)
+            yield Compared("residual_knowledge", some[0].split, None, values, covariance, len(table), note=how)

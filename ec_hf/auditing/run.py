@@ -29,6 +29,7 @@ from ec_hf.auditing.quantization import int8_accuracies
 from ec_hf.auditing.question import Question, kept_rows
 from ec_hf.auditing.relearning import relearning_curves
 from ec_hf.auditing.report import AuditReport, Measurement, RelearningCurve, Signal, Status, overall
+from ec_hf.auditing.residual import ResidualKnowledge, residual_areas, residual_knowledge
 from ec_hf.auditing.sense import features_without_sense, models_without_sense
 from ec_hf.auditing.signals import FAMILY_ALPHA, signals_of
 from ec_hf.auditing.subjects import Subject
@@ -104,12 +105,16 @@ def answer(
     with clock("forward"):
         collected = look(question, subjects)
     recovered, curves, not_recovered = _recover(question, subjects, clock)
+    residual: list[ResidualKnowledge] = []
+    if question.settings.residual:
+        with clock("residual"):
+            residual = residual_knowledge(question, subjects, forget_split(question))
     with clock("measuring"):
         measured, hits, not_measured = _measure(collected, question, shadows)
         summaries = _summarize([*recovered, *measured], question)
         nearest = retrievals(collected, question, deepest)
     with clock("signals"):
-        signals, not_told = _signals(collected, hits, curves, question, shadows)
+        signals, not_told = _signals(collected, hits, curves, question, shadows, residual)
     picture: dict[str, Any] = {}
     if question.settings.embedding:
         with clock("embedding"):
@@ -117,7 +122,7 @@ def answer(
     return AuditReport(
         models=dict(question.models),
         layers=max((subject.layers[:-1] for subject in subjects.values()), key=len),
-        measurements=[*recovered, *measured, *summaries],
+        measurements=[*recovered, *residual_areas(residual, question), *measured, *summaries],
         signals=signals,
         status=_statuses(signals, collected, question),
         dataset={
@@ -232,11 +237,12 @@ def _signals(
     curves: Sequence[RelearningCurve],
     question: Question,
     shadows: Shadows | None,
+    residual: Sequence[ResidualKnowledge],
 ) -> tuple[list[Signal], list[str]]:
     """Where each measurement puts the unlearned models, and notes on models that it says nothing of."""
     if not question.retrained:
         return [], []
-    rows = compared(collected, hits, curves, question, shadows)
+    rows = compared(collected, hits, curves, question, shadows, residual)
     lost = {
         model: dict.fromkeys(row.metric for row in rows if model not in row.values) for model in question.unlearned
     }

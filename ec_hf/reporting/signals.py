@@ -49,6 +49,7 @@ TOPICS: dict[str, Topic] = {
     "mia_svc_efficacy": "membership",
     "mia_svc_member": "membership",
     "relearning_area": "relearning",
+    "residual_knowledge": "output",
     "knn": "neighbours",
     "linear_probe": "probe",
     "infonce": "probe",
