@@ -38,6 +38,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "fine-tuned on the rest": {"objective": "finetune", "points": "none"},
     "SCRUB": {"objective": "scrub", "points": "none"},
     "SCRUB + EC": {"objective": "scrub"},
+    "SCRUB + calibrated EC": {"objective": "scrub", "calibrated": True},
 }
 
 

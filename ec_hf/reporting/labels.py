@@ -71,10 +71,15 @@ STATUS_WORDS = (
 )
 
 
-def arrow(metric: str, split: str | None = None, reference: str | None = None) -> str:
-    """The better direction: "↓" lower, "↑" higher, "≈" nearer the retrained model, "" for an unknown metric."""
+def arrow(metric: str, split: str | None = None, reference: str | None = None, *, rows: bool = False) -> str:
+    """The better direction: "↓" lower, "↑" higher, "≈" nearer the retrained model, "" for an unknown metric.
+
+    Of forgotten rows of kept classes nothing should be low: they are to be as unseen images of their classes.
+    """
     if metric not in METRICS or metric in CONTROLS:
         return ""
+    if rows and split in ("forget_train", "forget_test") and reference in (None, "original"):
+        return "≈"
     return {"lower": "↓", "higher": "↑"}.get(METRICS[metric].better(split, reference), "≈")
 
 
