@@ -30,7 +30,7 @@ from ec_hf.metrics.membership import placements
 from ec_hf.metrics.position import area_covariance, mean_covariance
 from ec_hf.metrics.training_noise import RETAINED_FREEDOM, Noise, noise_on_retained
 
-__all__ = ["Compared", "compared", "forget_split"]
+__all__ = ["Compared", "attacks_on_rows", "compared", "forget_split"]
 
 OUTPUTS = {"accuracy": "hit", "confidence": "confidence"}
 """Metric -> figure of each image whose mean it is."""
@@ -101,7 +101,7 @@ def compared(
         *_outputs(collected, question),
         *_layers(hits, question),
         *_membership(collected, question),
-        *_attacks(collected, question, shadows),
+        *attacks_on_rows(collected, question, shadows),
         *_similarity(collected, question),
         *_relearning(curves, question),
         *_residual(residual),
@@ -176,8 +176,14 @@ def _membership(collected: BySplit, question: Question) -> Iterator[Compared]:
         yield Compared(metric, "forget_train", None, values, covariance, count, noise=noise)
 
 
-def _attacks(collected: BySplit, question: Question, shadows: Shadows | None) -> Iterator[Compared]:
-    """LiRA and the population attack on forgotten rows, by area and by the members found at 1 % false alarms."""
+def attacks_on_rows(collected: BySplit, question: Question, shadows: Shadows | None) -> Iterator[Compared]:
+    """LiRA and the population attack on forgotten rows, by area and by the members found at 1 % false alarms.
+
+    Args:
+        collected: what the pass collected.
+        question: what is asked; of a request of classes nothing is yielded.
+        shadows: what shadow models showed, if any were given.
+    """
     if question.whole_classes:
         return
     for metric, sides in attack_sides(collected, question, shadows).items():

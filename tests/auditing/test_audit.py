@@ -794,6 +794,19 @@ def test_shadow_models_attack_the_forgotten_rows_and_are_no_models_of_the_report
     )
 
 
+def test_shadow_models_may_be_named_with_in_before_those_that_saw_the_rows(whole, tmp_path):
+    for name, seed in (("a", 11), ("b", 12), ("c", 13)):
+        make_model("ViT", seed=seed).save_pretrained(tmp_path / name)
+        make_processor().save_pretrained(tmp_path / name)
+    names = [str(tmp_path / "a"), str(tmp_path / "b"), f"in={tmp_path / 'c'}"]
+    by_name = run(*whole.models.values(), train=whole.train, request=ROWS, shadows=names)
+    others = [make_model("ViT", seed=seed) for seed in (11, 12, 13)]
+    sides = {"out": others[:2], "in": others[2]}
+    given = run(*whole.models.values(), train=whole.train, request=ROWS, shadows=sides)
+    values = [[each.value for each in report.find("mia_lira")] for report in (by_name, given)]
+    assert values[0] == pytest.approx(values[1])
+
+
 def test_a_retrained_model_is_no_shadow_of_its_own(whole):
     other = make_model("ViT", seed=11)
     report = run(*whole.models.values(), train=whole.train, request=ROWS, shadows=[other])
