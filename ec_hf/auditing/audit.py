@@ -96,7 +96,7 @@ def audit(
         columns = {"image_column": image_column, "label_column": label_column}
         notes = [
             *check_models({name: (each.model, each.info) for name, each in loaded.items()}),
-            *splits_without_sense(given, image_column),
+            *splits_without_sense(given, image_column, chosen.max_images),
         ]
         subjects, limits = subjects_of(loaded, given, pooling=chosen.pooling, **columns)
         collator = subjects["original"].collator

@@ -20,6 +20,7 @@ __all__ = ["check_models", "features_without_sense", "models_without_sense", "sa
 
 LEAST_IMAGES = 8
 """With fewer, no family of signals can tell any two models apart: seven hits in a row are not rare enough."""
+MOST = 10_000
 SHARED = 0.01
 """Share of the smaller split that may stand in another one; data sets of photos hold a few copies."""
 NO_BETTER, BETTER = 0.05, 0.001
@@ -56,15 +57,18 @@ def check_models(models: Mapping[str, tuple[PreTrainedModel, ModelInfo]]) -> lis
     return notes
 
 
-def splits_without_sense(splits: Mapping[str, Dataset], image_column: str | None = None) -> list[str]:
+def splits_without_sense(
+    splits: Mapping[str, Dataset], image_column: str | None = None, most: int | None = None
+) -> list[str]:
     """Notes on splits that hold the same images, all or some of them, and on splits of very few.
 
     Args:
         splits: the images by name of the split.
         image_column: as for `ec_hf.models.inputs.collator_for`.
+        most: how many images of a split are compared with those of another; 10,000 if left out.
     """
     prints = {name: fingerprint(part) for name, part in splits.items() if len(part)}
-    hashes = {name: image_hashes(splits[name], image_column) for name in prints}
+    hashes = {name: image_hashes(splits[name], image_column, most=most or MOST) for name in prints}
     notes = []
     for first, second in combinations(prints, 2):
         shared = len(hashes[first] & hashes[second])

@@ -13,7 +13,7 @@ from datasets import Dataset, Image
 __all__ = ["fingerprint", "image_hashes"]
 
 SAMPLE = 64
-MOST, BATCH = 20_000, 1000
+BATCH = 1000
 
 
 def fingerprint(dataset: Any) -> str | None:
@@ -34,21 +34,22 @@ def fingerprint(dataset: Any) -> str | None:
     return digest.hexdigest()[:16]
 
 
-def image_hashes(dataset: Dataset, image_column: str | None = None) -> set[bytes]:
-    """Hashes of the images of a dataset as they are stored, of up to 20,000 spread over it.
+def image_hashes(dataset: Dataset, image_column: str | None = None, *, most: int = 10_000) -> set[bytes]:
+    """Hashes of the images of a dataset as they are stored.
 
     The same image has the same hash wherever it stands. No image is decoded; images that lie in files count by path.
 
     Args:
         dataset: of data that is no encoded image, such as `pixel_values`, there are no hashes.
         image_column: the column of the images; all such columns if left out.
+        most: of a larger dataset so many rows, spread over it.
     """
     names = [
         name for name, kind in dataset.features.items() if isinstance(kind, Image) and image_column in (None, name)
     ]
     if not names or not len(dataset):
         return set()
-    rows = np.unique(np.linspace(0, len(dataset) - 1, min(MOST, len(dataset))).astype(int))
+    rows = np.unique(np.linspace(0, len(dataset) - 1, min(most, len(dataset))).astype(int))
     stored = dataset.with_format("arrow")
     found: set[bytes] = set()
     for start in range(0, len(rows), BATCH):
