@@ -103,6 +103,9 @@ class AuditArguments:
     original: str | None = _flag("The model before unlearning: Hub id, local folder or timm name.")
     unlearned: list[str] | None = _flag("The model after it; of several each as NAME=ID.")
     retrained: list[str] | None = _flag("A model trained without the forget set, or several of other seeds.")
+    shadows: list[str] | None = _flag(
+        "Other models trained without the forget set, and as in=ID with it, to attack membership with (LiRA)."
+    )
     dataset_name: str | None = _flag("Hub id, local folder, or mnist5k, which comes with the package.")
     dataset_config: str | None = _flag("Configuration of the dataset on the Hub.")
     forget_classes: list[str] | None = _flag("Class names or ids that were to be forgotten.")
@@ -148,6 +151,7 @@ def audit_command(argv: Sequence[str]) -> None:
         what.original,
         _named(what.unlearned),
         retrained=what.retrained or None,
+        shadows=what.shadows,
         splits=splits,
         request=request,
         downstream=load_images(what.downstream_dataset) if what.downstream_dataset else None,

@@ -88,6 +88,9 @@ def test_several_retrained_models_follow_one_flag(inputs, tmp_path, monkeypatch)
         paths = [str(inputs / name) for name in names]
         assert cli.main(["audit", *flags(inputs, tmp_path), *(["--retrained", *paths] if paths else [])]) == 0
         assert given["retrained"] == (paths or None)
+    assert given["shadows"] is None
+    assert cli.main(["audit", *flags(inputs, tmp_path), "--shadows", "A", "in=B"]) == 0
+    assert given["shadows"] == ["A", "in=B"]
 
 
 def test_several_unlearned_models_have_names(inputs):

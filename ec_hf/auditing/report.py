@@ -104,6 +104,8 @@ class Signal:
             lies below the original and the retrained models alike.
         count: number of images.
         note: what tells it from others of the same metric, such as the mode of relearning.
+        effect: how far the original is above the retrained models in standard errors, over images and trainings: how
+            well the signal tells them apart, whatever the unlearned model; None where that is not known.
     """
 
     metric: str
@@ -119,6 +121,7 @@ class Signal:
     status: Status
     count: int
     note: str | None = None
+    effect: float | None = None
 
 
 def overall(signals: Iterable[Signal]) -> Status | None:

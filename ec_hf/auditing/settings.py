@@ -27,6 +27,7 @@ class AuditSettings:
     int8: bool = _setting(True, "Measure the unlearned models with 8-bit weights too.")
     cka_mode: str = _setting("debiased", "uuef: also give CKA as UUEF computes it, to compare with its tables.")
     relearning: bool = _setting(False, "Also measure how fast the forget set is learnt again.")
+    residual: bool = _setting(False, "Also ask whether small changes make forgotten images named again.")
     svc: bool = _setting(False, "Also attack membership with a support vector classifier.")
     idi: bool = _setting(False, "Also estimate the information difference index; needs a retrained model.")
     downstream_features: str = _setting("penultimate", "Features of the k-NN on the downstream set.")

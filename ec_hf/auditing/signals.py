@@ -15,7 +15,10 @@ __all__ = ["FAMILY_ALPHA", "signals_of"]
 
 FAMILY_ALPHA = 0.05
 """In this share of audits one or more signals of a model that was retrained may say that it was not (Bonferroni)."""
-KINDS = {"mia_loss": "membership", "mia_confidence": "membership"}
+KINDS = {
+    **dict.fromkeys(("mia_loss", "mia_confidence", "mia_lira", "mia_population"), "membership"),
+    **dict.fromkeys(("mia_lira_tpr", "mia_population_tpr"), "members found"),
+}
 """Metrics whose noise is estimated together; the others are kinds of their own."""
 
 
@@ -80,6 +83,7 @@ def _signal(row: Compared, model: str, retrained: Sequence[str], noise: Noise, a
         status=status,
         count=row.count,
         note=note,
+        effect=found.effect,
     )
 
 

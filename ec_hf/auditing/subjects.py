@@ -31,6 +31,8 @@ from ec_hf.models.points import (
 __all__ = [
     "Loaded",
     "Subject",
+    "check_finite",
+    "check_labels",
     "info",
     "load_models",
     "model_class_names",
@@ -118,8 +120,8 @@ def load_models(
         by_name = isinstance(given, (str, Path))
         models[name], own_processors[name] = (given, None) if isinstance(given, PreTrainedModel) else load_model(given)
         infos[name] = info(models[name], roles.get(name, "unlearned"), by_name=by_name)
-        _check_finite(name, models[name])
-        _check_labels(name, models[name], models["original"])
+        check_finite(name, models[name])
+        check_labels(name, models[name], models["original"])
     processors = _processors(own_processors, processor)
     loaded = {name: Loaded(model, processors[name], infos[name]) for name, model in models.items()}
     if not several:
@@ -291,12 +293,14 @@ def _points(name: str, model: PreTrainedModel, pixels: Tensor) -> list[Supervisi
         return []
 
 
-def _check_finite(name: str, model: PreTrainedModel) -> None:
+def check_finite(name: str, model: PreTrainedModel) -> None:
+    """Refuses weights that are NaN or infinite."""
     if bad := [key for key, value in model.state_dict().items() if not torch.isfinite(value).all()]:
         raise ValueError(f"{name}: weights that are NaN or infinite, in {shown(bad)}: there is nothing to audit")
 
 
-def _check_labels(name: str, model: PreTrainedModel, original: PreTrainedModel) -> None:
+def check_labels(name: str, model: PreTrainedModel, original: PreTrainedModel) -> None:
+    """Refuses a model that does not classify the classes of the original in the same order."""
     theirs, ours = ({int(k): v for k, v in (each.config.id2label or {}).items()} for each in (model, original))
     counts = model.config.num_labels, original.config.num_labels
     if counts[0] != counts[1]:

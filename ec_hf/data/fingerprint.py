@@ -8,11 +8,12 @@ from pathlib import PurePath
 from typing import Any
 
 import numpy as np
-from datasets import Dataset
+from datasets import Dataset, Image
 
-__all__ = ["fingerprint"]
+__all__ = ["fingerprint", "image_hashes"]
 
 SAMPLE = 64
+BATCH = 1000
 
 
 def fingerprint(dataset: Any) -> str | None:
@@ -31,6 +32,32 @@ def fingerprint(dataset: Any) -> str | None:
         for value in stored.column(name).to_pylist():
             digest.update(f"{name}\n".encode() + _bytes_of(value))
     return digest.hexdigest()[:16]
+
+
+def image_hashes(dataset: Dataset, image_column: str | None = None, *, most: int = 10_000) -> set[bytes]:
+    """Hashes of the images of a dataset as they are stored.
+
+    The same image has the same hash wherever it stands. No image is decoded; images that lie in files count by path.
+
+    Args:
+        dataset: of data that is no encoded image, such as `pixel_values`, there are no hashes.
+        image_column: the column of the images; all such columns if left out.
+        most: of a larger dataset so many rows, spread over it.
+    """
+    names = [
+        name for name, kind in dataset.features.items() if isinstance(kind, Image) and image_column in (None, name)
+    ]
+    if not names or not len(dataset):
+        return set()
+    rows = np.unique(np.linspace(0, len(dataset) - 1, min(most, len(dataset))).astype(int))
+    stored = dataset.with_format("arrow")
+    found: set[bytes] = set()
+    for start in range(0, len(rows), BATCH):
+        table = stored[rows[start : start + BATCH].tolist()]
+        for images in zip(*(table.column(name).to_pylist() for name in names), strict=True):
+            content = b"".join((each["bytes"] or (each["path"] or "").encode()) if each else b"" for each in images)
+            found.add(hashlib.blake2b(content, digest_size=16).digest())
+    return found
 
 
 def _bytes_of(value: Any) -> bytes:

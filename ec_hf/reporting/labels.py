@@ -27,11 +27,14 @@ __all__ = [
 MISSING = "—"
 PERCENT = frozenset({
     "accuracy", "accuracy_masked", "accuracy_int8", "confidence", "linear_probe", "knn", "knn_downstream", "agreement",
-    "mia_svc_efficacy", "mia_svc_member",
+    "mia_svc_efficacy", "mia_svc_member", "mia_lira_tpr", "mia_population_tpr", "accuracy_matched",
+    "residual_knowledge",
 })  # fmt: skip
 SHORT = {
     "accuracy": "accuracy",
     "accuracy_masked": "accuracy, forgotten logits masked",
+    "accuracy_matched": "accuracy on unseen images of their classes",
+    "residual_knowledge": "named after a small change",
     "accuracy_int8": "accuracy after 8-bit quantisation",
     "entropy": "entropy",
     "linear_cka": "CKA",
@@ -43,6 +46,10 @@ SHORT = {
     "knn_downstream": "k-NN, other data set",
     "mia_loss": "membership by loss (AUC)",
     "mia_confidence": "membership by confidence (AUC)",
+    "mia_lira": "membership by shadow models (LiRA, AUC)",
+    "mia_lira_tpr": "members found at 1 % false alarms (LiRA)",
+    "mia_population": "membership by class thresholds (AUC)",
+    "mia_population_tpr": "members found at 1 % false alarms (class thresholds)",
     "mia_svc_efficacy": "MIA-efficacy (SVC)",
     "mia_svc_member": "judged as member (SVC)",
     "idi": "IDI",
@@ -64,10 +71,15 @@ STATUS_WORDS = (
 )
 
 
-def arrow(metric: str, split: str | None = None, reference: str | None = None) -> str:
-    """The better direction: "↓" lower, "↑" higher, "≈" nearer the retrained model, "" for an unknown metric."""
+def arrow(metric: str, split: str | None = None, reference: str | None = None, *, rows: bool = False) -> str:
+    """The better direction: "↓" lower, "↑" higher, "≈" nearer the retrained model, "" for an unknown metric.
+
+    Of forgotten rows of kept classes nothing should be low: they are to be as unseen images of their classes.
+    """
     if metric not in METRICS or metric in CONTROLS:
         return ""
+    if rows and split in ("forget_train", "forget_test") and reference in (None, "original"):
+        return "≈"
     return {"lower": "↓", "higher": "↑"}.get(METRICS[metric].better(split, reference), "≈")
 
 

@@ -25,6 +25,16 @@ LEADS = {
     "mia_confidence": (
         "its confidence tells the {images} from images that it never saw with an AUC of {value} (0.50 is chance)"
     ),
+    "mia_lira": (
+        "shadow models tell the {images} from images that it never saw with an AUC of {value} (0.50 is chance)"
+    ),
+    "mia_population": (
+        "thresholds for each class tell the {images} from images that it never saw with an AUC of {value} (0.50 is "
+        "chance)"
+    ),
+    "mia_lira_tpr": "shadow models find {value} of the {images} as trained on, at 1 % false alarms",
+    "mia_population_tpr": "thresholds for each class find {value} of the {images} as trained on, at 1 % false alarms",
+    "residual_knowledge": "after a small change, {value} of the {images} are named",
 }
 """How a value is told to readers who do not know the metric."""
 OTHER = "the {metric} of the {images} is {value}"
@@ -35,9 +45,11 @@ TOPICS: dict[str, Topic] = {
     "accuracy_int8": "8 bits",
     "mia_loss": "membership",
     "mia_confidence": "membership",
+    **dict.fromkeys(("mia_lira", "mia_lira_tpr", "mia_population", "mia_population_tpr"), "membership"),
     "mia_svc_efficacy": "membership",
     "mia_svc_member": "membership",
     "relearning_area": "relearning",
+    "residual_knowledge": "output",
     "knn": "neighbours",
     "linear_probe": "probe",
     "infonce": "probe",

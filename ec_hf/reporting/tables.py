@@ -25,7 +25,7 @@ from ec_hf.reporting.labels import (
     split_label,
     value_text,
 )
-from ec_hf.reporting.reading import MEAN, forget_split, layer_order, merged, of_role, signals_of
+from ec_hf.reporting.reading import MEAN, forget_split, layer_order, merged, of_role, signals_of, whole_classes
 from ec_hf.reporting.signals import counts_text
 
 __all__ = [
@@ -258,7 +258,7 @@ class _Grid:
 def _layer_table(report: AuditReport, kind: Key) -> Table:
     metric, split, reference, _ = kind
     keys: list[Key] = [(metric, split, reference, layer) for layer in layer_order(report)]
-    table = _table(report, _label(kind), keys, label=lambda key: str(key[3]))
+    table = _table(report, _label(kind, rows=not whole_classes(report)), keys, label=lambda key: str(key[3]))
     chances = {row.chance for row in table.rows} - {MISSING}
     title = f"{table.title} (chance {chances.pop()})" if len(chances) == 1 else table.title
     return replace(table, title=title, metric=metric, split=split)
@@ -285,7 +285,7 @@ def _table(report: AuditReport, title: str, keys: Iterable[Key], label: Callable
         for variant in range(depth):  # several of one kind differ by their notes
             line = [cells[name][variant] if variant < len(cells.get(name, [])) else None for name in models]
             noted = [each for each in line if each and each.note]
-            text = (label or _label)(key)
+            text = label(key) if label else _label(key, rows=not whole_classes(report))
             if depth > 1:
                 text += f", {noted[0].note}" if noted else ""
             else:
@@ -306,12 +306,12 @@ def _key(each: Measurement) -> Key:
     return each.metric, each.split, each.reference, each.layer
 
 
-def _label(key: Key) -> str:
+def _label(key: Key, *, rows: bool = False) -> str:
     metric, split, reference, layer = key
     to = f" to {model_label(reference)}" if reference else ""
     places = [split_label(split) if split else "", layer or ""]
     text = ", ".join([metric_title(metric) + to, *(place for place in places if place)])
-    return f"{text} {arrow(metric, split, reference)}".strip()
+    return f"{text} {arrow(metric, split, reference, rows=rows)}".strip()
 
 
 def _sorted(keys: Iterable[Key]) -> list[Key]:

@@ -45,6 +45,12 @@ OUTPUT: dict[Kind, str] = {
     "not named": "no longer named at the output",
     "unclear": "perhaps no longer named at the output",
 }
+OUTPUT_ON_ROWS: dict[Kind, str] = {
+    "known": "at the output the forgotten rows are still known better than unseen images of their classes",
+    "not named": "at the output the forgotten rows are known worse than unseen images of their classes",
+    "unclear": "at the output the forgotten rows are known no better than unseen images of their classes",
+}
+"""The same where rows of kept classes were forgotten: the answer to an unseen image of the class is the target."""
 IN_ANSWERS_ONLY = "no longer named in its answers, but still known in its scores"
 LAYERS: dict[Kind, str] = {
     "kept": "the layers are close to what they were (superficial)",
@@ -58,6 +64,10 @@ STILL: dict[Topic, str] = {
     "membership": "its losses still tell which images it was trained on",
 }
 NO_TARGET = "without a retrained model it cannot be told how far forgetting should go, nor whether this is enough"
+OF_ROWS = (
+    "Rows of kept classes were forgotten: a model has forgotten them where it treats them as unseen images of the "
+    "same classes, not where it stops naming them."
+)
 BESIDE: dict[Status, str] = {
     "untouched": "not forgotten",
     "under-erased": "not forgotten",
@@ -121,7 +131,7 @@ def headline(report: AuditReport, name: str, judged: Sequence[Finding]) -> Findi
     if kinds.get("rest") == "intact" and not _classes_can_tell(report, name):
         rest += " on average"
     if not of_role(report, "retrained"):
-        kind, text = _without_retrained(kinds)
+        kind, text = _without_retrained(kinds, OUTPUT if whole_classes(report) else OUTPUT_ON_ROWS)
     elif not signals_of(report, name):
         kind, text = "unknown", NO_SIGNAL if report.signals else NOT_JUDGED
     else:
@@ -142,9 +152,9 @@ def _from_signals(report: AuditReport, name: str, judged: Sequence[Finding]) -> 
     return worst, "; ".join(filter(None, [f"{BESIDE[worst]}: {beside[worst]}", by_signals.too_much]))
 
 
-def _without_retrained(kinds: Mapping[Topic, Kind]) -> tuple[Kind, str]:
+def _without_retrained(kinds: Mapping[Topic, Kind], words: Mapping[Kind, str]) -> tuple[Kind, str]:
     at_output, in_layers = kinds.get("output", "unknown"), kinds.get("layers", "unknown")
-    first = OUTPUT.get(at_output, "what the output knows was not measured")
+    first = words.get(at_output, "what the output knows was not measured")
     if at_output != "known" and "scores" in kinds:
         first = IN_ANSWERS_ONLY
     still = [text for topic, text in STILL.items() if topic in kinds]
@@ -161,9 +171,12 @@ def _output(report: AuditReport, name: str) -> Finding | None:
         return None
     whose, target = aim
     original = report.value("accuracy", model="original", split=split)
-    against = [f"{whose} {percent(target)}", *([f"the original {percent(original)}"] if original is not None else [])]
+    against = [
+        f"{whose} {percent(number(target))}",
+        *([f"the original {percent(original)}"] if original is not None else []),
+    ]
     numbers = f"it gets {percent(number(mine))} of the {split_label(split)} images right ({', '.join(against)})"
-    side = above(mine, target)
+    side = above(mine, number(target)) if target.low is None else apart(mine, target)
     if side > 0:
         return Finding(name, "output", "known", f"the output has not forgotten: {numbers}.")
     if whole_classes(report):
@@ -178,17 +191,19 @@ def _output(report: AuditReport, name: str) -> Finding | None:
     return Finding(name, "output", "unclear", f"{alike}: {numbers}.")
 
 
-def _aim_of_accuracy(report: AuditReport, mine: Measurement, name: str) -> tuple[str, float] | None:
+def _aim_of_accuracy(report: AuditReport, mine: Measurement, name: str) -> tuple[str, Measurement] | None:
     """What accuracy on forgotten images is held against, and that accuracy.
 
-    A forgotten class is one that is not named; forgotten rows are named as well as any unseen image.
+    A forgotten class is one that is not named; forgotten rows are named as well as unseen images of their classes.
     """
     if whole_classes(report):
         classes = report.dataset.get("class_names")
-        whose, value = "chance", mine.chance or (1 / len(classes) if classes else None)
-    else:
-        whose, value = "its own on images that it never saw", report.value("accuracy", model=name, split="retain_test")
-    return None if value is None else (whose, value)
+        chance = mine.chance or (1 / len(classes) if classes else None)
+        return None if chance is None else ("chance", Measurement("accuracy", name, chance))
+    if (matched := output(report, "accuracy_matched", name, "retain_test")) is not None:
+        return "its own on images of the same classes that it never saw", matched
+    unseen = output(report, "accuracy", name, "retain_test")
+    return None if unseen is None else ("its own on images that it never saw", unseen)
 
 
 def _rest(report: AuditReport, name: str) -> Finding | None:
@@ -196,6 +211,7 @@ def _rest(report: AuditReport, name: str) -> Finding | None:
     if mine is None or original is None:
         return None
     numbers = f"{percent(mine)} of the retain test images right, the original {percent(original)}"
+    numbers += _classes_of_rows(report, name)
     limit = f"{100 * RETAIN_LOSS:.0f} points"
     lost = _lost_classes(report, name)
     if original - mine > RETAIN_LOSS:
@@ -203,12 +219,33 @@ def _rest(report: AuditReport, name: str) -> Finding | None:
         return Finding(name, "rest", "hurt", f"the rest has suffered: {numbers}, {loss}.")
     if lost:
         return Finding(name, "rest", "hurt", f"single classes have suffered: {lost}; of all, {numbers}.")
+    if _rows_hurt(report, name):
+        return Finding(name, "rest", "hurt", f"the classes of the forgotten rows have suffered: {numbers}.")
     stated = f"a loss of up to {limit} counts as none"
     if _classes_can_tell(report, name):
         known = f"no single class has lost more than chance, as far as {_fewest(report, name)} images of one can tell"
         return Finding(name, "rest", "intact", f"the rest is intact: {numbers} ({stated}; {known}).")
     stated += ", and single classes can have lost more"
     return Finding(name, "rest", "intact", f"the rest is intact on average: {numbers} ({stated}).")
+
+
+def _classes_of_rows(report: AuditReport, name: str) -> str:
+    """Accuracy on unseen images of the classes of forgotten rows, which must stay; "" for a request of classes."""
+    models = {"": name, "the original ": "original"}
+    models |= {f"{model} ": model for model in of_role(report, "retrained")}
+    known = {whose: output(report, "accuracy_matched", model, "retain_test") for whose, model in models.items()}
+    if known[""] is None:
+        return ""
+    told = ", ".join(f"{whose}{percent(number(each))}" for whose, each in known.items() if each)
+    return f"; of unseen images of the forgotten rows' classes {told}"
+
+
+def _rows_hurt(report: AuditReport, name: str) -> bool:
+    """Whether unseen images of the forgotten rows' classes lost more than the limit, and more than chance explains."""
+    mine, original = (output(report, "accuracy_matched", each, "retain_test") for each in (name, "original"))
+    if mine is None or original is None:
+        return False
+    return number(original) - number(mine) > RETAIN_LOSS and above(mine, number(original)) < 0
 
 
 def _lost_classes(report: AuditReport, name: str) -> str:
@@ -356,6 +393,8 @@ def _equal(report: AuditReport, metric: str, others: Sequence[str]) -> str | Non
 
 def _references(report: AuditReport) -> Finding:
     explained = "CKA is the similarity of two models' features of the same images: 1 is the same, 0 is unrelated."
+    if not whole_classes(report):
+        explained += f" {OF_ROWS}"
     if retrained := of_role(report, "retrained"):
         if len(retrained) == 1:
             target = (

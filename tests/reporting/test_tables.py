@@ -107,6 +107,21 @@ def test_arrows_say_which_way_is_better(metric, split, reference, sign):
     assert arrow(metric, split, reference) == sign
 
 
+def test_of_forgotten_rows_of_kept_classes_nothing_is_to_be_low():
+    assert (
+        arrow("accuracy", "forget_train", rows=True)
+        == arrow("linear_cka", "forget_train", "original", rows=True)
+        == "≈"
+    )
+    assert arrow("accuracy", "retain_test", rows=True) == "↑"
+    assert arrow("linear_cka", "forget_train", "retrained", rows=True) == "↑"
+    report = make_report()
+    report.request["classes"] = []
+    assert "accuracy, forget train ≈" in to_markdown(report) and "accuracy, forget test ↓" in to_markdown(
+        make_report()
+    )
+
+
 def test_short_names_are_of_known_metrics_and_all_differ():
     assert set(SHORT) <= set(METRICS)
     names = [SHORT.get(key, METRICS[key].title) for key in METRICS]

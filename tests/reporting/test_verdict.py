@@ -410,8 +410,57 @@ def test_forgotten_rows_without_a_retrained_model_are_held_against_unseen_images
     report.request["classes"] = []
     report = change(report, "accuracy", lambda v, d: 0.5)
     assert found(report, "output").kind == "unclear"
-    worse = change(report, "accuracy", lambda v, d: 0.1, split="forget_test")
+    worse = change(report, "accuracy", lambda v, d: 0.1, split="forget_train")
     assert "worse on what it forgot than on what it never saw" in found(worse, "output").text
+
+
+def of_rows(report: AuditReport, **matched: float) -> AuditReport:
+    """The report as of a request of rows: model -> accuracy on unseen images of the rows' classes, ± 4 points."""
+    known = [
+        Measurement("accuracy_matched", name, value, split="retain_test", low=value - 0.04, high=value + 0.04)
+        for name, value in matched.items()
+    ]
+    request = {**report.request, "classes": []}
+    return replace(report, request=request, measurements=[*report.measurements, *known])
+
+
+def test_the_target_of_forgotten_rows_is_what_unseen_images_of_their_classes_get():
+    report = change(alone(), "accuracy", lambda v, d: 0.55, split="forget_train")
+    report = of_rows(report, unlearned=0.54, original=0.54)
+    output = found(report, "output")
+    assert output.kind == "unclear"
+    assert "its own on images of the same classes that it never saw 54.0 %" in output.text
+    assert (
+        "the forgotten rows are known no better than unseen images of their classes" in found(report, "summary").text
+    )
+    assert "no longer named" not in found(report, "summary").text
+    known = change(report, "accuracy", lambda v, d: 0.95, split="forget_train", model="unlearned")
+    assert found(known, "summary").kind == "known"
+    assert "still known better than unseen images of their classes" in found(known, "summary").text
+    destroyed = change(report, "accuracy", lambda v, d: 0.2, split="forget_train", model="unlearned")
+    assert "known worse than unseen images of their classes" in found(destroyed, "summary").text
+
+
+def test_test_images_that_match_a_request_of_rows_are_not_what_was_forgotten():
+    report = change(alone(), "accuracy", lambda v, d: 0.95, split="forget_train")
+    report = change(of_rows(report), "accuracy", lambda v, d: 0.1, split="forget_test")
+    assert "95.0 % of the forget train images" in found(report, "output").text
+
+
+@pytest.mark.parametrize(("now", "kind"), [(0.2, "hurt"), (0.52, "intact"), (0.55, "intact")])
+def test_the_classes_of_forgotten_rows_must_stay(now, kind):
+    report = of_rows(report_of(), unlearned=now, original=0.54, retrained=0.53)
+    rest = found(report, "rest")
+    assert rest.kind == kind
+    told = f"of unseen images of the forgotten rows' classes {100 * now:.1f} %, the original 54.0 %, retrained 53.0 %"
+    assert told in rest.text
+    assert ("the rest has suffered" in found(report, "summary").text) == (kind == "hurt")
+
+
+def test_what_rows_of_kept_classes_should_come_to_is_said():
+    said = "not where it stops naming them"
+    assert said in text_of(of_rows(report_of())) and said in text_of(of_rows(alone()))
+    assert said not in text_of(report_of())
 
 
 # Of every report
