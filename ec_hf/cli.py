@@ -255,6 +255,9 @@ def push_command(argv: Sequence[str]) -> None:
     )
     parser.add_argument("--license", help="licence id of the Hub; that of the base model if left out")
     parser.add_argument("--readme", help="file with your own card, published as it is")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace files in a repository that ec_hf did not make"
+    )
     parser.add_argument("--export_to", metavar="NEW_FOLDER", help="push nothing: write there what would be published")
     options = vars(parser.parse_args(argv))
     folder, repo_id, destination = (options.pop(name) for name in ("folder", "repo_id", "export_to"))

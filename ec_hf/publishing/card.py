@@ -14,6 +14,7 @@ import jinja2
 
 from ec_hf.auditing.report import AuditReport, Measurement, ModelInfo
 from ec_hf.data.manifests import whole_class_count
+from ec_hf.files import ModelFolder
 from ec_hf.models.finish import UNREACHABLE
 from ec_hf.models.points import SupervisionPoint
 from ec_hf.publishing.contents import (
@@ -28,6 +29,7 @@ from ec_hf.publishing.contents import (
 )
 from ec_hf.publishing.licenses import LICENSES
 from ec_hf.publishing.metadata import check_card, metadata
+from ec_hf.publishing.weights import require_finite
 from ec_hf.reporting.figures import CAPTIONS
 from ec_hf.reporting.findings import by_model
 from ec_hf.reporting.labels import ARROWS, MISSING, interval_text, model_label, split_label, value_text
@@ -113,8 +115,9 @@ def card(
 
     Raises:
         FileNotFoundError: for a folder without config.json.
-        ValueError: for a file that cannot be read, an unknown licence or detail.
+        ValueError: for a file that cannot be read, weights that are NaN or infinite, an unknown licence or detail.
     """
+    require_finite(ModelFolder(folder))
     if license is not None and license not in LICENSES:
         close = difflib.get_close_matches(license, LICENSES, n=3, cutoff=0.3)
         raise ValueError(f"license={license!r} is no licence id of the Hub; close ones: {', '.join(close) or 'other'}")
@@ -294,7 +297,9 @@ def _checked_again(report: AuditReport | None, number: int) -> str:
     if report is None:
         return "no"
     again = next(report.find("accuracy", model=unlearned_name(report), split=f"request {number}"), None)
-    return f"{_cell(again)} classified right" if again else "no"
+    if again is None:
+        return "no"
+    return f"no: {again.note}" if again.value is None else f"{_cell(again)} classified right"
 
 
 def _method(record: Mapping[str, Any]) -> str:
