@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypedDict, get_args
@@ -269,6 +269,8 @@ class AuditReport:
         Raises:
             ValueError: another schema version, unknown keys, or a value of another type than the report has there.
         """
+        if not isinstance(data, Mapping):
+            raise ValueError(f"this is no audit report: expected an object, found {type(data).__name__}")
         version = data.get("schema_version")
         if type(version) is not int or version not in READABLE:
             raise ValueError(

@@ -34,6 +34,7 @@ from ec_hf.reporting.figures import CAPTIONS
 from ec_hf.reporting.findings import by_model
 from ec_hf.reporting.labels import ARROWS, MISSING, interval_text, model_label, split_label, value_text
 from ec_hf.reporting.markdown import escaped, table
+from ec_hf.reporting.printable import printable
 from ec_hf.reporting.reading import forget_split, merged
 from ec_hf.reporting.tables import FEW_SIGNALS, as_section, sections, signal_tables
 from ec_hf.reporting.verdict import findings
@@ -132,7 +133,10 @@ def card(
 
 def context(contents: Contents, repo_id: str | None, licence: Mapping[str, str]) -> dict[str, Any]:
     """Everything that the template names: facts only, the words are the template's."""
-    config, record, manifest, report = contents.config, contents.record, contents.manifest, contents.report
+    config, record, manifest = contents.config, contents.record, contents.manifest
+    report = printable(contents.report) if contents.report else None
+    finish = record.get("finish", "keep")
+    record = record if "settings" in record else {}  # a push notes its finish also where no run left a record
     title = repo_id.split("/")[-1] if repo_id else f"{base_name(contents)}, unlearned"
     return {
         "metadata": metadata(contents, title, licence).to_yaml().strip(),
@@ -150,7 +154,7 @@ def context(contents: Contents, repo_id: str | None, licence: Mapping[str, str])
         "whole": whole_class_count(manifest) if manifest else None,
         "request_rows": _request_rows(contents) if manifest else [],
         "history": _history(manifest, report),
-        "finish": record.get("finish", "keep"),
+        "finish": finish,
         "unreachable": f"{UNREACHABLE:,.0f}",
         "record": record,
         "method": _method(record) if record else None,
@@ -203,10 +207,11 @@ def _sentences(report: AuditReport) -> dict[str, Any]:
     found = by_model(findings(report))
     general, own = found.pop(None), found.pop(unlearned_name(report))
     return {
-        "headline": next(finding.text for finding in own if finding.topic == "summary"),
-        "findings": [finding.sentence for finding in own if finding.topic != "summary"],
-        "others": {name: [finding.sentence for finding in each] for name, each in found.items()},
-        "general": [finding.sentence for finding in general],
+        "headline": escaped(next(finding.text for finding in own if finding.topic == "summary")),
+        "findings": [escaped(finding.sentence) for finding in own if finding.topic != "summary"],
+        "others": {escaped(name): [escaped(finding.sentence) for finding in each] for name, each in found.items()},
+        "general": [escaped(line) for line in (*(finding.sentence for finding in general), *report.references)],
+        "notes": [escaped(note) for note in report.notes],
     }
 
 

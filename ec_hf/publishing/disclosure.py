@@ -59,7 +59,7 @@ def disclosed_manifest(manifest: Mapping[str, Any], detail: str = "hashes") -> d
     kept = {key: manifest[key] for key in EVERYWHERE if key in manifest}
     kept["dataset"] = {key: manifest["dataset"][key] for key in OF_DATASET if key in manifest["dataset"]}
     kept["request"] = {"hash": manifest["request"]["hash"]}
-    kept["parts"] = {name: _part(part, detail) for name, part in manifest["parts"].items()}
+    kept["parts"] = {name: _part(manifest["parts"][name], detail) for name in ("forget", "retain")}
     if (whole := whole_class_count(manifest)) is not None:
         kept["parts"]["forget"]["whole_classes"] = whole
     return {**kept, **history, "detail": detail}

@@ -259,13 +259,13 @@ def _stage(folder: str | Path, staged: Path, target: _Target, choices: Choices) 
     if choices.heads_repo_id:
         export_heads_alone(ModelFolder(folder), staged / "heads")
     repo_id = _with_owner(target.repo_id, target.token)
+    export(folder, staged / "model", repo_id=repo_id, token=target.token, **vars(choices))
     if named_in(ModelFolder(folder), choices.manifest_detail).hides(repo_id):
         logger.warning(
             "The name of the repository, %r, tells what manifest_detail=%r withholds.",
             repo_id,
             choices.manifest_detail,
         )
-    export(folder, staged / "model", repo_id=repo_id, token=target.token, **vars(choices))
 
 
 def _upload_staged(staged: Path, target: _Target, choices: Choices, commit_message: str) -> str:

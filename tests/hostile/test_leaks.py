@@ -5,9 +5,9 @@ forgotten classes, values of ids and of filters, rows, and label ids where a tex
 in nothing but which class was forgotten are also compared byte by byte.
 
 Knowingly there: `id2label` in config.json names all classes of the model, as in any classifier. The hash of the
-request and that of its rows can be checked against a guess. The number of forgotten images and classes is told. Whoever
-runs the model can see which classes it never answers with; `finish="mask"` shows them in the weights of the last layer,
-and `finish="drop"` by their absence from `id2label`.
+request and that of its rows can be checked against a guess. The number of forgotten images and classes is told.
+Whoever runs the model can see which classes it never answers with; `finish="mask"` shows them in the weights of the
+last layer, and `finish="drop"` by their absence from `id2label`.
 """
 
 from __future__ import annotations
