@@ -209,7 +209,9 @@ def _sentences(report: AuditReport) -> dict[str, Any]:
     return {
         "headline": escaped(next(finding.text for finding in own if finding.topic == "summary")),
         "findings": [escaped(finding.sentence) for finding in own if finding.topic != "summary"],
-        "others": {escaped(name): [escaped(finding.sentence) for finding in each] for name, each in found.items()},
+        "others": {
+            escaped(name or ""): [escaped(finding.sentence) for finding in each] for name, each in found.items()
+        },
         "general": [escaped(line) for line in (*(finding.sentence for finding in general), *report.references)],
         "notes": [escaped(note) for note in report.notes],
     }

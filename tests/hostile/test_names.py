@@ -1,4 +1,4 @@
-"""Names of classes and models that are signs of TeX, HTML, Markdown, rich or a terminal: every reader still gets a page."""
+"""Names that are signs of TeX, HTML, Markdown, rich or a terminal: every reader still gets a page."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def live_tags(text):
 
 @pytest.fixture(scope="module")
 def harmless():
-    return sorted(set(tag for tag, _ in live_tags(page(report_with("cat")))))
+    return sorted({tag for tag, _ in live_tags(page(report_with("cat")))})
 
 
 @pytest.mark.parametrize("name", NASTY, ids=lambda name: ascii(name)[:20])

@@ -153,7 +153,7 @@ def test_a_branch_of_somebody_else_is_looked_at_and_not_main(hub, folder):
     repo = hub.repos[REPO]
     repo.branches["dev"] = repo.branches["main"]
     hub.commit(repo, "dev", {"README.md": hub.store(b"mine")}, "by hand")
-    with pytest.raises(PushError, match="replace or delete README.md"):
+    with pytest.raises(PushError, match=r"replace or delete README\.md"):
         push(folder, REPO, revision="dev")
     push(folder, REPO)
 
@@ -204,8 +204,19 @@ def test_a_damaged_folder_is_one_clear_line_and_no_traceback(hub, folder, tmp_pa
     arguments = {
         "card": [str(folder)],
         "push": [str(folder), REPO, "--finish", "mask"],
-        "audit": ["--original", str(folder), "--unlearned", str(folder), "--dataset_name", str(tmp_path / "data")]
-        + ["--forget_classes", "bee", "--use_cpu", "--output_dir", str(tmp_path / "audit")],
+        "audit": [
+            "--original",
+            str(folder),
+            "--unlearned",
+            str(folder),
+            "--dataset_name",
+            str(tmp_path / "data"),
+            "--forget_classes",
+            "bee",
+            "--use_cpu",
+            "--output_dir",
+            str(tmp_path / "audit"),
+        ],
     }[command]
     unseen = (command, what) in {("card", "other size"), ("audit", "deep manifest")}
     status = cli.main([command, *arguments])
