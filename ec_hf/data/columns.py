@@ -71,8 +71,8 @@ def label_ids(dataset: Dataset, label_column: str, id2label: Mapping[Any, str]) 
             return None if all(value == model_id for value, model_id in mapping.items()) else mapping
         # A class without a row needs no label: a model that forgot it may have dropped its own.
         mapping, _ = _match_names({value: names[value] for value in labels}, model_names)
-        if mapping is not None:
-            return mapping or None
+        if mapping:
+            return mapping
         generic = all(name == f"LABEL_{key}" for key, name in model_names.items())
         if text or (not generic and len(missing) < len(names)):
             raise ValueError(
