@@ -39,10 +39,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     module, function = COMMANDS[argv[0]][0].split(":")
     try:
         getattr(import_module(module), function)(argv[1:])
-    except (OSError, TypeError, ValueError) as error:
+    except Exception as error:
         if os.environ.get("EC_HF_DEBUG"):
             raise
-        print(f"ec-hf {argv[0]}: {error}\n(EC_HF_DEBUG=1 shows where)", file=sys.stderr)
+        expected = isinstance(error, (OSError, TypeError, ValueError))
+        text = str(error) if expected else f"{type(error).__name__}: {error}"
+        print(f"ec-hf {argv[0]}: {text}\n(EC_HF_DEBUG=1 shows where)", file=sys.stderr)
         return 1
     return 0
 
@@ -79,7 +81,10 @@ def parse(
     )  # an abbreviated flag would be recorded as it was typed, and its value told where the flag would be hidden
     if argv and argv[0].endswith((".yaml", ".yml")):
         path = argv.pop(0)
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        try:
+            values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except (RecursionError, yaml.YAMLError) as error:
+            raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
         if not isinstance(values, dict):
             raise ValueError(f"{path}: expected a mapping of settings, found {type(values).__name__}.")
         known = {action.dest for action in parser._actions}
@@ -127,6 +132,8 @@ def audit_command(argv: Sequence[str]) -> None:
     if missing := [f"--{name}" for name in ("original", "unlearned", "dataset_name") if not getattr(what, name)]:
         raise ValueError(f"{', '.join(missing)} missing; --help lists the flags")
     folder = Path(what.output_dir)
+    if folder.is_file():
+        raise FileExistsError(f"--output_dir {folder} is a file: name a folder")
     if there := [name for name in ("audit.json", "report.html") if (folder / name).exists()]:
         raise FileExistsError(f"--output_dir {folder} holds {there[0]} already: name another folder, or move it away")
     if bool(what.forget_classes) == bool(what.forget_request):
@@ -169,7 +176,7 @@ def audit_command(argv: Sequence[str]) -> None:
         write_audit(report, folder, splits=splits if what.show_images else None, image_column=what.image_column)
         console = Console()
         console.print(to_rich(report))
-        console.print(*map(str, findings(report)), sep="\n")
+        console.print(*map(str, findings(report)), sep="\n", markup=False)
         console.print(f"\nIn {folder}: audit.json, report.html, figures/", highlight=False)
     state.wait_for_everyone()
     state.destroy_process_group()
@@ -259,6 +266,9 @@ def push_command(argv: Sequence[str]) -> None:
     )
     parser.add_argument("--license", help="licence id of the Hub; that of the base model if left out")
     parser.add_argument("--readme", help="file with your own card, published as it is")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace files in a repository that ec_hf did not make"
+    )
     parser.add_argument("--export_to", metavar="NEW_FOLDER", help="push nothing: write there what would be published")
     options = vars(parser.parse_args(argv))
     folder, repo_id, destination = (options.pop(name) for name in ("folder", "repo_id", "export_to"))

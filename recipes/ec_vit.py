@@ -268,7 +268,7 @@ def write_results(report: AuditReport, recipe: RecipeArguments, config: ECConfig
     folder.write(CARD, card(folder.path, manifest_detail=recipe.manifest_detail))
     console = Console()
     console.print(to_rich(report))
-    console.print(*map(str, findings(report)), sep="\n")
+    console.print(*map(str, findings(report)), sep="\n", markup=False)
     print(f"\nIn {config.output_dir}: the unlearned model, its card, EC heads, manifest, audit and figures")
 
 

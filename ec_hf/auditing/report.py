@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypedDict, get_args
 
+from ec_hf.data.typed import typed
 from ec_hf.files import read_json, write_json
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
 SCHEMA_VERSION = 2
 READABLE = (1, 2)
 """Version 1 had no signals."""
+ROLES = ("original", "unlearned", "retrained", "floor")
 SPLITS = ("forget_train", "retain_train", "forget_test", "retain_test")
 
 
@@ -268,31 +270,21 @@ class AuditReport:
         """Builds a report from `to_dict()`; keys that this version does not know are refused.
 
         Raises:
-            ValueError: another schema version, or unknown keys.
+            ValueError: another schema version, unknown keys, or a value of another type than the report has there.
         """
+        if not isinstance(data, Mapping):
+            raise ValueError(f"this is no audit report: expected an object, found {type(data).__name__}")
         version = data.get("schema_version")
-        if version not in READABLE:
+        if type(version) is not int or version not in READABLE:
             raise ValueError(
                 f"audit report of schema version {version!r}: this version of ec_hf reads 1 to {SCHEMA_VERSION}"
             )
-        if unknown := set(data) - {each.name for each in fields(cls)}:
-            raise ValueError(f"unknown keys in the audit report: {sorted(unknown)}")
-        lists = {
-            "measurements": Measurement,
-            "signals": Signal,
-            "relearning": RelearningCurve,
-            "retrievals": Retrieval,
-        }
         try:
-            parts = {name: [kind(**row) for row in data.get(name, [])] for name, kind in lists.items()}
-            models = {name: ModelInfo(**info) for name, info in data.get("models", {}).items()}
-            retained = {
-                name: {kept: RetainedClass(**counts) for kept, counts in classes.items()}
-                for name, classes in data.get("retained", {}).items()
-            }
-        except TypeError as error:
+            report = typed(cls, {**data, "schema_version": SCHEMA_VERSION}, "the audit report")
+            _check_parts(report)
+        except ValueError as error:
             raise ValueError(f"this is no audit report: {error}") from error
-        return cls(**{**data, **parts, "models": models, "retained": retained, "schema_version": SCHEMA_VERSION})
+        return report
 
     def save(self, path: str | Path) -> None:
         """Writes the report as JSON, whole or not at all; NaN and infinity are refused, for they are not JSON."""
@@ -310,3 +302,49 @@ class AuditReport:
             return cls.from_dict(content)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
+
+
+class _Dataset(TypedDict, total=False):
+    name: str | None
+    images: dict[str, int]
+    class_names: list[str]
+
+
+class _Request(TypedDict, total=False):
+    hash: str | None
+    summary: str | None
+    classes: list[int]
+    class_count: int
+
+
+class _Embedding(TypedDict, total=False):
+    labels: list[int]
+    points: dict[str, list[list[float]]]
+
+
+def _check_parts(report: AuditReport) -> None:
+    """Refuse what the fields' types let through and no audit writes, as readers of the report rely on it."""
+    parts = {"dataset": (_Dataset, report.dataset), "request": (_Request, report.request)}
+    parts["embedding"] = (_Embedding, report.embedding)
+    for name, (kind, value) in parts.items():
+        typed(kind, value, name)
+    counts = [each for classes in report.retained.values() for each in classes.values()]
+    predicted = [n for table in report.confusion.values() for row in table.values() for n in row.values()]
+    points = [point for points in report.embedding.get("points", {}).values() for point in points]
+    checks = {
+        f"a model has a role other than {', '.join(ROLES)}": any(
+            info.role not in ROLES for info in report.models.values()
+        ),
+        "a signal has no retrained model to compare with": any(not each.retrained for each in report.signals),
+        "a curve of relearning has not one accuracy for each step": any(
+            len(curve.steps) != len(curve.accuracy) for curve in report.relearning
+        ),
+        "a kept class has no image, or counts that do not fit its images": any(
+            each.images < 1 or not all(0 <= n <= each.images for n in (each.right, each.lost, each.gained))
+            for each in counts
+        ),
+        "the confusion has a count below 0": any(n < 0 for n in predicted),
+        "a point of the embedding has not two coordinates": any(len(point) != 2 for point in points),
+    }
+    if wrong := [text for text, is_so in checks.items() if is_so]:
+        raise ValueError(wrong[0])

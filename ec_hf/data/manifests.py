@@ -16,6 +16,7 @@ from datasets import Dataset
 from huggingface_hub.errors import LocalEntryNotFoundError
 
 from ec_hf.data.columns import class_names_of, find_label_column, read_column
+from ec_hf.data.documents import checked_manifest
 from ec_hf.data.requests import ForgetRequest
 from ec_hf.data.splitting import forget_mask, id_values
 from ec_hf.files import MANIFEST, RECORD, find_file, read_json
@@ -106,7 +107,7 @@ def earlier_manifests(
     if path is None:
         return []
     try:
-        last = read_json(path)
+        last = checked_manifest(read_json(path))
         earlier = last.pop("history", [])
         record = find_file(name_or_path, RECORD, revision=revision, token=token)
         if record and (date := read_json(record).get("date")):

@@ -148,7 +148,7 @@ class ForgetRequest:
         """
         try:
             return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
-        except (TypeError, ValueError) as error:
+        except (RecursionError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is no forget request: {error}") from error
 
     def summary(self) -> str:

@@ -138,7 +138,7 @@ def collator_for(
             f"the {next(iter(parts))} set: bring all to one form with cast_column"
         )
     ids: dict[Any, int] = {}  # text labels: each part knows only those that it holds
-    for part in parts.values():
+    for part in [part for part in parts.values() if len(part)] or parts.values():
         ids |= label_ids(part, label_column, model.config.id2label or {}) or {}
     example = first[0]
     return ImageCollator(

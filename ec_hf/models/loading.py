@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import try_to_load_from_cache
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
@@ -51,6 +52,8 @@ def load_model(
             f"no model {str(name_or_path)!r}: it is no local folder, and the Hub did not give {source!r} "
             f"({first_line(error)}). A private or gated model needs token=."
         ) from error
+    except RecursionError as error:
+        raise ValueError(f"the {CONFIG} of {source!r} is nested too deeply to be one") from error
     if commit := _commit(source, revision):
         config._commit_hash, hub["revision"] = commit, commit
     if type(config) not in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING:
@@ -64,9 +67,13 @@ def load_model(
     )
     if config.num_labels == 0:
         raise ValueError(f"the weights of {source!r} {headless}")
-    model, report = AutoModelForImageClassification.from_pretrained(
-        source, config=config, dtype=torch.float32, output_loading_info=True, **hub
-    )
+    try:
+        model, report = AutoModelForImageClassification.from_pretrained(
+            source, config=config, dtype=torch.float32, output_loading_info=True, **hub
+        )
+    except (RuntimeError, SafetensorError) as error:
+        why = "cannot be read" if isinstance(error, SafetensorError) else f"do not fit its {CONFIG}"
+        raise ValueError(f"the weights of {source!r} {why} ({first_line(error)}): copy or save it again") from error
     if missing := sorted(report["missing_keys"]):
         raise ValueError(f"the weights of {source!r} lack {', '.join(missing[:4])}, so they {headless}")
     require_finite(repr(source), model)

@@ -14,6 +14,7 @@ import jinja2
 
 from ec_hf.auditing.report import AuditReport, Measurement, ModelInfo
 from ec_hf.data.manifests import whole_class_count
+from ec_hf.files import ModelFolder
 from ec_hf.models.finish import UNREACHABLE
 from ec_hf.models.points import SupervisionPoint
 from ec_hf.publishing.contents import (
@@ -28,10 +29,12 @@ from ec_hf.publishing.contents import (
 )
 from ec_hf.publishing.licenses import LICENSES
 from ec_hf.publishing.metadata import check_card, metadata
+from ec_hf.publishing.weights import require_finite
 from ec_hf.reporting.figures import CAPTIONS
 from ec_hf.reporting.findings import by_model
 from ec_hf.reporting.labels import ARROWS, MISSING, interval_text, model_label, split_label, value_text
 from ec_hf.reporting.markdown import escaped, table
+from ec_hf.reporting.printable import printable
 from ec_hf.reporting.reading import forget_split, merged
 from ec_hf.reporting.tables import FEW_SIGNALS, as_section, sections, signal_tables
 from ec_hf.reporting.verdict import findings
@@ -113,8 +116,9 @@ def card(
 
     Raises:
         FileNotFoundError: for a folder without config.json.
-        ValueError: for a file that cannot be read, an unknown licence or detail.
+        ValueError: for a file that cannot be read, weights that are NaN or infinite, an unknown licence or detail.
     """
+    require_finite(ModelFolder(folder))
     if license is not None and license not in LICENSES:
         close = difflib.get_close_matches(license, LICENSES, n=3, cutoff=0.3)
         raise ValueError(f"license={license!r} is no licence id of the Hub; close ones: {', '.join(close) or 'other'}")
@@ -129,7 +133,10 @@ def card(
 
 def context(contents: Contents, repo_id: str | None, licence: Mapping[str, str]) -> dict[str, Any]:
     """Everything that the template names: facts only, the words are the template's."""
-    config, record, manifest, report = contents.config, contents.record, contents.manifest, contents.report
+    config, record, manifest = contents.config, contents.record, contents.manifest
+    report = printable(contents.report) if contents.report else None
+    finish = record.get("finish", "keep")
+    record = record if "settings" in record else {}  # a push notes its finish also where no run left a record
     title = repo_id.split("/")[-1] if repo_id else f"{base_name(contents)}, unlearned"
     return {
         "metadata": metadata(contents, title, licence).to_yaml().strip(),
@@ -147,7 +154,7 @@ def context(contents: Contents, repo_id: str | None, licence: Mapping[str, str])
         "whole": whole_class_count(manifest) if manifest else None,
         "request_rows": _request_rows(contents) if manifest else [],
         "history": _history(manifest, report),
-        "finish": record.get("finish", "keep"),
+        "finish": finish,
         "unreachable": f"{UNREACHABLE:,.0f}",
         "record": record,
         "method": _method(record) if record else None,
@@ -200,10 +207,13 @@ def _sentences(report: AuditReport) -> dict[str, Any]:
     found = by_model(findings(report))
     general, own = found.pop(None), found.pop(unlearned_name(report))
     return {
-        "headline": next(finding.text for finding in own if finding.topic == "summary"),
-        "findings": [finding.sentence for finding in own if finding.topic != "summary"],
-        "others": {name: [finding.sentence for finding in each] for name, each in found.items()},
-        "general": [finding.sentence for finding in general],
+        "headline": escaped(next(finding.text for finding in own if finding.topic == "summary")),
+        "findings": [escaped(finding.sentence) for finding in own if finding.topic != "summary"],
+        "others": {
+            escaped(name or ""): [escaped(finding.sentence) for finding in each] for name, each in found.items()
+        },
+        "general": [escaped(line) for line in (*(finding.sentence for finding in general), *report.references)],
+        "notes": [escaped(note) for note in report.notes],
     }
 
 
@@ -294,7 +304,9 @@ def _checked_again(report: AuditReport | None, number: int) -> str:
     if report is None:
         return "no"
     again = next(report.find("accuracy", model=unlearned_name(report), split=f"request {number}"), None)
-    return f"{_cell(again)} classified right" if again else "no"
+    if again is None:
+        return "no"
+    return f"no: {again.note}" if again.value is None else f"{_cell(again)} classified right"
 
 
 def _method(record: Mapping[str, Any]) -> str:

@@ -58,6 +58,7 @@ RC: Any = {
     "lines.linewidth": 1.7,
     "axes.spines.top": False,
     "axes.spines.right": False,
+    "text.parse_math": False,  # a dollar sign in a name begins no formula
     "svg.hashsalt": "ec_hf",  # the same report gives the same file
 }
 MAX_TICKS = 11

@@ -31,6 +31,7 @@ from ec_hf.reporting.drawing import (
     style_of,
 )
 from ec_hf.reporting.labels import class_names, model_label, split_label
+from ec_hf.reporting.printable import printable
 from ec_hf.reporting.reading import forget_split, merged, of_role
 
 __all__ = ["CAPTIONS", "draw", "save_figures"]
@@ -94,6 +95,7 @@ def draw(
     Raises:
         ValueError: `images` has fewer images than the report's retrievals name.
     """
+    report = printable(report)
     painters: dict[str, Callable[[], Figure | None]] = {
         "cka": lambda: _cka(report),
         "probe": lambda: _probe(report),

@@ -17,6 +17,7 @@ from ec_hf.reporting.drawing import render
 from ec_hf.reporting.figures import CAPTIONS, draw
 from ec_hf.reporting.findings import Finding, by_model
 from ec_hf.reporting.labels import ARROWS, metric_title, model_label, split_label
+from ec_hf.reporting.printable import printable
 from ec_hf.reporting.tables import layer_tables, main_table, output_table, signal_tables
 from ec_hf.reporting.verdict import findings
 
@@ -79,6 +80,7 @@ def page(report: AuditReport, *, images: Sequence[Any] | None = None) -> str:
         report: the report.
         images: as for `write_page`.
     """
+    report = printable(report)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).with_name("templates")),
         autoescape=True,

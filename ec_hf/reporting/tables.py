@@ -25,6 +25,7 @@ from ec_hf.reporting.labels import (
     split_label,
     value_text,
 )
+from ec_hf.reporting.printable import printable
 from ec_hf.reporting.reading import MEAN, forget_split, layer_order, merged, of_role, signals_of, whole_classes
 from ec_hf.reporting.signals import counts_text
 
@@ -218,7 +219,7 @@ def to_rich(report: AuditReport, *, full: bool = False) -> Group:
         full: all tables; by default the main one, the worst signals, and those of the layers on the forget set, for
             the metrics in the main one.
     """
-    chosen = tables(report)
+    chosen = tables(report := printable(report))
     if not full:
         shown = {metric for metric, _, _, place in MAIN if place}
         layered = [t for t in chosen[1:] if t.metric in shown and (t.split or "").startswith("forget")]

@@ -15,6 +15,7 @@ from ec_hf.auditing.report import STATUSES, AuditReport, Measurement, Relearning
 from ec_hf.reporting import layerwise
 from ec_hf.reporting.findings import Finding, Kind, Topic
 from ec_hf.reporting.labels import metric_title, percent, split_label, value_text
+from ec_hf.reporting.printable import printable
 from ec_hf.reporting.reading import (
     above,
     apart,
@@ -92,6 +93,7 @@ def findings(report: AuditReport) -> list[Finding]:
     Returns:
         Findings, in the order in which to read them; the first on a model is its headline (topic "summary").
     """
+    report = printable(report)
     names = of_role(report, "unlearned")
     if not names:
         nothing = "The report holds no unlearned model, so there is no forgetting to judge."
