@@ -20,10 +20,10 @@ PUBLIC = {
         distillation global_contrast global_guided global_rows guided hide_classes layer_weights similarity supcon uuef
     """,
     "ec_hf.metrics": """
-        BatchedCKA CKAStream LinearCKA METRICS Metric activation_distance agreement aus avg_gap bootstrap_mean
-        cka_floor class_matched confidence entropy h_mean half_sample_cka hits idi infonce js_divergence knn knn_hits
-        linear_cka linear_probe loss masked_hits membership_auc membership_svc modified_entropy nearest path
-        probe_advantage probe_hits relearning_area split_half_cka true_probability tug_of_war
+        BatchedCKA CKAStream LinearCKA METRICS Metric activation_distance agreement attack_area aus avg_gap
+        bootstrap_mean cka_floor class_matched confidence entropy h_mean half_sample_cka hits idi infonce js_divergence
+        knn knn_hits linear_cka linear_probe loss masked_hits membership_auc membership_svc modified_entropy nearest
+        path probe_advantage probe_hits relearning_area split_half_cka true_probability tug_of_war
     """,
     "ec_hf.objectives": "Objective Part Progress Setting Step available get_objective register",
 }

@@ -51,7 +51,7 @@ ALLOWED = (
     f"{HEADS}/*",
 )
 """The files that a push may send. It deletes those in the repository that it does not send."""
-ALLOWED_FIGURES = ("cka", "probe", "relearning", *FIGURES_WITH_CLASSES)
+ALLOWED_FIGURES = ("cka", "probe", "attacks", *FIGURES_WITH_CLASSES)
 """Not among them is the figure of nearest neighbours, which shows images of the forget set."""
 
 TOKEN = re.compile(r"hf_[A-Za-z0-9]{20,}")

@@ -49,7 +49,7 @@ KEYS = {
     "idi",
     "infonce",
     "probe_advantage",
-    "relearning_area",
+    "attack_area",
     "js_divergence",
     "activation_distance",
     "agreement",

@@ -133,10 +133,10 @@ def test_retrieval_reads_only_what_it_shows_and_marks_what_the_original_finds():
 
 def test_what_was_not_measured_is_left_out_not_drawn_empty():
     assert draw(AuditReport(), images=Images()) == {}
-    assert list(draw(make_report(("original",), layers=4))) == ["probe", "embedding", "relearning", "confusion"]
+    assert list(draw(make_report(("original",), layers=4))) == ["probe", "embedding", "attacks", "confusion"]
     report = make_report(SMALL, layers=4)
     undefined = [replace(row, value=None, low=None, high=None) for row in report.measurements]
-    assert list(draw(replace(report, measurements=undefined, embedding={}))) == ["relearning", "confusion"]
+    assert list(draw(replace(report, measurements=undefined, embedding={}))) == ["attacks", "confusion"]
     no_target = draw(make_report(("original", "unlearned"), layers=4), names=["cka"])["cka"]
     assert len(no_target.axes) == 2, "no row of similarities to a retrained model"
 

@@ -72,9 +72,9 @@ def as_model(report: AuditReport, other: str) -> AuditReport:
             itself = replace(row, value=1.0, low=1.0, high=1.0) if row.reference == other else None
             row = replace(same, model="unlearned") if same else itself or row
         rows.append(row)
-    curves = [replace(c, model="unlearned") for c in report.relearning if c.model == other]
-    curves += [c for c in report.relearning if c.model != "unlearned"]
-    return with_signals(replace(report, measurements=rows, relearning=curves))
+    curves = [replace(c, model="unlearned") for c in report.attacks if c.model == other]
+    curves += [c for c in report.attacks if c.model != "unlearned"]
+    return with_signals(replace(report, measurements=rows, attacks=curves))
 
 
 def superficial(report: AuditReport) -> AuditReport:
@@ -246,7 +246,7 @@ def test_a_report_of_an_older_version_is_not_judged():
     assert summary.kind == "unknown"
     assert "the position of each signal" in summary.text and "must be audited again" in summary.text
     assert "forgotten" not in summary.text
-    assert {each.topic for each in findings(old)} == {"summary", "relearning", "rest", "references"}
+    assert {each.topic for each in findings(old)} == {"summary", "attacks", "rest", "references"}
 
 
 def test_a_model_without_a_signal_is_not_judged_by_those_of_others():
@@ -258,10 +258,10 @@ def test_a_model_without_a_signal_is_not_judged_by_those_of_others():
 def test_what_comes_back_sooner_than_in_retraining_is_no_all_clear():
     report = report_of()
     faster = [
-        replace(curve, accuracy=[0.0, *[0.9] * (len(curve.steps) - 1)]) if curve.model == "unlearned" else curve
-        for curve in report.relearning
+        replace(curve, accuracy=[0.0, *[0.9] * (len(curve.x) - 1)]) if curve.model == "unlearned" else curve
+        for curve in report.attacks
     ]
-    summary = found(replace(report, relearning=faster), "summary")
+    summary = found(replace(report, attacks=faster), "summary")
     assert summary.kind == "unclear"
     assert summary.text.startswith("may be forgotten: when only its classifier is fine-tuned")
 
@@ -358,7 +358,7 @@ def test_scores_that_are_near_random_weights_tell_no_classes_apart():
         where = {"split": "forget_test", "layer": "logits", "chance": 0.2}
         return Measurement("linear_probe", model, value, low=value - 0.09, high=value + 0.09, **where)
 
-    report = replace(alone(), measurements=[], relearning=[])
+    report = replace(alone(), measurements=[], attacks=[])
     values = {"unlearned": 0.238, "original": 0.375, "random_init": 0.212}
     report.measurements.extend(measured(model, value) for model, value in values.items())
     assert found(report, "scores") is None
@@ -460,7 +460,7 @@ def test_reports_without_layers_or_models_are_judged_as_far_as_they_go():
         (report_of, "output", "as retrained"),
         (report_of, "layers", "as retrained"),
         (report_of, "neighbours", "as retrained"),
-        (report_of, "relearning", "back"),
+        (report_of, "attacks", "back"),
         (report_of, "rest", "intact"),
         (report_of, "blind metrics", "blind"),
         (report_of, "references", "with retrained"),
