@@ -272,8 +272,12 @@ def _attacks(report: AuditReport, name: str) -> Finding | None:
     ]
     back = [curve for curve in mine if _place(curve, half) < math.inf]
     kind: Kind = "back" if back else "not back"
-    ordered = sorted(mine, key=lambda curve: (curve not in sooner, curve not in back))  # stable
-    text = "; ".join(_comeback(curve, others[curve.attack], half, first=not k) for k, curve in enumerate(ordered))
+    ordered = sorted(back, key=lambda curve: curve not in sooner)  # stable
+    clauses = [_comeback(curve, others[curve.attack], half, first=not k) for k, curve in enumerate(ordered)]
+    if never := [attack_words(curve.attack).way for curve in mine if curve not in back]:
+        what = "it is not back" if back else "half of the original's accuracy on other forget images is not back"
+        clauses.append(f"{what} {', nor '.join(never)}")
+    text = "; ".join(clauses)
     judged = {each.note for each in signals_of(report, name) if each.metric == "attack_area"}
     if any(curve.attack not in judged for curve in sooner):
         kind, text = "unclear", f"{text}: sooner, in single runs whose spread was not measured"

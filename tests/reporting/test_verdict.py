@@ -553,3 +553,53 @@ def test_a_class_of_few_images_that_is_gone_has_suffered_and_too_few_are_no_all_
     of_model = [each for each in findings(report) if each.model == "unlearned"]
     assert of_model[0].text.endswith("; the rest is intact on average.")
     assert "single classes can have lost more" in next(each.text for each in of_model if each.topic == "rest")
+
+
+# Attacks
+
+
+def attacked(report: AuditReport, attack: str, accuracy: list[float], model: str = "unlearned") -> AuditReport:
+    """The report in which an attack on a model has this curve."""
+    curves = [
+        replace(curve, accuracy=accuracy) if (curve.model, curve.attack) == (model, attack) else curve
+        for curve in report.attacks
+    ]
+    return replace(report, attacks=curves)
+
+
+def test_the_headline_is_no_better_than_an_attack_that_succeeded():
+    report = report_of()
+    signal = Signal(
+        "attack_area", "unlearned", "forget_test", None, 0.6, 0.9, [0.1], 0.4, 0.3, 0.5, "under-erased", 300, "pruning"
+    )
+    report = replace(report, signals=[*report.signals, signal])
+    summary, finding = found(report, "summary"), found(report, "attacks")
+    assert summary.kind == "under-erased" and summary.text.startswith("not forgotten")
+    told = "when more and more of its small weights are set to 0, it gets 60.0 % of the forget test images right"
+    assert told in summary.text and told in finding.text
+    assert "original 90.0 %, retrained 10.0 %" in summary.text
+
+
+def test_what_attacks_bring_back_is_told_in_words_of_each_attack():
+    report = attacked(report_of(), "quantization", [0.0, 0.0, 0.9, 0.9])
+    text = found(report, "attacks").text
+    assert (
+        "when its weights are rounded to fewer and fewer bits, half of the original's accuracy on others is back "
+        in text
+    )
+    assert "at 5 bits, in the retrained model not even at 4 bits" in text
+    assert "when its classifier is replaced by a new one, with 50 images a class" in text
+    assert "it is not back when more and more of its small weights are set to 0" in text
+
+
+def test_attacks_that_bring_nothing_back_are_named():
+    report = replace(report_of(), attacks=[each for each in report_of().attacks if each.unit in ("bits", "sparsity")])
+    finding = found(report, "attacks")
+    assert finding.kind == "not back"
+    assert finding.text.startswith(
+        "half of the original's accuracy on other forget images is not back when its weights"
+    )
+
+
+def test_a_model_that_never_forgot_needs_no_attack():
+    assert all(each.topic != "attacks" for each in findings(as_model(report_of(), "original")))
