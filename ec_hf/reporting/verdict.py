@@ -35,6 +35,8 @@ __all__ = ["findings", "headline"]
 CLASS_ALPHA = 0.05
 """In this share of audits some kept class may be said to have suffered though it differs by chance."""
 FEW_CLASSES = 3
+FEW_ATTACKS = 3
+"""So many attacks are told with their strengths, those first that are quicker than on a retrained model."""
 RETAIN_LOSS = 0.02
 """Retain accuracy that may be lost before the rest counts as hurt. It is a choice, not measured, and the finding says
 so: whoever uses the model must judge the loss."""
@@ -273,10 +275,13 @@ def _attacks(report: AuditReport, name: str) -> Finding | None:
     back = [curve for curve in mine if _place(curve, half) < math.inf]
     kind: Kind = "back" if back else "not back"
     ordered = sorted(back, key=lambda curve: curve not in sooner)  # stable
-    clauses = [_comeback(curve, others[curve.attack], half, first=not k) for k, curve in enumerate(ordered)]
-    if never := [attack_words(curve.attack).way for curve in mine if curve not in back]:
-        what = "it is not back" if back else "half of the original's accuracy on other forget images is not back"
-        clauses.append(f"{what} {', nor '.join(never)}")
+    told = ordered[:FEW_ATTACKS]
+    clauses = [_comeback(curve, others[curve.attack], half, first=not k) for k, curve in enumerate(told)]
+    if more := ordered[FEW_ATTACKS:]:
+        clauses.append(f"these attacks bring it back too: {_listed(more)}")
+    if never := [curve for curve in mine if curve not in back]:
+        what = "it" if back else "half of the original's accuracy on other forget images"
+        clauses.append(f"these attacks do not bring {what} back: {_listed(never)}")
     text = "; ".join(clauses)
     judged = {each.note for each in signals_of(report, name) if each.metric == "attack_area"}
     if any(curve.attack not in judged for curve in sooner):
@@ -292,6 +297,10 @@ def _comeback(curve: AttackCurve, retrained: Sequence[AttackCurve], half: float,
         whose = "the retrained model" if len(retrained) == 1 else "the retrained models"
         text += f", in {whose} {', '.join(dict.fromkeys(_when(each, half) for each in retrained))}"
     return text
+
+
+def _listed(curves: Sequence[AttackCurve]) -> str:
+    return ", ".join(f"{words.title} ({words.by})" for words in (attack_words(curve.attack) for curve in curves))
 
 
 def _place(curve: AttackCurve, accuracy: float) -> float:

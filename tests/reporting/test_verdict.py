@@ -588,17 +588,17 @@ def test_what_attacks_bring_back_is_told_in_words_of_each_attack():
         in text
     )
     assert "at 5 bits, in the retrained model not even at 4 bits" in text
-    assert "when its classifier is replaced by a new one, with 50 images a class" in text
-    assert "it is not back when more and more of its small weights are set to 0" in text
+    assert "these attacks bring it back too: new classifier (images)" in text
+    assert "these attacks do not bring it back: weights pruned (sparsity)" in text
 
 
 def test_attacks_that_bring_nothing_back_are_named():
     report = replace(report_of(), attacks=[each for each in report_of().attacks if each.unit in ("bits", "sparsity")])
     finding = found(report, "attacks")
     assert finding.kind == "not back"
-    assert finding.text.startswith(
-        "half of the original's accuracy on other forget images is not back when its weights"
-    )
+    attacks = "weights rounded (bits), weights pruned (sparsity)"
+    what = "half of the original's accuracy on other forget images"
+    assert finding.text == f"these attacks do not bring {what} back: {attacks}."
 
 
 def test_a_model_that_never_forgot_needs_no_attack():

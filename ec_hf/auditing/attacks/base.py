@@ -23,7 +23,7 @@ __all__ = ["Attack", "AttackImages", "Outcome", "attack_images"]
 SHOTS = (5, 10, 50)
 """Images of each forgotten class that an attack learns from, where it is measured by their number."""
 FORGOTTEN, RETAINED, HELD_OUT = 1000, 1000, 300
-"""How many images an attack can get at most: forgotten ones and retained ones to learn from, others to ask about."""
+"""About how many images an attack gets at most: forgotten and retained ones to learn from, others to ask about."""
 BATCH = 32
 
 

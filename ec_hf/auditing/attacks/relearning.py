@@ -71,7 +71,10 @@ def head_parameters(model: PreTrainedModel) -> list[str]:
         ValueError: if there are none.
     """
     model = copy.deepcopy(model).eval().requires_grad_(True)
-    point = describe_hidden_states(model)[-1]
+    try:
+        point = describe_hidden_states(model)[-1]
+    except (TypeError, IndexError, AttributeError) as error:
+        raise ValueError(f"{type(model).__name__} returns no hidden states that its head could follow") from error
     pixels = torch.rand(2, *image_shape(model), generator=torch.Generator().manual_seed(0))
     output = model(pixel_values=pixels.to(model.device, model.dtype), **hidden_state_kwargs(model))
     parameters = dict(model.named_parameters())
