@@ -521,7 +521,7 @@ def test_what_is_asked_for_is_measured_too(whole, monkeypatch):
         assert area.split == "forget_test" and area.low <= area.value <= area.high
         assert report.seconds[attack] >= 0, "attacks stand apart with their own time"
         signal = next(each for each in report.signals if each.note == attack)
-        assert (signal.metric, signal.value) == ("attack_area", area.value)
+        assert signal.metric == "attack_area" and signal.value == pytest.approx(area.value)
     shares = [report.value(key, model="ec", split="forget_train") for key in ("mia_svc_efficacy", "mia_svc_member")]
     assert sum(shares) == pytest.approx(1)
     assert list(report.profile("infonce", model="ec", split="forget_train")) == [*report.layers, "logits"]
@@ -685,6 +685,7 @@ def test_two_processes_give_the_numbers_of_one(tmp_path):
         assert theirs.value == pytest.approx(ours.value, abs=1e-5), ours
     assert one.confusion == two.confusion
     assert one.retrievals == two.retrievals
+    assert len(one.attacks) == 30 and one.attacks == two.attacks
 
 
 def test_each_kept_class_is_told_beside_the_original(whole):

@@ -51,6 +51,14 @@ def test_levels_hold_each_other_and_another_is_refused():
         attacks_of("some")
 
 
+def test_the_older_flag_asks_for_the_quick_attacks_and_nothing_is_attacked_unasked():
+    assert AuditSettings().attacks == "none"
+    assert AuditSettings(relearning=True).attacks == "quick"
+    assert AuditSettings(relearning=True, attacks="full").attacks == "full"
+    with pytest.raises(ValueError, match="attacks='some': expected one of"):
+        AuditSettings(attacks="some")
+
+
 def test_readers_find_words_for_every_attack():
     assert set(WORDS) == set(ATTACKS)
 
