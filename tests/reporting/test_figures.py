@@ -218,3 +218,15 @@ def test_no_pyplot_state_is_made():
     code += "figures.draw(AuditReport()); "
     code += "assert 'matplotlib.pyplot' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_each_attack_has_a_panel_and_retrained_models_share_a_line_and_a_band():
+    report = make_report(SEVERAL, layers=4)
+    figure = draw(report, names=["attacks"])["attacks"]
+    titles = ["classifier fine-tuned", "all weights fine-tuned", "new classifier", "weights rounded", "weights pruned"]
+    assert [axis.get_title() for axis in figure.axes] == titles
+    for axis in figure.axes:
+        assert {"original", "unlearned", "retrained (mean of 3)"} <= set(lines(axis))
+        assert "retrained 1" not in lines(axis)
+        assert len(axis.collections) == len(SEVERAL) - 2, "a band for each line"
+    assert [text.get_text() for text in figure.axes[3].get_xticklabels()] == ["8", "6", "5", "4"]

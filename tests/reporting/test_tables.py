@@ -208,3 +208,17 @@ def test_names_cannot_bring_html_into_a_table():
 def test_reports_without_numbers_say_so():
     assert to_markdown(AuditReport()) == ""
     assert "no measurement" in shown(AuditReport(), 80)
+
+
+def test_the_areas_between_curves_stand_beside_the_areas():
+    report = make_report(("original", "unlearned", "retrained"))
+    table = attack_table(report)
+    assert table.heads == [*report.models, "original - retrained", "unlearned - retrained"]
+    for row in table.rows:
+        original, unlearned, retrained = (float(value.split()[0]) for value in row.values[:3])
+        assert [float(gap) for gap in row.values[3:]] == pytest.approx(
+            [original - retrained, unlearned - retrained], abs=0.11
+        )
+    assert "held-out forget images" in table.notes[0]
+    assert attack_table(make_report(("original", "unlearned"))).heads == ["original", "unlearned"]
+    assert attack_table(replace(report, measurements=[])).rows == []
