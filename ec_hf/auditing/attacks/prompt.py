@@ -140,7 +140,7 @@ def prompt_for(model: PreTrainedModel, shape: tuple[int, ...], *, seed: int = 0)
     """Learnt tokens where a model can take them, as a trial shows, and a learnt border everywhere else.
 
     Tokens need blocks that all work on tokens of one width and number, and none of which minds how many these are.
-    Those of Swin and PVT are windows or maps, and BEiT's have a bias for each place.
+    Those of Swin and PVT are windows or maps, and BEiT's can have a bias for each place.
 
     Args:
         model: an image classifier in evaluation mode, frozen.
