@@ -9,6 +9,7 @@ from itertools import combinations
 
 import numpy as np
 
+from ec_hf.auditing.attacks.recovery import Attacked
 from ec_hf.auditing.collected import BySplit, Collected, Shadows
 from ec_hf.auditing.measures.cka import cka_of_pair, features_of_pair
 from ec_hf.auditing.measures.membership import (
@@ -22,9 +23,8 @@ from ec_hf.auditing.measures.membership import (
 )
 from ec_hf.auditing.measures.probes import LayerHits
 from ec_hf.auditing.question import Question
-from ec_hf.auditing.report import RelearningCurve
 from ec_hf.auditing.residual import ResidualKnowledge
-from ec_hf.metrics import class_matched, membership_tpr, relearning_area
+from ec_hf.metrics import class_matched, membership_tpr
 from ec_hf.metrics.half_sample_cka import half_sample_values
 from ec_hf.metrics.membership import placements
 from ec_hf.metrics.position import area_covariance, mean_covariance
@@ -82,7 +82,7 @@ def forget_split(question: Question) -> str:
 def compared(
     collected: BySplit,
     hits: Sequence[LayerHits],
-    curves: Iterable[RelearningCurve],
+    attacked: Iterable[Attacked],
     question: Question,
     shadows: Shadows | None = None,
     residual: Sequence[ResidualKnowledge] = (),
@@ -92,7 +92,7 @@ def compared(
     Args:
         collected: what the pass collected.
         hits: what a linear probe and k-NN get right.
-        curves: of relearning, if that was asked for.
+        attacked: what attacks brought back, if they were asked for.
         question: what is asked, with at least one retrained model.
         shadows: what shadow models showed, if any were given.
         residual: what models name around forgotten images, if that was asked for.
@@ -103,7 +103,7 @@ def compared(
         *_membership(collected, question),
         *attacks_on_rows(collected, question, shadows),
         *_similarity(collected, question),
-        *_relearning(curves, question),
+        *_attacks(attacked, question),
         *_residual(residual),
     ]
     needed = {"original", *question.retrained}
@@ -302,19 +302,16 @@ def _with_another(covariance: np.ndarray, variance: float) -> np.ndarray:
     return larger
 
 
-def _relearning(curves: Iterable[RelearningCurve], question: Question) -> Iterator[Compared]:
-    """Area under the relearning curves; it varies with the images at most as a share of hits would."""
-    split = "forget_test" if question.whole_classes else "forget_train"
-    by_mode: dict[str, dict[str, RelearningCurve]] = {}
-    for curve in curves:
-        if curve.model in question.trained:
-            by_mode.setdefault(curve.mode, {})[curve.model] = curve
-    for mode, of_model in by_mode.items():
-        values = {model: relearning_area(curve.steps, curve.accuracy) for model, curve in of_model.items()}
-        count = int(next(iter(of_model.values())).settings["held_out"])
-        areas = np.array(list(values.values()))
-        covariance = np.diag(areas * (1 - areas) / count)
-        yield Compared("relearning_area", split, None, values, covariance, count, note=mode)
+def _attacks(attacked: Iterable[Attacked], question: Question) -> Iterator[Compared]:
+    """Areas under the curves of attacks: means over the held-out images, which all models share."""
+    areas: dict[tuple[str, str], dict[str, np.ndarray]] = {}
+    for each in attacked:
+        if each.model in question.trained:
+            areas.setdefault((each.attack, each.split), {})[each.model] = each.outcome.areas
+    for (attack, split), figures in areas.items():
+        table = np.stack(list(figures.values()), axis=1)
+        values = dict(zip(figures, table.mean(axis=0).tolist(), strict=True))
+        yield Compared("attack_area", split, None, values, mean_covariance(table), len(table), note=attack)
 
 
 def _residual(found: Sequence[ResidualKnowledge]) -> Iterator[Compared]:

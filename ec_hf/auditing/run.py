@@ -15,6 +15,8 @@ import transformers
 from accelerate import PartialState
 
 from ec_hf._version import __version__
+from ec_hf.auditing.attacks.quantization import int8_accuracies
+from ec_hf.auditing.attacks.recovery import Attacked, recovery
 from ec_hf.auditing.collected import BySplit, Shadows
 from ec_hf.auditing.compared import compared, forget_split
 from ec_hf.auditing.downstream import downstream_accuracies
@@ -25,10 +27,8 @@ from ec_hf.auditing.measures.neighbours import retrievals, tsne_picture
 from ec_hf.auditing.measures.outputs import confusion, output_means, retained_classes
 from ec_hf.auditing.measures.probes import LayerHits, information_jobs, probe_accuracies, probe_images, probe_jobs
 from ec_hf.auditing.measures.summaries import information_differences, probe_advantages, summary_scores
-from ec_hf.auditing.quantization import int8_accuracies
 from ec_hf.auditing.question import Question, kept_rows
-from ec_hf.auditing.relearning import relearning_curves
-from ec_hf.auditing.report import AuditReport, Measurement, RelearningCurve, Signal, Status, overall
+from ec_hf.auditing.report import AuditReport, Measurement, Signal, Status, overall
 from ec_hf.auditing.residual import ResidualKnowledge, residual_areas, residual_knowledge
 from ec_hf.auditing.sense import features_without_sense, models_without_sense
 from ec_hf.auditing.signals import FAMILY_ALPHA, signals_of
@@ -104,9 +104,9 @@ def answer(
     empty = [f"The split {name} has no image." for name, labels in question.labels.items() if not len(labels)]
     with clock("forward"):
         collected = look(question, subjects)
-    recovered, curves, not_recovered = _recover(question, subjects, clock)
+    recovered, attacked, not_recovered = _recover(question, subjects, clock)
     residual: list[ResidualKnowledge] = []
-    if question.settings.residual:
+    if question.settings.asks_residual:
         with clock("residual"):
             residual = residual_knowledge(question, subjects, forget_split(question))
     with clock("measuring"):
@@ -114,7 +114,7 @@ def answer(
         summaries = _summarize([*recovered, *measured], question)
         nearest = retrievals(collected, question, deepest)
     with clock("signals"):
-        signals, not_told = _signals(collected, hits, curves, question, shadows, residual)
+        signals, not_told = _signals(collected, hits, attacked, question, shadows, residual)
     picture: dict[str, Any] = {}
     if question.settings.embedding:
         with clock("embedding"):
@@ -147,7 +147,7 @@ def answer(
         ],
         retained=retained_classes(collected, question),
         confusion=confusion(collected, question),
-        relearning=curves,
+        attacks=[each.curve(question.seed) for each in attacked],
         retrievals=nearest,
         embedding=picture,
         settings={
@@ -189,22 +189,19 @@ def look(question: Question, subjects: Mapping[str, Subject]) -> BySplit:
 
 def _recover(
     question: Question, subjects: Mapping[str, Subject], clock: Clock
-) -> tuple[list[Measurement], list[RelearningCurve], list[str]]:
-    """What needs the models again: 8-bit weights, another dataset, relearning; with notes on what could not be had."""
+) -> tuple[list[Measurement], list[Attacked], list[str]]:
+    """What needs the models again: 8-bit weights, another dataset, attacks; with notes on what could not be had."""
     int8: list[Measurement] = []
     elsewhere: tuple[list[Measurement], list[str]] = [], []
-    relearnt: tuple[list[RelearningCurve], list[Measurement], list[str]] = [], [], []
     if question.settings.int8 and len(question.labels["forget_test"]):
         with clock("int8"):
             int8 = int8_accuracies(question, subjects)
     if question.downstream is not None:
         with clock("downstream"):
             elsewhere = downstream_accuracies(question, subjects)
-    if question.settings.relearning:
-        with clock("relearning"):
-            relearnt = relearning_curves(question, subjects)
-    curves, areas, not_learnt = relearnt
-    return [*int8, *elsewhere[0], *areas], curves, [*elsewhere[1], *not_learnt]
+    attacked, not_made = recovery(question, subjects, clock)
+    areas = [each.area(question.seed) for each in attacked]
+    return [*int8, *elsewhere[0], *areas], attacked, [*elsewhere[1], *not_made]
 
 
 def _measure(
@@ -234,7 +231,7 @@ def _measure(
 def _signals(
     collected: BySplit,
     hits: Sequence[LayerHits],
-    curves: Sequence[RelearningCurve],
+    attacked: Sequence[Attacked],
     question: Question,
     shadows: Shadows | None,
     residual: Sequence[ResidualKnowledge],
@@ -242,7 +239,7 @@ def _signals(
     """Where each measurement puts the unlearned models, and notes on models that it says nothing of."""
     if not question.retrained:
         return [], []
-    rows = compared(collected, hits, curves, question, shadows, residual)
+    rows = compared(collected, hits, attacked, question, shadows, residual)
     lost = {
         model: dict.fromkeys(row.metric for row in rows if model not in row.values) for model in question.unlearned
     }

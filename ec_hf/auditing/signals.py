@@ -20,6 +20,8 @@ KINDS = {
     **dict.fromkeys(("mia_lira_tpr", "mia_population_tpr"), "members found"),
 }
 """Metrics whose noise is estimated together; the others are kinds of their own."""
+WITHOUT_LEARNING = ("quantization", "pruning")
+"""Attacks that train nothing: retrained models differ far less after them than after an attack that learns."""
 
 
 def signals_of(rows: Sequence[Compared], unlearned: Iterable[str], retrained: Sequence[str]) -> list[Signal]:
@@ -91,7 +93,7 @@ def _noises(rows: Sequence[Compared], retrained: Sequence[str]) -> list[Noise]:
     """The noise of each measurement between two trainings.
 
     From the spread of several retrained models. Of one, from the retained images; where these do not show it (CKA,
-    relearning), in proportion to what they show of the other measurements.
+    attacks), in proportion to what they show of the other measurements.
     """
     kinds: dict[str, list[Compared]] = {}
     for row in rows:
@@ -118,4 +120,6 @@ def _gap(row: Compared, retrained: Sequence[str]) -> float:
 
 
 def _kind(row: Compared) -> str:
+    if row.metric == "attack_area" and row.note in WITHOUT_LEARNING:
+        return "attack_area without learning"
     return KINDS.get(row.metric, row.metric)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ec_hf.metrics.attack_area import attack_area
 from ec_hf.metrics.bootstrap import bootstrap_mean
 from ec_hf.metrics.cka_floor import cka_floor, split_half_cka
 from ec_hf.metrics.distances import activation_distance, agreement, js_divergence
@@ -33,6 +34,7 @@ __all__ = [
     "Metric",
     "activation_distance",
     "agreement",
+    "attack_area",
     "aus",
     "avg_gap",
     "bootstrap_mean",

@@ -279,13 +279,14 @@ METRICS: dict[str, Metric] = {
         formula="at a layer: probe accuracy - floor's; over all: Σ (unlearned - floor) / Σ (original - floor)",
         source="this package; IDI with linear probes, no retrained model needed",
     ),
-    "relearning_area": Metric(
-        title="how fast the forgotten classes come back",
+    "attack_area": Metric(
+        title="what a recovery attack brings back",
         on_forget=NEARER,
         on_retain=NEARER,
         **_SHARE,
         chance="that of the retrained model: all networks can learn the classes in time",
-        formula="area under forget accuracy over log(1 + step) of fine-tuning, divided by the length of the axis",
+        formula="area under forget accuracy over the strength of the attack, divided by the length of the axis; "
+        "log(1 + x) of steps and images, log of bits",
         source="this package; relearn time: Golatkar et al. 2020, arXiv 1911.04933",
     ),
     "residual_knowledge": Metric(

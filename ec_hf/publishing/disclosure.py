@@ -26,7 +26,7 @@ MODES = ("head", "full")
 """Notes that tell two measurements of the same metric apart, and are words of this package."""
 MADE = ("unlearned", "retrained")
 """Roles of models that were made for a request; those of the others were named before it."""
-LISTS = ("measurements", "signals", "relearning", "retrievals")
+LISTS = ("measurements", "signals", "attacks", "retrievals")
 BY_MODEL = ("status", "retained", "confusion")
 OWN = ("method", "uses", "points", "layer_weights", "versions", "cost", "base_model", "base_model_license")
 """Parts of a record in the package's own words, and the name of the base model, which is older than the request."""

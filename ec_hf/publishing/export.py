@@ -44,7 +44,7 @@ from ec_hf.reporting.figures import draw
 __all__ = ["Choices", "export", "export_heads_alone", "files_in", "is_allowed", "named_in"]
 
 
-ALLOWED_FIGURES = ("cka", "probe", "relearning", *FIGURES_WITH_CLASSES)
+ALLOWED_FIGURES = ("cka", "probe", "attacks", *FIGURES_WITH_CLASSES)
 """Not among them is the figure of nearest neighbours, which shows images of the forget set."""
 FIGURE_KINDS = (".png", ".svg")
 ALLOWED = (

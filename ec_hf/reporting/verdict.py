@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 
 from scipy.stats import binom
 
-from ec_hf.auditing.report import STATUSES, AuditReport, Measurement, RelearningCurve, RetainedClass, Status
+from ec_hf.auditing.report import STATUSES, AttackCurve, AuditReport, Measurement, RetainedClass, Status
 from ec_hf.reporting import layerwise
 from ec_hf.reporting.findings import Finding, Kind, Topic
-from ec_hf.reporting.labels import metric_title, percent, split_label, value_text
+from ec_hf.reporting.labels import attack_words, metric_title, percent, split_label, value_text
 from ec_hf.reporting.printable import printable
 from ec_hf.reporting.reading import (
     above,
@@ -36,6 +36,8 @@ __all__ = ["findings", "headline"]
 CLASS_ALPHA = 0.05
 """In this share of audits some kept class may be said to have suffered though it differs by chance."""
 FEW_CLASSES = 3
+FEW_ATTACKS = 3
+"""So many attacks are told with their strengths, those first that are quicker than on a retrained model."""
 RETAIN_LOSS = 0.02
 """Retain accuracy that may be lost before the rest counts as hurt. It is a choice, not measured, and the finding says
 so: whoever uses the model must judge the loss."""
@@ -107,11 +109,11 @@ def findings(report: AuditReport) -> list[Finding]:
 def _of_model(report: AuditReport, name: str) -> list[Finding]:
     if of_role(report, "retrained"):
         measured = {each.metric for each in report.signals if each.model == name}
-        others = [_relearning(report, name)]
+        others = [_attacks(report, name)]
         others += [_eight_bits(report, name)] if measured and "accuracy_int8" not in measured else []
         judged = [*signal_findings(report, name), *others, _rest(report, name)]
     else:
-        topics = (_output, layerwise.scores, layerwise.layers, layerwise.probe, _relearning, _membership, _eight_bits)
+        topics = (_output, layerwise.scores, layerwise.layers, layerwise.probe, _attacks, _membership, _eight_bits)
         judged = [judge(report, name) for judge in (*topics, _rest)]
     found = [finding for finding in judged if finding]
     return [headline(report, name, found), *found]
@@ -293,41 +295,68 @@ def _fewest(report: AuditReport, name: str) -> int:
     return min(counts.images for counts in report.retained[name].values())
 
 
-def _relearning(report: AuditReport, name: str) -> Finding | None:
-    """After how many steps of fine-tuning is half of the original's accuracy back?"""
-    original = report.value("accuracy", model="original", split="forget_test")
-    curves = {(curve.model, curve.mode): curve for curve in report.relearning if curve.steps}
-    mode = next((mode for mode in ("head", "full") if (name, mode) in curves), None)
-    if original is None or mode is None:
+def _attacks(report: AuditReport, name: str) -> Finding | None:
+    """At which strength of an attack is half of the original's accuracy back?"""
+    original, own = (report.value("accuracy", model=model, split="forget_test") for model in ("original", name))
+    mine = [curve for curve in report.attacks if curve.model == name and curve.x]
+    if original is None or own is None or own >= original / 2 or not mine:
         return None
-    curve, half = curves[name, mode], original / 2
-    if curve.accuracy[0] >= half:
-        return None
-    retrained = [curves[model, mode] for model in of_role(report, "retrained") if (model, mode) in curves]
-    trained = "only its classifier is" if mode == "head" else "all of its weights are"
-    text = (
-        f"when {trained} fine-tuned on a few forget images, half of the original's accuracy on others is back "
-        f"{_when(curve, half)}"
-    )
-    if retrained:
-        text += f", in {'the retrained model' if len(retrained) == 1 else 'the retrained models'} "
-        text += ", ".join(dict.fromkeys(_when(each, half) for each in retrained))
-    kind: Kind = "not back" if _steps(curve, half) is None else "back"
-    judged = any(each.metric == "relearning_area" for each in signals_of(report, name))
-    if retrained and not judged and _steps(curve, half) < min(_steps(each, half) for each in retrained):
+    half, retrained = original / 2, of_role(report, "retrained")
+    others = {
+        curve.attack: [each for each in report.attacks if each.attack == curve.attack and each.model in retrained]
+        for curve in mine
+    }
+    sooner = [
+        curve
+        for curve in mine
+        if others[curve.attack] and _place(curve, half) < min(_place(other, half) for other in others[curve.attack])
+    ]
+    back = [curve for curve in mine if _place(curve, half) < math.inf]
+    kind: Kind = "back" if back else "not back"
+    ordered = sorted(back, key=lambda curve: curve not in sooner)  # stable
+    told = ordered[:FEW_ATTACKS]
+    clauses = [_comeback(curve, others[curve.attack], half, first=not k) for k, curve in enumerate(told)]
+    if more := ordered[FEW_ATTACKS:]:
+        clauses.append(f"these attacks bring it back too: {_listed(more)}")
+    if never := [curve for curve in mine if curve not in back]:
+        what = "it" if back else "half of the original's accuracy on other forget images"
+        clauses.append(f"these attacks do not bring {what} back: {_listed(never)}")
+    text = "; ".join(clauses)
+    judged = {each.note for each in signals_of(report, name) if each.metric == "attack_area"}
+    if any(curve.attack not in judged for curve in sooner):
         kind, text = "unclear", f"{text}: sooner, in single runs whose spread was not measured"
-    return Finding(name, "relearning", kind, f"{text}.")
+    return Finding(name, "attacks", kind, f"{text}.")
 
 
-def _steps(curve: RelearningCurve, accuracy: float) -> float:
-    """The steps after which a curve first reaches an accuracy; infinity where it never does."""
-    reached = (step for step, now in zip(curve.steps, curve.accuracy, strict=True) if now >= accuracy)
-    return next(reached, math.inf)
+def _comeback(curve: AttackCurve, retrained: Sequence[AttackCurve], half: float, *, first: bool) -> str:
+    """When half of the original's accuracy is back, and when it is in the retrained models."""
+    what = "half of the original's accuracy on others is back " if first else ""
+    text = f"{attack_words(curve.attack).way}, {what}{_when(curve, half)}"
+    if retrained:
+        whose = "the retrained model" if len(retrained) == 1 else "the retrained models"
+        text += f", in {whose} {', '.join(dict.fromkeys(_when(each, half) for each in retrained))}"
+    return text
 
 
-def _when(curve: RelearningCurve, accuracy: float) -> str:
-    steps = _steps(curve, accuracy)
-    return f"not within {curve.steps[-1]} steps" if steps == math.inf else f"after {steps} steps"
+def _listed(curves: Sequence[AttackCurve]) -> str:
+    return ", ".join(f"{words.title} ({words.by})" for words in (attack_words(curve.attack) for curve in curves))
+
+
+def _place(curve: AttackCurve, accuracy: float) -> float:
+    """The number of the first point of a curve that reaches an accuracy; infinity where none does."""
+    return next((k for k, now in enumerate(curve.accuracy) if now >= accuracy), math.inf)
+
+
+def _when(curve: AttackCurve, accuracy: float) -> str:
+    place = _place(curve, accuracy)
+    strength = curve.x[-1] if place == math.inf else curve.x[int(place)]
+    words = {
+        "steps": f"after {strength:g} steps",
+        "images a class": f"with {strength:g} images a class",
+        "bits": f"at {strength:g} bits",
+        "sparsity": f"at a share of {percent(strength)}",
+    }[curve.unit]
+    return words if place < math.inf else f"not even {words}"
 
 
 def _membership(report: AuditReport, name: str) -> Finding | None:
@@ -359,7 +388,7 @@ def _eight_bits(report: AuditReport, name: str) -> Finding | None:
 
 def _unchanged(report: AuditReport, names: Sequence[str]) -> Finding | None:
     """The metrics that give the original and what unlearning made of it the same on forgotten data."""
-    metrics = ("accuracy", "confidence", "linear_probe", "knn", "mia_loss", "mia_confidence", "relearning_area")
+    metrics = ("accuracy", "confidence", "linear_probe", "knn", "mia_loss", "mia_confidence", "attack_area")
     equal = [text for metric in metrics if (text := _equal(report, metric, names))]
     if not equal:
         return None

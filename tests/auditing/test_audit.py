@@ -16,8 +16,8 @@ from helpers.launching import launch
 from helpers.models import LABELS, make_images, make_model, make_processor
 
 from ec_hf import ForgetRequest
+from ec_hf.auditing.attacks import relearning
 from ec_hf.auditing.audit import audit
-from ec_hf.auditing.relearning import relearn
 from ec_hf.auditing.report import AuditReport
 from ec_hf.auditing.similarity import layer_pairs
 from ec_hf.auditing.subjects import model_class_names
@@ -528,7 +528,7 @@ def test_models_may_have_processors_of_their_own():
 
 def test_what_is_asked_for_is_measured_too(whole, monkeypatch):
     monkeypatch.setattr("ec_hf.auditing.measures.probes.infonce", partial(infonce, trials=1, steps=20))
-    monkeypatch.setattr("ec_hf.auditing.relearning.relearn", partial(relearn, steps=(0, 1, 4)))
+    monkeypatch.setattr(relearning, "STEPS", (0, 1, 4))
     downstream = make_images(30, seed=2).rename_column("label", "kind").cast_column("kind", Value("int64"))
     downstream = downstream.map(lambda row: {"kind": row["kind"] + 70}).rename_column("kind", "labels")
     models = {"ec": whole.models["unlearned"]}
@@ -538,17 +538,22 @@ def test_what_is_asked_for_is_measured_too(whole, monkeypatch):
         whole.models["retrained"],
         train=80,
         test=50,
-        relearning=True,
+        attacks="quick",
         svc=True,
         idi=True,
         downstream=downstream,
     )
     names = ["original", "ec", "retrained"]
-    assert {(curve.model, curve.mode) for curve in report.relearning} == {
-        (name, mode) for name in names for mode in ("head", "full")
+    quick = ("relearn_head", "relearn_full", "quantization", "pruning")
+    assert {(curve.model, curve.attack) for curve in report.attacks} == {
+        (name, attack) for name in names for attack in quick
     }
-    for mode in ("head", "full"):
-        assert next(report.find("relearning_area", model="ec", note=mode)).split == "forget_test"
+    for attack in quick:
+        area = next(report.find("attack_area", model="ec", note=attack))
+        assert area.split == "forget_test" and area.low <= area.value <= area.high
+        assert report.seconds[attack] >= 0, "attacks stand apart with their own time"
+        signal = next(each for each in report.signals if each.note == attack)
+        assert signal.metric == "attack_area" and signal.value == pytest.approx(area.value)
     shares = [report.value(key, model="ec", split="forget_train") for key in ("mia_svc_efficacy", "mia_svc_member")]
     assert sum(shares) == pytest.approx(1)
     assert list(report.profile("infonce", model="ec", split="forget_train")) == [*report.layers, "logits"]
@@ -567,11 +572,11 @@ def test_downstream_splits_and_logits_may_be_chosen():
     assert (found.layer, found.count) == ("logits", 20)
 
 
-def test_idi_and_relearning_that_cannot_be_are_notes():
+def test_idi_and_attacks_that_cannot_be_are_notes():
     report = run(idi=True, relearning=True, request=ForgetRequest(rows=[1]))
     notes = " ".join(report.notes)
     assert "IDI needs a retrained model" in notes
-    assert "Relearning needs" in notes
+    assert "Attacks need forgotten training images" in notes
 
 
 def test_at_most_so_many_images_are_looked_at():
@@ -725,6 +730,7 @@ def test_two_processes_give_the_numbers_of_one(tmp_path):
         assert theirs.value == pytest.approx(ours.value, abs=1e-5), ours
     assert one.confusion == two.confusion
     assert one.retrievals == two.retrievals
+    assert len(one.attacks) == 30 and one.attacks == two.attacks
 
 
 def test_each_kept_class_is_told_beside_the_original(whole):

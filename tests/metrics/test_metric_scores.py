@@ -55,7 +55,7 @@ KEYS = {
     "idi",
     "infonce",
     "probe_advantage",
-    "relearning_area",
+    "attack_area",
     "js_divergence",
     "activation_distance",
     "agreement",
