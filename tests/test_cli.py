@@ -81,7 +81,7 @@ def test_audit_writes_report_page_and_figures_and_prints(inputs, tmp_path, capsy
 def test_several_retrained_models_follow_one_flag(inputs, tmp_path, monkeypatch):
     given = {}
     monkeypatch.setattr("ec_hf.auditing.audit.audit", lambda *models, **kwargs: given.update(kwargs) or AuditReport())
-    monkeypatch.setattr(cli, "write_audit", lambda *args, **kwargs: None)
+    monkeypatch.setattr("ec_hf.reporting.writing.write_audit", lambda *args, **kwargs: None)
     monkeypatch.setattr("ec_hf.reporting.tables.to_rich", lambda report: "")
     monkeypatch.setattr("ec_hf.reporting.verdict.findings", lambda report: [])
     for names in ([], ["retrained"], ["retrained", "unlearned"]):
