@@ -225,18 +225,16 @@ def erase(
         unlearned["delete"] = _erase_logits(original, config, data)
     report = _audited(original, unlearned, retrained, data, trainer, measured_by, name)
     if state.is_main_process:
-        folder = ModelFolder(config.output_dir)
+        folder = ModelFolder(output_dir)
         folder.write(MANIFEST, data.manifest(name))
         write_audit(report, folder.path)
         folder.write(CARD, card(folder.path, manifest_detail=manifest_detail))
     state.wait_for_everyone()
     url = None
     if config.push_to_hub:
-        choices = {"manifest_detail": manifest_detail, "finish": finish, "with_heads": with_heads}
+        choices: dict[str, Any] = {"manifest_detail": manifest_detail, "finish": finish, "with_heads": with_heads}
         url = trainer.push_to_hub(commit_message="Unlearned model", **choices)
-    return Erased(
-        trainer.model, trainer.processing_class, report, Path(config.output_dir), data, trainer, url and str(url)
-    )
+    return Erased(trainer.model, trainer.processing_class, report, Path(output_dir), data, trainer, url and str(url))
 
 
 def check_new_folder(config: ECConfig) -> None:

@@ -130,6 +130,7 @@ def run(
         UsageError: for flags that do not go together.
         ValueError: as `ec_hf.erase`.
     """
+    config = replace(config, output_dir=new_folder(config, folders))
     request, reference = read_request(what), reference_of(what, config)
 
     from accelerate import PartialState
@@ -140,7 +141,6 @@ def run(
     from ec_hf.training.loss import DivergedError
 
     logging.set_verbosity_warning()
-    config = replace(config, output_dir=new_folder(config, folders))
     with _stdout_for_json(what.json) as answer:
         state = PartialState(cpu=config.use_cpu)
         state.print(f"{state.num_processes} process(es), backend {state.backend or 'none'}, device {state.device}")
@@ -150,9 +150,10 @@ def run(
             "with_heads": what.with_heads or False,
             **kwargs,
         }
-        original = model(config) if model else what.model_name_or_path
+        original: Any = model(config) if model else what.model_name_or_path
+        data: Any = what.dataset_name
         try:
-            done = erase(original, what.dataset_name, request, args=config, output_dir=config.output_dir, **chosen)
+            done = erase(original, data, request, args=config, output_dir=str(config.output_dir), **chosen)
         except PushError as error:
             sys.exit(str(error))
         except DivergedError as error:
@@ -215,7 +216,7 @@ def reference_of(what: EraseArguments, config: ECConfig) -> Any:
     def trained(original: Any, data: Any) -> list[str]:
         from ec_hf.training.classifier import train_once
 
-        settings = ClassifierConfig(output_dir=str(Path(config.output_dir) / "retrained"), **columns | given)
+        settings = ClassifierConfig(output_dir=str(Path(str(config.output_dir)) / "retrained"), **columns | given)
         retained = data.splits["retain_train"], data.splits["retain_test"]
         return train_once(settings, what.retrain_seeds, *retained, like=original.model, processor=original.processor)
 

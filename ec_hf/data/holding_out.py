@@ -32,6 +32,7 @@ class HeldOut:
         train: the images that it trains on.
         evaluated: the images that decide when it stops and whether it has gone too far.
         held_out: whether the images that decide are held out of its training; if not, they are part of it.
+        whole_classes: whether the request names classes.
         share: of the training images that was to be held out.
         seed: seed of the random draw.
     """
@@ -39,6 +40,7 @@ class HeldOut:
     train: dict[str, Dataset]
     evaluated: dict[str, Dataset]
     held_out: dict[str, bool]
+    whole_classes: bool
     share: float
     seed: int
 
@@ -60,10 +62,11 @@ class HeldOut:
             "The test images decide nothing: the audit alone looks at them."
         ]
         if not self.held_out["forget"]:
+            lines.append("No forget image is held out: every row that the request names is erased.")
+        if not self.whole_classes:
             lines.append(
-                "No forget image is held out: every row that the request names is erased. A model that never saw these "
-                "rows would name them about as often as other unseen images, not as rarely as by chance: forget_target "
-                "says where to stop."
+                "A model that never saw the forgotten rows would name them about as often as other unseen images, and "
+                "not as rarely as by chance: forget_target says at which accuracy to stop."
             )
         if few := [side for side, part in self.evaluated.items() if len(part) < FEW]:
             worth = ", ".join(f"{100 / len(self.evaluated[side]):.1f} points of {side} accuracy" for side in few)
@@ -104,7 +107,7 @@ def hold_out(
     """
     if not 0 <= share <= 0.5 or most < 1:
         raise ValueError(f"hold_out={share}: expected a share of the training images from 0 to 0.5, such as {SHARE}")
-    columns = {"label_column": find_label_column(train, label_column), "id_column": id_column}
+    columns: dict[str, Any] = {"label_column": find_label_column(train, label_column), "id_column": id_column}
     forget = forget_mask(train, request, **columns)
     sides = {"forget": forget, "retain": ~forget_mask(train, reduce(or_, earlier, request), **columns)}
     may_go = {"forget": forget & _named_by_class(train, request, **columns), "retain": sides["retain"]}
@@ -122,6 +125,7 @@ def hold_out(
         {side: train.select(np.flatnonzero(rows & ~held)) for side, rows in sides.items()},
         {side: train.select(rows) for side, rows in chosen.items()},
         is_held,
+        bool(request.classes),
         share,
         seed,
     )

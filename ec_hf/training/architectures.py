@@ -27,7 +27,11 @@ def build(architecture: str, size: int, channels: int, names: Sequence[str]) -> 
     labels = {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
     if architecture in ARCHITECTURES:
         model = ARCHITECTURES[architecture](size, num_channels=channels, num_labels=len(names), **labels)
-        pixels = {"image_mean": [0.5] * channels, "image_std": [0.5] * channels, "do_convert_rgb": channels == 3}
+        pixels: dict[str, Any] = {
+            "image_mean": [0.5] * channels,
+            "image_std": [0.5] * channels,
+            "do_convert_rgb": channels == 3,
+        }
         return model, ViTImageProcessor(size={"height": size, "width": size}, **pixels)
     return build_timm(architecture, size, channels, labels)
 
@@ -53,13 +57,23 @@ def build_vit(size: int, blocks: int = 10, **config: Any) -> ViTForImageClassifi
 
 def build_resnet(_size: int, **config: Any) -> ResNetForImageClassification:
     """Three stages of one basic block, 312,000 parameters: fit for images of 32 x 32."""
-    sizes = {"embedding_size": 32, "hidden_sizes": [32, 64, 128], "depths": [1, 1, 1], "layer_type": "basic"}
+    sizes: dict[str, Any] = {
+        "embedding_size": 32,
+        "hidden_sizes": [32, 64, 128],
+        "depths": [1, 1, 1],
+        "layer_type": "basic",
+    }
     return ResNetForImageClassification(ResNetConfig(**sizes, **config))
 
 
 def build_resnet34_narrow(_size: int, **config: Any) -> ResNetForImageClassification:
     """ResNet-34 at a quarter of its width, 1.3 million parameters: sixteen blocks to unlearn in."""
-    sizes = {"embedding_size": 16, "hidden_sizes": [16, 32, 64, 128], "depths": [3, 4, 6, 3], "layer_type": "basic"}
+    sizes: dict[str, Any] = {
+        "embedding_size": 16,
+        "hidden_sizes": [16, 32, 64, 128],
+        "depths": [3, 4, 6, 3],
+        "layer_type": "basic",
+    }
     return ResNetForImageClassification(ResNetConfig(**sizes, **config))
 
 
@@ -79,15 +93,10 @@ def build_timm(architecture: str, size: int, channels: int, labels: Mapping[str,
     if not timm.is_model(architecture):
         raise ValueError(f"unknown architecture {architecture!r}: neither in {sorted(ARCHITECTURES)} nor a timm model")
     arguments: dict[str, Any] = {"in_chans": channels}
-    if timm.get_pretrained_cfg(architecture).fixed_input_size:
+    if getattr(timm.get_pretrained_cfg(architecture), "fixed_input_size", False):
         arguments["img_size"] = size
     pixels = {"input_size": [channels, size, size], "mean": [0.5] * channels, "std": [0.5] * channels, "crop_pct": 1.0}
-    config = TimmWrapperConfig(
-        architecture=architecture,
-        num_labels=len(labels["id2label"]),
-        model_args=arguments,
-        pretrained_cfg=pixels,
-        **labels,
-    )
+    of_any_model: dict[str, Any] = {"num_labels": len(labels["id2label"]), "pretrained_cfg": pixels, **labels}
+    config = TimmWrapperConfig(architecture=architecture, model_args=arguments, **of_any_model)
     model = new_like(TimmWrapperForImageClassification(config))
     return model, TimmWrapperImageProcessor(pixels, architecture)

@@ -24,6 +24,7 @@ from ec_hf.models.inputs import collator_for
 from ec_hf.models.loading import load_with_new_head, new_like, weights_hash
 from ec_hf.training.architectures import build
 from ec_hf.training.augmentation import COLOUR, GRAY, Batches
+from ec_hf.training.trainer import accuracy
 
 __all__ = ["ClassifierConfig", "class_names", "seed_folders", "train_classifier", "train_once", "train_seeds"]
 
@@ -139,19 +140,20 @@ def train_classifier(
         args=config,
         train_dataset=parts["train"].with_transform(Batches(collator, moves)),
         data_collator=default_data_collator,
-        compute_metrics=lambda result: {"accuracy": (result.predictions.argmax(-1) == result.label_ids).mean()},
+        preprocess_logits_for_metrics=lambda logits, _labels: logits.argmax(-1),
+        compute_metrics=accuracy,
     )
     trainer.train()
     plain = {name: part.with_transform(Batches(collator)) for name, part in parts.items()}
-    accuracy = {name: trainer.evaluate(part)["eval_accuracy"] for name, part in plain.items()}
+    reached = {name: trainer.evaluate(part)["eval_accuracy"] for name, part in plain.items()}
     if trainer.is_world_process_zero():
-        model.save_pretrained(config.output_dir)
+        model.save_pretrained(str(config.output_dir))
         if is_image:
-            processor.save_pretrained(config.output_dir)
+            processor.save_pretrained(str(config.output_dir))
     trainer.accelerator.wait_for_everyone()
     trainer.accelerator.print(
-        f"{_origin(config, like)}, {model.num_parameters():,} parameters: accuracy {accuracy['train']:.2%} on the "
-        f"training images, {accuracy['test']:.2%} on the test images; saved in {config.output_dir}"
+        f"{_origin(config, like)}, {model.num_parameters():,} parameters: accuracy {reached['train']:.2%} on the "
+        f"training images, {reached['test']:.2%} on the test images; saved in {config.output_dir}"
     )
     return model.eval(), processor if is_image else None
 
