@@ -36,6 +36,13 @@ class RetrainArguments:
     )
 
 
+@dataclass
+class RetrainConfig(ClassifierConfig):
+    """`ClassifierConfig` with a folder of its own."""
+
+    output_dir: str | None = flag("Folder for the retrained model.", "outputs/retrained")
+
+
 OFTEN = {
     "what from": ("model_name_or_path", "base_model", "retrain_from", "output_dir"),
     "without what": ("dataset_name", "forget_classes", "forget_request"),
@@ -70,7 +77,7 @@ Exit codes: 0 done, 1 an error, 2 wrong usage."""
 def retrain_command(argv: Sequence[str]) -> None:
     """``ec-hf retrain``: train a model, or several seeds of it, on the retain set of a request."""
     what, config = parse(
-        RetrainArguments, ClassifierConfig, argv=argv, description=DESCRIPTION, prog="ec-hf retrain", often=OFTEN
+        RetrainArguments, RetrainConfig, argv=argv, description=DESCRIPTION, prog="ec-hf retrain", often=OFTEN
     )
     if not what.dataset_name:
         raise UsageError("--dataset_name missing; --help lists the flags")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -77,7 +77,7 @@ def build_resnet34_narrow(_size: int, **config: Any) -> ResNetForImageClassifica
     return ResNetForImageClassification(ResNetConfig(**sizes, **config))
 
 
-ARCHITECTURES = {
+ARCHITECTURES: dict[str, Callable[..., PreTrainedModel]] = {
     "resnet": build_resnet,
     "resnet34_narrow": build_resnet34_narrow,
     "vit": build_vit,
