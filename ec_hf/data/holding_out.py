@@ -51,7 +51,7 @@ class HeldOut:
 
     def sentences(self) -> list[str]:
         """In words, which images decide what."""
-        forget, retain = (f"{len(self.evaluated[side]):,} {side} images" for side in ("forget", "retain"))
+        forget, retain = (_images(len(self.evaluated[side]), side) for side in ("forget", "retain"))
         where = {True: "held out of the erasure's training", False: "that it trains on"}
         of_forget, of_retain = (where[self.held_out[side]] for side in ("forget", "retain"))
         origin = f"{forget} {of_forget} and {retain} {of_retain}"
@@ -131,6 +131,10 @@ def hold_out(
     )
 
 
+def _images(count: int, side: str) -> str:
+    return f"{count:,} {side} image{'' if count == 1 else 's'}"
+
+
 def _named_by_class(train: Dataset, request: ForgetRequest, label_column: str, id_column: str | None) -> np.ndarray:
     """True for rows that go because of their class, and for no other reason."""
     if not request.classes:
@@ -181,8 +185,9 @@ def _quota(labels: np.ndarray, share: float, most: int, seed: int) -> np.ndarray
         return present
     total = min(max(1, round(share * present.sum())), most)
     exact = present * (total / present.sum())
-    counts = np.floor(exact).astype(int)
-    room = (present if share == 1 else present - 1) - counts
+    most_of_each = present if share == 1 else present - 1
+    counts = np.minimum(np.floor(exact).astype(int), most_of_each)
+    room = most_of_each - counts
     lost = np.lexsort((np.random.default_rng(seed).random(len(present)), counts - exact))
     lost = lost[room[lost] > 0]
     counts[lost[: max(0, total - counts.sum())]] += 1
