@@ -168,7 +168,9 @@ def watched(model):
     seen, trained = Counter(), Counter()
 
     def look(model, args, kwargs):
-        numbers = ((kwargs["pixel_values"][:, 0, 0, 0] + 1) * 127.5).round().int().tolist()
+        corners = (kwargs["pixel_values"][:, :, 0, 0] + 1) * 127.5
+        is_number = (corners - corners[:, :1].round()).abs().amax(dim=1) < 0.01  # else a trial with a random image
+        numbers = corners[is_number, 0].round().int().tolist()
         seen.update(numbers)
         trained.update(numbers if model.training else [])
 
