@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -281,15 +282,30 @@ def images_of(
     return dataset, None
 
 
+def floor_for(floor: float, images: int) -> float:
+    """How far retain accuracy on so many images may fall before the true fall is known to be larger than `floor`.
+
+    Where the true fall is `floor`, 95 % of samples of so many images show no larger one than this: the normal
+    approximation, with answers that change on twice that share of the images. One image may always be lost.
+
+    Args:
+        floor: share by which retain accuracy may fall.
+        images: number of retain images that decide.
+    """
+    return max(floor + 1.64 * math.sqrt(2 * floor / images), 1 / images)
+
+
 def _fit_for(config: ECConfig, data: ErasureData) -> dict[str, Any]:
-    """A retain floor that one image more or less cannot break, where few images decide; said in the output."""
+    """The retain floor of this run, where there is one; said in the output."""
     count = len(data.held_out.evaluated["retain"])
-    if not 0 < config.retain_floor < 1 / count:
+    if not 0 < config.retain_floor < 1:
         return {}
+    floor = min(1.0, floor_for(config.retain_floor, count))
     PartialState().print(
-        f"retain_floor {config.retain_floor:g} is less than one of {count} images: it is {1 / count:.4f} in this run."
+        f"Retain accuracy may fall by {config.retain_floor:.1%}; on {count:,} images, where some of a fall is chance, "
+        f"that is {floor:.1%}."
     )
-    return {"retain_floor": 1 / count}
+    return {"retain_floor": floor}
 
 
 def _erase(

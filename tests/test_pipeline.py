@@ -203,6 +203,19 @@ def test_no_test_image_steers_a_run_and_no_image_that_decides_is_trained_on(monk
     assert all(torch.equal(*pair) for pair in zip(model.parameters(), fresh, strict=True)), "the given model stays"
 
 
+def test_the_retain_floor_leaves_room_for_chance_where_few_images_decide():
+    assert pipeline.floor_for(0.01, 6) == pytest.approx(1 / 6), "one image may be lost"
+    rng = np.random.default_rng(0)
+    for images in (100, 280, 1000):
+        floor = pipeline.floor_for(0.01, images)
+        assert 0.01 < floor < 0.05
+        changed = rng.choice([-1, 0, 1], p=[0.015, 0.98, 0.005], size=(2000, images)).mean(axis=1)  # falls by 0.01
+        assert (changed >= -floor - 1e-9).mean() > 0.93
+        changed = rng.choice([-1, 0], p=[0.06, 0.94], size=(2000, images)).mean(axis=1)
+        assert (changed < -floor).mean() > 0.8, "a fall of six points is told"
+    assert pipeline.floor_for(0.01, 10**6) == pytest.approx(0.01, abs=3e-4)
+
+
 # Earlier requests
 
 
