@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from ec_hf.data.requests import ForgetRequest
     from ec_hf.data.splitting import split
     from ec_hf.models.heads import ECHeads
+    from ec_hf.pipeline import erase
     from ec_hf.publishing.hub import load_report, push
     from ec_hf.training.config import ECConfig, EraserConfig
     from ec_hf.training.eraser import Eraser
@@ -28,6 +29,7 @@ __all__ = [
     "ForgetRequest",
     "__version__",
     "audit",
+    "erase",
     "load_report",
     "push",
     "split",
@@ -42,6 +44,7 @@ _HOMES = {
     "EraserConfig": "training.config",
     "ForgetRequest": "data.requests",
     "audit": "auditing.audit",
+    "erase": "pipeline",
     "load_report": "publishing.hub",
     "push": "publishing.hub",
     "split": "data.splitting",

@@ -46,7 +46,8 @@ class Metric:
         """
         if (reference or "").startswith("retrained") and self.to_retrained:
             return self.to_retrained
-        return self.on_forget if split is None or split.startswith("forget") else self.on_retain
+        forgotten = split is None or split.startswith(("forget", "request"))  # "request 1": of an earlier one
+        return self.on_forget if forgotten else self.on_retain
 
 
 _CKA = "HSIC(K, L) / sqrt(HSIC(K, K) HSIC(L, L)) with K = XXᵀ, L = YYᵀ"

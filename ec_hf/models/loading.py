@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATIO
 
 from ec_hf.data.columns import shown
 from ec_hf.files import CONFIG, first_line, local_folder
+from ec_hf.models.penultimate import classifier_of
 
-__all__ = ["load_model", "new_like", "require_finite", "weights_hash"]
+__all__ = ["load_model", "load_with_new_head", "new_like", "require_finite", "weights_hash"]
 
 
 def load_model(
@@ -87,6 +89,60 @@ def load_model(
         )
         processor = None
     return model, processor
+
+
+def load_with_new_head(
+    name_or_path: str | Path,
+    class_names: Sequence[str],
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+) -> tuple[PreTrainedModel, Any]:
+    """A pretrained network in float32 with a new classification head, and its image processor.
+
+    The head has random weights from the current random state, also where the checkpoint has one of the same size.
+
+    Args:
+        name_or_path: as for `load_model`; a checkpoint without a head, such as a backbone, will do.
+        class_names: names of the classes, in the order of their ids.
+        revision: branch, tag or commit on the Hub.
+        token: Hub token, or True for the stored one.
+
+    Returns:
+        The model, and the processor; None if there is none.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or it holds no config.json.
+        OSError: the Hub has no such model, or does not give it.
+        ValueError: the network is none that `AutoModelForImageClassification` loads, its weights do not fit it or are
+            not finite, or its head cannot be told.
+    """
+    source = _model_source(name_or_path)
+    hub: dict[str, Any] = {"revision": revision, "token": token, "trust_remote_code": False}
+    names = {"id2label": dict(enumerate(class_names)), "label2id": {name: i for i, name in enumerate(class_names)}}
+    try:
+        config = AutoConfig.from_pretrained(source, num_labels=len(class_names), **names, **hub)
+    except OSError as error:
+        raise OSError(f"no base model {str(name_or_path)!r}: {first_line(error)}") from error
+    if type(config) not in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING:
+        raise ValueError(f"base model {source!r} is a {config.model_type!r} model, which cannot classify images")
+    model, report = AutoModelForImageClassification.from_pretrained(
+        source, config=config, dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True, **hub
+    )
+    lacking = {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
+    head = classifier_of(model)
+    body = [key for key in model.state_dict() if not any(key.startswith(f"{name}.") for name in head)]
+    if body and 2 * len(lacking.intersection(body)) > len(body):
+        raise ValueError(f"base model {source!r} has no weights for {type(model).__name__}: lacking {shown(lacking)}")
+    if not head:
+        raise ValueError(f"base model {source!r}: no linear layer of {type(model).__name__} gives the logits alone")
+    for layer in head.values():
+        layer.reset_parameters()
+    require_finite(repr(source), model)
+    try:
+        return model, AutoImageProcessor.from_pretrained(source, **hub)
+    except (OSError, ValueError):
+        return model, None
 
 
 def require_finite(name: str, model: nn.Module) -> None:

@@ -160,6 +160,8 @@ def context(contents: Contents, repo_id: str | None, licence: Mapping[str, str])
         "method": _method(record) if record else None,
         "cost": _cost(record),
         "points": _points(record),
+        "decided": _decided(record, report),
+        "evaluated_in_training": any(not side["held_out"] for side in _sides(record).values()),
         "settings": [(f"`{name}`", f"`{json.dumps(value)}`") for name, value in record.get("settings", {}).items()],
         "versions": lambda packages: ", ".join(f"{name} {version}" for name, version in packages.items()),
         "report": report,
@@ -332,6 +334,27 @@ def _points(record: Mapping[str, Any]) -> list[tuple[str, ...]]:
         (SupervisionPoint(**point).name, point["kind"], f"{point['channels']}", f"{weight:g}")
         for point, weight in pairs
     ]
+
+
+def _sides(record: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The images that decided, by side; empty where the record does not tell."""
+    evaluated = record.get("evaluated", {})
+    return {side: evaluated[side] for side in ("forget", "retain") if side in evaluated}
+
+
+def _decided(record: Mapping[str, Any], report: AuditReport | None) -> list[tuple[str, ...]]:
+    """Which images decided what, a line each; nothing where the record does not tell."""
+    what = {"forget": "whether to stop", "retain": "whether to stop, and whether to go back to an earlier checkpoint"}
+    where = {True: "training images, held out of the erasure", False: "training images, trained on"}
+    lines: list[tuple[str, ...]] = [
+        (f"{side} {where[each['held_out']]}", f"{each['images']:,}", what[side])
+        for side, each in _sides(record).items()
+    ]
+    images = report.dataset.get("images", {}) if report else {}
+    tested = sum(count for split, count in images.items() if split.endswith("_test"))
+    if lines and tested:
+        lines.append(("test images", f"{tested:,}", "nothing: the audit alone looked at them"))
+    return lines
 
 
 def _licence_sentence(licence: Mapping[str, str]) -> str:

@@ -32,9 +32,10 @@ OWN = ("method", "uses", "points", "layer_weights", "versions", "cost", "base_mo
 """Parts of a record in the package's own words, and the name of the base model, which is older than the request."""
 FLAGS = frozenset(
     """
-    base_model config_file dataset_config dataset_name dataset_split eval_steps eval_strategy finish logging_steps
-    logging_strategy manifest_detail mixed_precision model_name_or_path model_revision multi_gpu num_machines
-    num_processes output_dir per_device_eval_batch_size push_to_hub report_to resume_from_checkpoint save_steps
+    base_model config_file dataset_config dataset_name dataset_split eval_steps eval_strategy fail_unless_forgotten
+    finish hold_out json logging_steps logging_strategy manifest_detail mixed_precision model_name_or_path model_revision multi_gpu num_machines
+    num_processes output_dir per_device_eval_batch_size push_to_hub report_to resume_from_checkpoint retrain_from
+    retrain_seeds save_steps
     save_strategy save_total_limit seed use_cpu with_delete with_retrained
     """.split()  # noqa: SIM905 - a list would be forty lines
 )

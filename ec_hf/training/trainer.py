@@ -128,6 +128,7 @@ class ECTrainer(PairedTrainer):
         self.add_callback(self.stopping_rule)
         self.plan = self._plan()
         self.cost: dict[str, float] = {}
+        self.on_record: dict[str, Any] = {}  # what whoever started the run adds to its record
         self.log_of_original: list[dict[str, float]] = []  # where it was evaluated before the objective looked at it
 
     # What is known before anything is trained
@@ -302,7 +303,7 @@ class ECTrainer(PairedTrainer):
             return
         folder = ModelFolder(output_dir or self.args.output_dir or "")
         (folder.path / TRAINING_ARGS_NAME).unlink(missing_ok=True)
-        folder.write(RECORD, run_record(self.plan, self.model.config, self.cost))
+        folder.write(RECORD, run_record(self.plan, self.model.config, self.cost) | self.on_record)
         is_checkpoint = folder.path.name.startswith(PREFIX_CHECKPOINT_DIR)
         self.eraser.save(folder.path, resumable=is_checkpoint and not self.args.save_only_model)
 

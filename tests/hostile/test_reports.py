@@ -84,7 +84,7 @@ def use(report):
 
 @settings(max_examples=250, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(mutated(REPORT))
-@example(put(REPORT, ("relearning", 0, "accuracy"), [], "replace"))
+@example(put(REPORT, ("attacks", 0, "accuracy"), [], "replace"))
 @example(put(REPORT, ("signals", 0, "retrained"), [], "replace"))
 @example(put(REPORT, ("models", "unlearned", "role"), "king", "replace"))
 @example(put(REPORT, ("measurements", 0, "value"), 10**400, "replace"))
