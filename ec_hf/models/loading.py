@@ -16,6 +16,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATIO
 
 from ec_hf.data.columns import shown
 from ec_hf.files import CONFIG, first_line, local_folder
+from ec_hf.models.adapters import ADAPTER_CONFIG, base_name, load_adapted, original_state
 
 __all__ = ["load_model", "new_like", "require_finite", "weights_hash"]
 
@@ -25,7 +26,8 @@ def load_model(
 ) -> tuple[PreTrainedModel, Any | None]:
     """An image classifier in float32, whatever type it was saved in, and its image processor.
 
-    `model.config._commit_hash` holds the commit of a model that comes from the Hub.
+    `model.config._commit_hash` holds the commit of a model that comes from the Hub. Adapters of PEFT in a local folder
+    are loaded with the model that they name, and merged into it.
 
     Args:
         name_or_path: a Hub id, a local folder, or a timm name with or without tag ("resnet18", "resnet18.a1_in1k",
@@ -42,6 +44,9 @@ def load_model(
         ValueError: the model is no image classifier, it has no trained classification head, or its weights are not
             finite.
     """
+    if adapters := _adapters_folder(name_or_path):
+        base, processor = load_model(base_name(adapters), token=token)
+        return load_adapted(adapters, base).eval(), processor
     source = _model_source(name_or_path)
     hub: dict[str, Any] = {"revision": revision, "token": token, "trust_remote_code": False}
     try:
@@ -102,10 +107,10 @@ def require_finite(name: str, model: nn.Module) -> None:
 def weights_hash(model: nn.Module) -> str:
     """A hash by which the weights of a model are known again, from the first 256 numbers of each tensor.
 
-    That is quick for any size, and training moves some of these in every tensor.
+    That is quick for any size, and training moves some of these in every tensor. Adapters do not count.
     """
     digest = hashlib.sha256()
-    for name, value in model.state_dict().items():
+    for name, value in original_state(model).items():
         digest.update(name.encode() + value.detach().flatten()[:256].double().cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
 
@@ -121,6 +126,12 @@ def new_like(model: Any) -> Any:
         own = timm.create_model(config.architecture, num_classes=config.num_labels, **(config.model_args or {}))
         new.timm_model.load_state_dict(own.state_dict())
     return new
+
+
+def _adapters_folder(name_or_path: str | Path) -> Path | None:
+    """The local folder of that name, where it holds adapters and no model."""
+    folder = Path(name_or_path).expanduser()
+    return folder if (folder / ADAPTER_CONFIG).is_file() and not (folder / CONFIG).is_file() else None
 
 
 def _model_source(name_or_path: str | Path) -> str:
