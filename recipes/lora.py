@@ -46,6 +46,7 @@ class LoraArguments:
         default_factory=lambda: ["classifier"], help="Layers that are trained whole and saved with the adapter."
     )
     lora_learning_rate: float | None = HfArg(default=None, help="For the adapters; default: learning_rate.")
+    with_delete: bool = HfArg(default=False, help="Also DELETE alone through adapters, at the logits only.")
     with_full: bool = HfArg(default=True, help="Also erase without adapters.")
 
 
@@ -59,6 +60,9 @@ def main() -> None:
     unlearned = {"full": erase(arguments, config, splits)} if arguments.with_full else {}
     for rank in arguments.ranks:
         unlearned[f"rank {rank}"] = erase(arguments, config, splits, rank)
+        if arguments.with_delete:
+            alone = replace(config, points=[], calibrated=False, output_dir=f"{config.output_dir}/delete")
+            unlearned[f"delete, rank {rank}"] = erase(arguments, alone, splits, rank)
     report = audit(
         load_model(arguments.original)[0],
         unlearned,
