@@ -142,7 +142,7 @@ def test_an_audit_takes_adapted_models_and_folders_of_adapters(erased):
 
 
 def test_a_folder_of_adapters_is_loaded_with_the_model_that_it_names(erased, tmp_path):
-    trainer, folder = erased
+    _, folder = erased
     base, _ = load_model(folder / "base")
     model = peft.get_peft_model(base, peft.LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False))
     model.save_pretrained(tmp_path)
