@@ -17,10 +17,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ec_hf.files import HEADS, read_json
+from ec_hf.files import ADAPTER_CONFIG, HEADS, read_json
 
 __all__ = [
-    "ADAPTER_CONFIG",
     "adapters_off",
     "base_name",
     "base_of",
@@ -33,7 +32,6 @@ __all__ = [
     "original_state",
 ]
 
-ADAPTER_CONFIG = "adapter_config.json"
 TRIAL_IMAGES = 2
 ROUNDING = 1e-4
 """How far a logit may move, against the largest one, when adapters that change nothing are switched off."""

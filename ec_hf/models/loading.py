@@ -15,8 +15,8 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassi
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
 
 from ec_hf.data.columns import shown
-from ec_hf.files import CONFIG, first_line, local_folder
-from ec_hf.models.adapters import ADAPTER_CONFIG, base_name, load_adapted, original_state
+from ec_hf.files import ADAPTER_CONFIG, CONFIG, first_line, local_folder
+from ec_hf.models.adapters import base_name, load_adapted, original_state
 
 __all__ = ["load_model", "new_like", "require_finite", "weights_hash"]
 

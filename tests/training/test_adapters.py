@@ -15,6 +15,7 @@ from ec_hf import ECCallback, Eraser, EraserConfig, ForgetRequest, audit, split
 from ec_hf.models.adapters import merged, original_state
 from ec_hf.models.loading import load_model, weights_hash
 from ec_hf.publishing.card import card
+from ec_hf.publishing.export import export
 
 peft = pytest.importorskip("peft")
 pytestmark = pytest.mark.filterwarnings(  # PEFT asks for it whenever it makes adapters
@@ -178,6 +179,17 @@ def test_a_stock_trainer_erases_through_adapters(tmp_path):
 def test_settings_that_would_change_the_base_weights_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         Eraser(adapted(), EraserConfig(**settings), forget_classes=[1])
+
+
+def test_a_folder_of_adapters_is_not_published_and_the_merged_model_is(erased, tmp_path):
+    trainer, folder = erased
+    files = export(folder / "merged", tmp_path / "sent", manifest_detail="classes")
+    assert {"model.safetensors", "config.json", "ec_config.json", "README.md"} <= set(files)
+    torch.testing.assert_close(logits(load_model(tmp_path / "sent")[0]), logits(trainer.model), rtol=1e-4, atol=1e-5)
+    with pytest.raises(FileNotFoundError, match=r"ECTrainer\.save_merged"):
+        export(folder / "out", tmp_path / "adapter")
+    with pytest.raises(ValueError, match=r"save_merged\(folder\)"):
+        erasing(tmp_path, adapted(), push_to_hub=True, hub_model_id="me/model")
 
 
 def test_adapters_that_change_the_answers_already_are_refused():
