@@ -15,12 +15,14 @@ if TYPE_CHECKING:
     from ec_hf.models.heads import ECHeads
     from ec_hf.pipeline import erase
     from ec_hf.publishing.hub import load_report, push
+    from ec_hf.training.callback import ECCallback
     from ec_hf.training.config import ECConfig, EraserConfig
     from ec_hf.training.eraser import Eraser
     from ec_hf.training.trainer import ECTrainer
 
 __all__ = [
     "AuditReport",
+    "ECCallback",
     "ECConfig",
     "ECHeads",
     "ECTrainer",
@@ -37,6 +39,7 @@ __all__ = [
 
 _HOMES = {
     "AuditReport": "auditing.report",
+    "ECCallback": "training.callback",
     "ECConfig": "training.config",
     "ECHeads": "models.heads",
     "ECTrainer": "training.trainer",

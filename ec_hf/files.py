@@ -14,6 +14,7 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RemoteEntryNotFoundError
 
 __all__ = [
+    "ADAPTER_CONFIG",
     "AUDIT",
     "CARD",
     "CONFIG",
@@ -35,6 +36,8 @@ __all__ = [
 ]
 
 CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
+ADAPTER_CONFIG = "adapter_config.json"
+"""The file in which PEFT says what the adapters beside it are; a folder of these is no model folder."""
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
 RECORD, MANIFEST, AUDIT = "ec_config.json", "forget_manifest.json", "audit.json"
 CARD, PAGE = "README.md", "report.html"
@@ -58,6 +61,10 @@ class ModelFolder:
         Raises:
             FileNotFoundError: the folder holds no config.json.
         """
+        if self.has(ADAPTER_CONFIG) and not self.has(CONFIG):
+            raise FileNotFoundError(
+                f"{str(self.path)!r} holds adapters and no model: name the folder that ECTrainer.save_merged wrote"
+            )
         if not self.has(CONFIG):
             raise FileNotFoundError(f"{str(self.path)!r} holds no {CONFIG}: name the folder of a finished model")
 

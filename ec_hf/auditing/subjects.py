@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from ec_hf.auditing.report import ModelInfo
 from ec_hf.data.columns import shown
+from ec_hf.models.adapters import merged
 from ec_hf.models.inputs import ImageCollator, collator_for
 from ec_hf.models.loading import load_model, new_like
 from ec_hf.models.penultimate import Layer, Penultimate, classifier_of, penultimate_point
@@ -157,13 +158,14 @@ def retrained_by_name(given: Any) -> dict[str, Any]:
 
 
 def _named(original: Any, unlearned: Any, retrained: Mapping[str, Any]) -> dict[str, PreTrainedModel | str | Path]:
-    """What was given for the models, by their names in the report."""
+    """What was given for the models, by their names in the report; a model with adapters as a merged copy."""
     several = dict(unlearned) if isinstance(unlearned, Mapping) else {"unlearned": unlearned}
     reserved = list(dict.fromkeys([*RESERVED, *retrained]))
     if not several or (taken := [name for name in several if name in reserved]):
         problem = f"the name {taken[0]!r} is taken" if several else "it is empty"
         raise ValueError(f"unlearned: {problem}; give {{name: model}} with names other than {reserved}")
-    named = {"original": original, **several, **retrained}
+    given = {"original": original, **several, **retrained}
+    named: dict[str, Any] = {name: merged(model) for name, model in given.items()}
     for name, model in named.items():
         if not isinstance(model, (PreTrainedModel, str, Path)):
             hint = "; a bare timm model is loaded by its name" if isinstance(model, nn.Module) else ""

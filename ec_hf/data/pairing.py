@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-__all__ = ["PairedBatchSampler", "PairedDataset"]
+__all__ = ["PairedBatchSampler", "PairedDataset", "PairedRows"]
 
 
 class PairedDataset(torch.utils.data.Dataset):
@@ -129,6 +129,42 @@ class PairedBatchSampler(torch.utils.data.Sampler[list[int]]):
                 queue = np.concatenate([queue, order[~queued], order[queued]])
             yield queue[:size]
             queue = queue[size:]
+
+
+class PairedRows(torch.utils.data.Dataset):
+    """Map-style dataset over the retain rows, which brings as many forget rows along with each batch.
+
+    For loaders that have a sampler of their own, such as those of a `Trainer` or of Lightning: they draw the rows of a
+    batch, and `__getitems__` gives the examples ``[forget ; retain]``, twice as many. Its forget rows are drawn at
+    random, none twice while there are enough of them; the seed and the batch's retain rows decide which, so that a
+    resume and any number of loader workers give the same. `PairedBatchSampler` also sees to it that no forget row
+    comes round more often than another.
+
+    Args:
+        forget: map-style dataset of dicts.
+        retain: map-style dataset of dicts.
+        seed: what is drawn depends on it and on the batch's rows alone.
+    """
+
+    def __init__(self, forget: Any, retain: Any, *, seed: int = 0) -> None:
+        self.pairs = PairedDataset(forget, retain, seed=seed)
+
+    def __len__(self) -> int:
+        return len(self.pairs.retain)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        raise TypeError(
+            "PairedRows gives whole batches, forget rows first: read it with a DataLoader, or with "
+            "__getitems__([row, ...])."
+        )
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        rows = [int(index) for index in indices]
+        if outside := [row for row in rows if not 0 <= row < len(self)]:
+            raise IndexError(f"index {outside[0]} is outside the {len(self)} rows of retain")
+        count = len(self.pairs.forget)
+        order = np.random.default_rng([self.pairs.seed, *rows]).permutation(count)
+        return self.pairs.__getitems__([*np.resize(order, len(rows)).tolist(), *(count + row for row in rows)])
 
 
 @contextmanager

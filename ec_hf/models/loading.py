@@ -17,7 +17,8 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassi
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
 
 from ec_hf.data.columns import shown
-from ec_hf.files import CONFIG, first_line, local_folder
+from ec_hf.files import ADAPTER_CONFIG, CONFIG, first_line, local_folder
+from ec_hf.models.adapters import base_name, load_adapted, original_state
 from ec_hf.models.penultimate import classifier_of
 
 __all__ = ["load_model", "load_with_new_head", "new_like", "require_finite", "weights_hash"]
@@ -28,7 +29,8 @@ def load_model(
 ) -> tuple[PreTrainedModel, Any | None]:
     """An image classifier in float32, whatever type it was saved in, and its image processor.
 
-    `model.config._commit_hash` holds the commit of a model that comes from the Hub.
+    `model.config._commit_hash` holds the commit of a model that comes from the Hub. Adapters of PEFT in a local folder
+    are loaded with the model that they name, and merged into it.
 
     Args:
         name_or_path: a Hub id, a local folder, or a timm name with or without tag ("resnet18", "resnet18.a1_in1k",
@@ -45,6 +47,9 @@ def load_model(
         ValueError: the model is no image classifier, it has no trained classification head, or its weights are not
             finite.
     """
+    if adapters := _adapters_folder(name_or_path):
+        base, processor = load_model(base_name(adapters), token=token)
+        return load_adapted(adapters, base).eval(), processor
     source = _model_source(name_or_path)
     hub: dict[str, Any] = {"revision": revision, "token": token, "trust_remote_code": False}
     try:
@@ -165,10 +170,10 @@ def require_finite(name: str, model: nn.Module) -> None:
 def weights_hash(model: nn.Module) -> str:
     """A hash by which the weights of a model are known again, from the first 256 numbers of each tensor.
 
-    That is quick for any size, and training moves some of these in every tensor.
+    That is quick for any size, and training moves some of these in every tensor. Adapters do not count.
     """
     digest = hashlib.sha256()
-    for name, value in model.state_dict().items():
+    for name, value in original_state(model).items():
         digest.update(name.encode() + value.detach().flatten()[:256].double().cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
 
@@ -184,6 +189,12 @@ def new_like(model: Any) -> Any:
         own = timm.create_model(config.architecture, num_classes=config.num_labels, **(config.model_args or {}))
         new.timm_model.load_state_dict(own.state_dict())
     return new
+
+
+def _adapters_folder(name_or_path: str | Path) -> Path | None:
+    """The local folder of that name, where it holds adapters and no model."""
+    folder = Path(name_or_path).expanduser()
+    return folder if (folder / ADAPTER_CONFIG).is_file() and not (folder / CONFIG).is_file() else None
 
 
 def _model_source(name_or_path: str | Path) -> str:

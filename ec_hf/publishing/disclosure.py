@@ -33,10 +33,10 @@ OWN = ("method", "uses", "points", "layer_weights", "versions", "cost", "base_mo
 FLAGS = frozenset(
     """
     base_model config_file dataset_config dataset_name dataset_split eval_steps eval_strategy fail_unless_forgotten
-    finish hold_out json logging_steps logging_strategy manifest_detail mixed_precision model_name_or_path model_revision multi_gpu num_machines
-    num_processes output_dir per_device_eval_batch_size push_to_hub report_to resume_from_checkpoint retrain_from
-    retrain_seeds save_steps
-    save_strategy save_total_limit seed use_cpu with_delete with_retrained
+    finish hold_out json logging_steps logging_strategy manifest_detail mixed_precision model_name_or_path
+    model_revision multi_gpu num_machines num_processes output_dir per_device_eval_batch_size push_to_hub report_to
+    resume_from_checkpoint retrain_from retrain_seeds save_steps save_strategy save_total_limit seed use_cpu
+    with_delete with_retrained
     """.split()  # noqa: SIM905 - a list would be forty lines
 )
 """Flags whose values a request does not decide, beside those that stand among the settings of a record."""

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from ec_hf.data.splitting import shared_rows
+from ec_hf.models.adapters import is_adapted
 from ec_hf.models.loading import require_finite
 from ec_hf.training.config import ECConfig
 
@@ -31,8 +32,13 @@ def check_settings(args: Any, eval_dataset: Any) -> None:
 
 
 def check_model(model: Any, args: ECConfig) -> None:
-    """Refuse weights that are not finite, and those in half precision that no mixed precision stands beside."""
+    """Refuse weights that are not finite, or in half precision without mixed precision, and a push of adapters."""
     require_finite("model", model)
+    if is_adapted(model) and args.push_to_hub:
+        raise ValueError(
+            "push_to_hub=True would publish adapters without their model: leave it out, write a plain model with "
+            "save_merged(folder) after the training, and push that with ec_hf.push(folder, repo_id)."
+        )
     if model.dtype in (torch.float16, torch.bfloat16) and not (args.bf16 or args.fp16):
         raise ValueError(
             f"model: its weights are {model.dtype}, in which small updates are lost. Load it with "

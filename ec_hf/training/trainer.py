@@ -20,6 +20,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, get_l
 from ec_hf.data.fingerprint import fingerprint
 from ec_hf.data.pairing import PairedDataset
 from ec_hf.files import RECORD, ModelFolder
+from ec_hf.models.adapters import merged
 from ec_hf.models.heads import ECHeads
 from ec_hf.models.inputs import collator_for
 from ec_hf.models.loading import load_model, require_finite
@@ -51,7 +52,8 @@ class ECTrainer(PairedTrainer):
     point to it.
 
     Args:
-        model: the original classifier, or the Hub id, folder or timm name to load it from.
+        model: the original classifier, or the Hub id, folder or timm name to load it from. A PEFT model is erased
+            through its adapters; `save_model` then writes these, and `save_merged` a plain model.
         args: settings; `ECConfig` with its defaults if left out.
         forget_dataset: what must be forgotten, rows with an image (or ``pixel_values``) and a label.
         retain_dataset: what must be kept, in the same form; no row of it may stand in the forget set.
@@ -291,6 +293,19 @@ class ECTrainer(PairedTrainer):
         """Close trackers and process group together: gloo may abort a process that leaves while another works."""
         self.accelerator.wait_for_everyone()
         super().end()
+
+    def save_merged(self, output_dir: str | Path) -> None:
+        """Save the model with its adapters merged in, as `save_model` does with a model that has none.
+
+        Args:
+            output_dir: folder for a plain model, with heads and record, that can be audited, described and pushed.
+        """
+        if self.args.should_save:
+            adapted, self.model = self.model, merged(self.model)
+            try:
+                self._save(str(output_dir))
+            finally:
+                self.model = adapted
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """Also write the record and the heads, and no pickle but in a checkpoint, which is for this machine alone.
