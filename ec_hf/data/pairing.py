@@ -33,6 +33,11 @@ class PairedDataset(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.forget) + len(self.retain)
 
+    def place(self, index: int) -> str:
+        """In words, which row of which set an index means."""
+        boundary = len(self.forget)
+        return f"forget row {index}" if index < boundary else f"retain row {index - boundary}"
+
     def __getitem__(self, index: int) -> dict[str, Any]:
         return self.__getitems__([index])[0]
 

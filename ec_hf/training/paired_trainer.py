@@ -13,16 +13,16 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from ec_hf.data.pairing import PairedBatchSampler, PairedDataset
 from ec_hf.models.inputs import ImageCollator, label_ids_of
 from ec_hf.objectives.base import Progress
+from ec_hf.training.checkpoints import CheckpointingTrainer
 from ec_hf.training.config import ECConfig
-from ec_hf.training.hub_trainer import PublishingTrainer
-from ec_hf.training.loss import LossTerms
+from ec_hf.training.loss import DivergedError, LossTerms
 
 __all__ = ["PairedTrainer"]
 
 EVALUATION_TIMES = ("_runtime", "_samples_per_second", "_steps_per_second", "_preparation_time")
 
 
-class PairedTrainer(PublishingTrainer):
+class PairedTrainer(CheckpointingTrainer):
     """A `Trainer` whose training set is a `PairedDataset`.
 
     Attributes:
@@ -49,8 +49,12 @@ class PairedTrainer(PublishingTrainer):
 
     def get_train_dataloader(self) -> DataLoader:
         """Batches of `per_device_forget_batch_size` forget images followed by the retain images."""
+        self.sampler = self._new_sampler()
+        return self.accelerator.prepare(self.loader(self.train_dataset, batch_sampler=self.sampler))
+
+    def _new_sampler(self) -> PairedBatchSampler:
         data, args = self.train_dataset, self.args
-        self.sampler = PairedBatchSampler(
+        return PairedBatchSampler(
             len(data.forget),
             len(data.retain),
             forget_batch_size=args.per_device_forget_batch_size,
@@ -58,7 +62,16 @@ class PairedTrainer(PublishingTrainer):
             seed=args.data_seed if args.data_seed is not None else args.seed,
             num_processes=args.world_size,
         )
-        return self.accelerator.prepare(self.loader(data, batch_sampler=self.sampler))
+
+    def total_steps(self) -> int:
+        """Number of optimiser steps of a whole run."""
+        args = self.args
+        batches = len(self._new_sampler()) // args.world_size
+        return (
+            args.max_steps
+            if args.max_steps > 0
+            else math.ceil(args.num_train_epochs * math.ceil(batches / args.gradient_accumulation_steps))
+        )
 
     def loader(self, dataset: Dataset, **kwargs: Any) -> DataLoader:
         """A loader with the collator and the `dataloader_*` settings of this run; not shared out among processes."""
@@ -111,6 +124,21 @@ class PairedTrainer(PublishingTrainer):
             epoch_steps=math.ceil(len(self.sampler) / batches_a_step),
             forget_steps=math.ceil(len(self.train_dataset.forget) / forget_images_a_step),
         )
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        """Stop at a gradient that is NaN or infinite, ahead of the optimiser; under fp16 its scaler skips the step."""
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        if norm is not None and self.accelerator.scaler is None and not math.isfinite(norm):
+            raise DivergedError(
+                f"step {self.state.global_step}: the gradient is {float(norm)}{self.culprits()}. The run has diverged "
+                "and its model is no result; checkpoints that were saved before stay. Lower learning_rate or "
+                "ec_weight, or raise temperature."
+            )
+        return norm
+
+    def culprits(self) -> str:
+        """Which components of the loss made the gradient what it is, in words; empty where that is not known."""
+        return ""
 
     def images_seen(self) -> dict[str, int]:
         """Images of each set that all processes saw in training or before it; what was looked at counts once."""
