@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassi
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
 
 from ec_hf.data.columns import shown
-from ec_hf.files import CONFIG, first_line, local_folder
+from ec_hf.files import CONFIG, WEIGHTS, ModelFolder, first_line, local_folder
 
 __all__ = ["load_model", "new_like", "require_finite", "weights_hash"]
 
@@ -39,8 +39,8 @@ def load_model(
     Raises:
         FileNotFoundError: there is no such folder, or it holds no config.json.
         OSError: the Hub has no such model, or does not give it.
-        ValueError: the model is no image classifier, it has no trained classification head, or its weights are not
-            finite.
+        ValueError: the model is no image classifier, its file of weights is cut short, it has no trained
+            classification head, or its weights are not finite.
     """
     source = _model_source(name_or_path)
     hub: dict[str, Any] = {"revision": revision, "token": token, "trust_remote_code": False}
@@ -58,6 +58,8 @@ def load_model(
             f"{source!r} is a {config.model_type!r} model, which is no image classifier that "
             "AutoModelForImageClassification loads: name one such as a ViT, Swin, ResNet, ConvNeXt or timm classifier"
         )
+    if (folder := Path(source)).is_dir() and (folder / WEIGHTS).exists() and (wrong := ModelFolder(folder).damage()):
+        raise ValueError(f"the model in {source!r} is damaged: {wrong}; take another copy, or make it again")
     headless = (
         "come without a trained classification head: name a checkpoint that was trained as a classifier, or train "
         "a head on it first"

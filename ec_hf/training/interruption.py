@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from types import FrameType
 from typing import Any
@@ -69,6 +70,17 @@ class Interruption(TrainerCallback):
         if self.happened:
             control.should_save = control.should_evaluate = False
         return control
+
+    def end_if_it_happened(self, step: int, folder: str | None) -> None:
+        """End the program, or what called the trainer, after SIGTERM.
+
+        Raises:
+            Interrupted: with what to do to go on.
+        """
+        if self.happened:
+            message = f"SIGTERM: step {step} is saved in {folder}; resume_from_checkpoint=True goes on from there."
+            print(message, file=sys.stderr)
+            raise Interrupted(message)
 
     def release(self) -> None:
         """Give the signal back."""

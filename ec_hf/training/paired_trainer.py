@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from datasets import Dataset as HFDataset
 from torch import Tensor, stack
 from torch.utils.data import DataLoader, Dataset, Subset
 
+from ec_hf.data.images import DECODING_ERRORS, require_readable
 from ec_hf.data.pairing import PairedBatchSampler, PairedDataset
 from ec_hf.models.inputs import ImageCollator, label_ids_of
 from ec_hf.objectives.base import Progress
-from ec_hf.training.checkpoints import CheckpointingTrainer
-from ec_hf.training.config import ECConfig
+from ec_hf.training.checks import check_classes
+from ec_hf.training.config import CHECKED_IMAGES, ECConfig
 from ec_hf.training.loss import DivergedError, LossTerms
+from ec_hf.training.saving import SavingTrainer
 
 __all__ = ["PairedTrainer"]
 
 EVALUATION_TIMES = ("_runtime", "_samples_per_second", "_steps_per_second", "_preparation_time")
 
 
-class PairedTrainer(CheckpointingTrainer):
+class PairedTrainer(SavingTrainer):
     """A `Trainer` whose training set is a `PairedDataset`.
 
     Attributes:
@@ -35,6 +37,7 @@ class PairedTrainer(CheckpointingTrainer):
     train_dataset: PairedDataset
     data_collator: Any
     sampler: PairedBatchSampler
+    eval_dataset: Any
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -104,6 +107,7 @@ class PairedTrainer(CheckpointingTrainer):
         forget, retain = map(self._classes_of, (self.train_dataset.forget, self.train_dataset.retain))
         if forget is None or retain is None:
             return {}
+        check_classes(forget | retain)
         return {"num_forget_classes": len(forget), "forget_classes": None if forget & retain else sorted(forget)}
 
     def _classes_of(self, dataset: Dataset) -> set[int] | None:
@@ -112,6 +116,29 @@ class PairedTrainer(CheckpointingTrainer):
         if not (isinstance(dataset, HFDataset) and isinstance(collator, ImageCollator)):
             return None
         return set(label_ids_of(dataset, collator, self.args.label_column).tolist())
+
+    def check_images(self) -> None:
+        """Decode all images of the run once, as `check_images` says; each process looks at its share of the rows.
+
+        Raises:
+            ValueError: some cannot be read.
+        """
+        args, evaluated = self.args, self.eval_dataset if isinstance(self.eval_dataset, Mapping) else {}
+        parts = {"forget": self.train_dataset.forget, "retain": self.train_dataset.retain}
+        parts |= {f"evaluation {name}": part for name, part in evaluated.items()}
+        few = sum(map(len, parts.values())) <= CHECKED_IMAGES
+        if few if args.check_images is None else args.check_images:
+            share = {"process": args.process_index, "processes": args.world_size}
+            require_readable(parts, args.image_column, **share)
+
+    def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> Any:
+        """As `Trainer`; where an image cannot be read, the error names the set and the row."""
+        try:
+            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        except DECODING_ERRORS as error:
+            name = f"evaluation {metric_key_prefix.removeprefix('eval_')}"
+            require_readable({name: eval_dataset}, self.args.image_column)
+            raise error
 
     def progress(self) -> Progress:
         """Where in the run the next step is."""

@@ -14,7 +14,7 @@ FORGET, RETAIN = "eval_forget_accuracy", "eval_retain_accuracy"
 
 
 class BelowFloorError(RuntimeError):
-    """A run that did more harm to the retain set than `retain_floor` allows, and has no earlier state to go back to."""
+    """A run that did more harm to the retain set than `retain_floor` allows, with no earlier state to go back to."""
 
 
 def accuracies(log_history: list[dict[str, Any]]) -> dict[int, tuple[float, float]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -15,26 +14,26 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import ConcatDataset, Dataset
 from transformers import PreTrainedModel, TrainerCallback
-from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import TrainerState
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
+from transformers.trainer_utils import TrainOutput
 
 from ec_hf.data.fingerprint import fingerprint
 from ec_hf.data.pairing import PairedDataset
-from ec_hf.files import RECORD, ModelFolder, explained_writing, move_files
 from ec_hf.models.heads import ECHeads
 from ec_hf.models.inputs import collator_for
 from ec_hf.models.loading import load_model, require_finite
-from ec_hf.training.checkpoints import UNFINISHED, damage
+from ec_hf.training.checkpoints import damage
 from ec_hf.training.checks import check_model, check_sets, check_settings
 from ec_hf.training.config import ECConfig
+from ec_hf.training.divergence import finite_loss, parts_without_gradient, require_finite_logits
 from ec_hf.training.eraser import Eraser
-from ec_hf.training.interruption import Interrupted, Interruption
-from ec_hf.training.loss import DivergedError, LossTerms
+from ec_hf.training.interruption import Interruption
+from ec_hf.training.loop import Loop
 from ec_hf.training.memory import explained_memory
 from ec_hf.training.paired_trainer import PairedTrainer
 from ec_hf.training.plan import RunPlan, settings_in_effect
-from ec_hf.training.record import peak_memory_mb, run_record
+from ec_hf.training.record import peak_memory_mb
 from ec_hf.training.stopping import StoppingRule
 
 
@@ -117,7 +116,7 @@ class ECTrainer(PairedTrainer):
             eval_dataset=eval_dataset or None,
             processing_class=processing_class,
             compute_metrics=compute_metrics,
-            callbacks=[_Loop(self), *callbacks],
+            callbacks=[Loop(self), *callbacks],
             **kwargs,
         )
         image = self.data_collator([self.train_dataset[0]])["pixel_values"]
@@ -213,6 +212,7 @@ class ECTrainer(PairedTrainer):
         """
         with self.folder_held(), explained_memory(self.args):
             checkpoint = self._checkpoint_of(resume_from_checkpoint)
+            self.check_images()
             self.start_counting()
             if not checkpoint and not self.eraser.heads_fitted:  # a checkpoint brings its own
                 self.fit_heads()
@@ -246,11 +246,7 @@ class ECTrainer(PairedTrainer):
                     result = TrainOutput(self.state.global_step, 0.0, {})
                 else:
                     result = super().train(resume_from_checkpoint=checkpoint, **kwargs)
-                if self.interruption.happened:
-                    raise Interrupted(
-                        f"SIGTERM: step {self.state.global_step} is saved in {self.args.output_dir}; the same run "
-                        "with resume_from_checkpoint=True goes on from there."
-                    )
+                    self.interruption.end_if_it_happened(self.state.global_step, self.args.output_dir)
                 self._put_last_good_back()
         finally:
             self.interruption.release()
@@ -312,103 +308,23 @@ class ECTrainer(PairedTrainer):
             terms = self.eraser(inputs, self.progress(), model=model)
             self.note(terms)
             self._last_inputs = inputs
-            return self._finite(terms, inputs)
-        logits = model(pixel_values=inputs["pixel_values"]).logits
-        if not torch.isfinite(logits).all():  # argmax would take them for the first class
-            raise DivergedError(
-                f"step {self.state.global_step}: logits of evaluation images are NaN or infinite. The model, or an "
-                "image, is broken: an accuracy of such outputs would say nothing."
-            )
+            return finite_loss(terms, inputs, self.state.global_step, self.train_dataset.place)
+        logits = require_finite_logits(model(pixel_values=inputs["pixel_values"]).logits, self.state.global_step)
         loss = F.cross_entropy(logits.float(), inputs["labels"])
         return (loss, {"logits": logits}) if return_outputs else loss
 
-    def _finite(self, terms: LossTerms, inputs: dict[str, Any]) -> torch.Tensor:
-        """The loss, if it is a number; the error names the images, too, where these are none."""
-        try:
-            return terms.finite_total(self.state.global_step)
-        except DivergedError as error:
-            broken = ~torch.isfinite(inputs["pixel_values"]).flatten(1).all(dim=1)
-            if not broken.any():
-                raise
-            rows = inputs["rows"][broken[: len(inputs["rows"])]].tolist() if "rows" in inputs else []
-            named = ", ".join(map(self.train_dataset.place, rows)) or f"{int(broken.sum())} of the batch"
-            raise DivergedError(f"{error} Images that are NaN or infinite: {named}.") from None
-
     def culprits(self) -> str:
-        """By the gradient of each component on the last batch. Not among several processes, where all must take part."""
+        """By the gradients on the last batch. Not among several processes, where all would have to take part."""
         if self.args.world_size > 1:
             return ""
-        weights = [each for each in self.model.parameters() if each.requires_grad]
-        terms, found = self.eraser(self._last_inputs, self.progress(), model=self.model), []
-        for name, term in terms.parts.items():
-            if term.value.requires_grad:
-                gradients = torch.autograd.grad(term.value, weights, retain_graph=True, allow_unused=True)
-                if not all(torch.isfinite(each).all() for each in gradients if each is not None):
-                    found.append(name)
-        return f", by {', '.join(found)}" if found else ""
-
-    # Saving and resuming. What is private here is so in `Trainer`, which has no public place for it.
+        terms = self.eraser(self._last_inputs, self.progress(), model=self.model)
+        broken = parts_without_gradient(terms, self.model)
+        return f", by {', '.join(broken)}" if broken else ""
 
     def end(self) -> None:
         """Close trackers and process group together: gloo may abort a process that leaves while another works."""
         self.accelerator.wait_for_everyone()
         super().end()
-
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        """Also write the record and the heads, and no pickle but in a checkpoint, which is for this machine alone.
-
-        Weights that are not finite are refused: nothing may take them for a result. Beside a checkpoint, which is
-        written aside as a whole, each file takes the place of an earlier one once all are written.
-        """
-        require_finite("the model of this run", self.model)
-        folder = Path(output_dir or self.args.output_dir or "")
-        if folder.name.startswith(PREFIX_CHECKPOINT_DIR):
-            self._write(folder, state_dict, resumable=not self.args.save_only_model)
-            return
-        aside = folder / UNFINISHED
-        shutil.rmtree(aside, ignore_errors=True)
-        try:
-            with explained_writing(folder, "What lay there before is unchanged, and the checkpoints stay."):
-                self._write(aside, state_dict, resumable=False)
-                if aside.is_dir():
-                    move_files(aside, folder)
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
-
-    def _write(self, folder: Path, state_dict: dict | None, *, resumable: bool) -> None:
-        super()._save(str(folder), state_dict)
-        if self.args.should_save:
-            (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
-            ModelFolder(folder).write(RECORD, run_record(self.plan, self.model.config, self.cost))
-            self.eraser.save(folder, resumable=resumable)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        """`Trainer` reads the file into the model in memory, whose keys have other names in several families."""
-        self.eraser.load(resume_from_checkpoint)
-
-    def _load_best_model(self) -> None:
-        """As `_load_from_checkpoint`, for the same reason."""
-        assert self.state.best_model_checkpoint is not None  # Trainer calls this only then
-        self.eraser.load(self.state.best_model_checkpoint)
-
-
-class _Loop(TrainerCallback):
-    """What the trainer has to do at points of the loop that `Trainer` offers to callbacks alone."""
-
-    def __init__(self, trainer: ECTrainer) -> None:
-        self.trainer = trainer
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Put the evaluation of the original model at the head of the log."""
-        state.log_history[:0] = self.trainer.log_of_original
-
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Tell the sampler its epoch; after a resume in the middle of one no loader in between passes it on."""
-        self.trainer.sampler.set_epoch(int(state.epoch or 0))
-
-    def on_optimizer_step(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
-        """Let the eraser put masked weights back."""
-        self.trainer.eraser.after_step(optimizer)
 
 
 def accuracy(prediction: Any) -> dict[str, float]:
