@@ -114,8 +114,7 @@ class EraserConfig:
     )
 
     def __post_init__(self) -> None:
-        if isinstance(self.objective_kwargs, str):
-            self.objective_kwargs = _json_object("objective_kwargs", self.objective_kwargs)
+        self.objective_kwargs = _json_object("objective_kwargs", self.objective_kwargs)
         self.points = _one_or_list(self.points)
         if self.points == "none":
             self.points = []
@@ -127,11 +126,6 @@ class EraserConfig:
         _check_choice(self, "contrast", sorted(CONTRASTS))
         _check_choice(self, "batch_norm", ["frozen", "retain"])
         _check_choice(self, "pooling", ["mean", "cls", "all"])
-        if not isinstance(self.objective_kwargs, (Mapping, type(None))):
-            raise TypeError(
-                f"objective_kwargs={self.objective_kwargs!r}: expected names and values, such as "
-                '{"retain_weight": 1.0}.'
-            )
         _check_above_0(self, ("temperature", "ec_weight", "heads_learning_rate", "heads_epochs"))
         if self.temperature < LEAST_TEMPERATURE:
             raise ValueError(
@@ -203,6 +197,7 @@ class ECConfig(EraserConfig, TrainingArguments):
     remove_unused_columns: bool = HfArg(default=False, help="Leave as it is: the collator needs the image column.")
 
     def __post_init__(self) -> None:
+        self.objective_kwargs = _json_object("objective_kwargs", self.objective_kwargs)
         TrainingArguments.__post_init__(self)
         EraserConfig.__post_init__(self)
         if self.per_device_forget_batch_size == 0:
@@ -257,7 +252,12 @@ def _check_0_or_more(config: EraserConfig, names: Sequence[str]) -> None:
             raise ValueError(f"{name}={getattr(config, name)}: expected 0 or more.")
 
 
-def _json_object(name: str, text: str) -> dict[str, Any]:
+def _json_object(name: str, text: Any) -> dict[str, Any] | None:
+    """The object that a setting is, or that its text holds."""
+    if text is None or isinstance(text, Mapping):
+        return text  # type: ignore[return-value]
+    if not isinstance(text, str):
+        raise TypeError(f'{name}={text!r}: expected names and values, such as {{"retain_weight": 1.0}}.')
     try:
         value = json.loads(text)
     except ValueError as error:
