@@ -136,8 +136,8 @@ class PairedTrainer(SavingTrainer):
         try:
             return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
         except DECODING_ERRORS as error:
-            name = f"evaluation {metric_key_prefix.removeprefix('eval_')}"
-            require_readable({name: eval_dataset}, self.args.image_column)
+            part = self.eval_dataset[eval_dataset] if isinstance(eval_dataset, str) else eval_dataset
+            require_readable({f"evaluation {metric_key_prefix.removeprefix('eval_')}": part}, self.args.image_column)
             raise error
 
     def progress(self) -> Progress:

@@ -75,13 +75,13 @@ class StoppingRule(TrainerCallback):
         """The error of a run that ended below the floor, with what may be done."""
         seen = accuracies(log_history)
         before, after = seen[0][1], seen[max(seen)][1]
+        accepted = math.ceil(1000 * (before - after) - 1e-6) / 1000
         return BelowFloorError(
             f"Retain accuracy ended at {after:.2%}, below its floor of {before - self.floor:.2%} (the original's "
             f"{before:.2%} less retain_floor={self.floor:g}), and no checkpoint was saved while it was above. The "
             "model is no result. A lower learning_rate or ec_weight, a higher retain_weight or fewer steps spare the "
             "retain set; smaller eval_steps and save_steps keep an earlier state. To take the last checkpoint with "
-            f"this loss, start the same run with retain_floor={math.ceil(1000 * (before - after)) / 1000:g} and "
-            "resume_from_checkpoint=True."
+            f"this loss, start the same run with retain_floor={accepted:g} and resume_from_checkpoint=True."
         )
 
     def is_good(self, log_history: list[dict[str, Any]], step: int | None = None) -> bool | None:

@@ -35,6 +35,7 @@ from transformers import TrainerCallback
 from ec_hf.training.checkpoints import UNFINISHED
 
 PAUSE = 0.01
+START = 1.0  # seconds within which a run that is killed at its start makes its model and fits its heads
 STEPS = 6
 
 
@@ -96,6 +97,7 @@ def slow_down_saving(tell: Tell) -> None:
 def train(folder: Path, resume: bool, tell: Tell) -> None:
     """One run to its end, with a file of what came out."""
     slow_down_saving(tell)
+    tell("start")
     trainer = make_trainer(
         folder,
         model=make_model("ViT", hidden_dropout_prob=0.1),
@@ -164,7 +166,7 @@ def kill_and_go_on(folder: Path, moment: int, rng: random.Random) -> str:
     """Kill a run at a moment, go on with it; at what it was killed."""
     process, read = start(folder, resume=False)
     told = moments(read, until=moment)
-    time.sleep(rng.uniform(0, PAUSE))
+    time.sleep(rng.uniform(0, START if told[-1] == "start" else PAUSE))
     os.kill(process, signal.SIGKILL)
     os.waitpid(process, 0)
     run_to_the_end(folder, resume=True)
@@ -175,7 +177,7 @@ def main() -> int:
     """Run it; the exit code is the number of runs that did not come out as the undisturbed one."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--in_a_save", type=int, default=8, help="At least so many of them.")
+    parser.add_argument("--in_a_save", type=int, default=8, help="So many of them fall inside a save.")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     rng = random.Random(args.seed)
@@ -185,8 +187,9 @@ def main() -> int:
         told = run_to_the_end(Path(work) / "undisturbed")
         end = (Path(work) / "undisturbed" / "end.json").read_text()
         saving = [place for place, moment in enumerate(told) if moment.startswith("save")]
+        between = [place for place, moment in enumerate(told) if not moment.startswith("save")]
         for kill in range(args.kills):
-            place = rng.choice(saving) if kill < args.in_a_save else rng.randrange(len(told))
+            place = rng.choice(saving if kill < args.in_a_save else between)
             folder = Path(work) / f"killed-{kill}"
             kinds.append(kill_and_go_on(folder, place, rng))
             same = (folder / "end.json").read_text() == end and not (folder / UNFINISHED).exists()
