@@ -124,7 +124,9 @@ class SavingTrainer(PublishingTrainer):
         run = Path(super()._get_output_dir(trial))
         final = run / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         last = last_whole(run)
-        left = f"The last whole checkpoint is {last}: make room and go on from it." if last else "Make room first."
+        left = (
+            f"The last whole checkpoint is {last}: mend this and go on from it." if last else "No checkpoint is lost."
+        )
         self._aside = run / UNFINISHED
         try:
             with explained_writing(run, left):

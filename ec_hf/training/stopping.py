@@ -71,8 +71,13 @@ class StoppingRule(TrainerCallback):
             return False
         return accuracies(log_history)[step][0] <= self.target
 
-    def harm(self, log_history: list[dict[str, Any]]) -> BelowFloorError:
-        """The error of a run that ended below the floor, with what may be done."""
+    def harm(self, log_history: list[dict[str, Any]], *, resumable: bool) -> BelowFloorError:
+        """The error of a run that ended below the floor, with what may be done.
+
+        Args:
+            log_history: of the run.
+            resumable: whether it has left a checkpoint.
+        """
         seen = accuracies(log_history)
         before, after = seen[0][1], seen[max(seen)][1]
         accepted = math.ceil(1000 * (before - after) - 1e-6) / 1000
@@ -80,8 +85,8 @@ class StoppingRule(TrainerCallback):
             f"Retain accuracy ended at {after:.2%}, below its floor of {before - self.floor:.2%} (the original's "
             f"{before:.2%} less retain_floor={self.floor:g}), and no checkpoint was saved while it was above. The "
             "model is no result. A lower learning_rate or ec_weight, a higher retain_weight or fewer steps spare the "
-            "retain set; smaller eval_steps and save_steps keep an earlier state. To take the last checkpoint with "
-            f"this loss, start the same run with retain_floor={accepted:g} and resume_from_checkpoint=True."
+            "retain set; smaller eval_steps and save_steps keep an earlier state. To accept the loss, start the same "
+            f"run with retain_floor={accepted:g}{' and resume_from_checkpoint=True' if resumable else ''}."
         )
 
     def is_good(self, log_history: list[dict[str, Any]], step: int | None = None) -> bool | None:

@@ -23,7 +23,7 @@ from ec_hf.data.pairing import PairedDataset
 from ec_hf.models.heads import ECHeads
 from ec_hf.models.inputs import collator_for
 from ec_hf.models.loading import load_model, require_finite
-from ec_hf.training.checkpoints import damage
+from ec_hf.training.checkpoints import damage, last_whole
 from ec_hf.training.checks import check_model, check_sets, check_settings
 from ec_hf.training.config import ECConfig
 from ec_hf.training.divergence import finite_loss, parts_without_gradient, require_finite_logits
@@ -294,7 +294,8 @@ class ECTrainer(PairedTrainer):
         if self.args.load_best_model_at_end or self.stopping_rule.is_good(self.state.log_history) is not False:
             return
         if not good or damage(Path(good)):
-            raise self.stopping_rule.harm(self.state.log_history)
+            resumable = last_whole(Path(self.args.output_dir or "")) is not None
+            raise self.stopping_rule.harm(self.state.log_history, resumable=resumable)
         self.accelerator.print(f"Retain accuracy ended below its floor: the model of {good} is put back.")
         self.eraser.load(good)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.launching import launch
 from helpers.models import make_model
 from helpers.trainers import evaluation_parts, make_trainer
 from safetensors.torch import load_file
@@ -204,6 +205,15 @@ def test_sigterm_saves_ends_with_a_code_of_its_own_and_the_run_goes_on_to_the_bi
     assert same(resumed.model.state_dict(), run[1])
 
 
+@pytest.mark.slow
+@pytest.mark.launch
+def test_several_processes_share_a_folder_and_end_together_at_sigterm(tmp_path):
+    script = Path(__file__).parent / "terminate_together.py"
+    printed = launch(script, tmp_path / "together", processes=2)
+    assert printed.count("ended with 143 at step 2") == 2
+    assert printed.count("went on to step 3") == 2
+
+
 def test_out_of_memory_names_the_settings_that_need_less(tmp_path, fitted_heads):
     trainer = make_trainer(tmp_path, heads=fitted_heads)
 
@@ -255,7 +265,7 @@ def test_a_full_disk_ends_a_run_with_its_last_whole_checkpoint(tmp_path, monkeyp
                 fill_the_disk(monkeypatch, stage)
 
     trainer = make_trainer(tmp_path, heads=fitted_heads, callbacks=[Fill()], **SAVES)
-    with pytest.raises(OSError, match=r"no space left on the disk.*checkpoint-1: make room and go on"):
+    with pytest.raises(OSError, match=r"no space left on the disk.*checkpoint-1: mend this and go on"):
         trainer.train()
     monkeypatch.undo()
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-1"]
@@ -290,6 +300,41 @@ def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_trained(t
     with pytest.raises(OSError, match=r"cannot be written: .*Name a folder that can be written as output_dir"):
         trainer.train()
     assert not trainer.eraser.heads_fitted
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 1.5 MB, for those who may mount one."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1500k", "tmpfs", str(place)], capture_output=True
+    ).returncode:
+        pytest.skip("this user may mount nothing")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+def test_a_disk_that_is_really_full_keeps_what_was_whole(small_disk, fitted_heads):
+    trainer = make_trainer(small_disk / "run", heads=fitted_heads, **SAVES)
+    with pytest.raises(OSError, match=r"no space left on the disk.*checkpoint-1: mend this"):
+        trainer.train()
+    assert [path.name for path in (small_disk / "run").iterdir()] == ["checkpoint-1"]
+    assert damage(small_disk / "run" / "checkpoint-1") is None
+
+
+def test_a_disk_that_becomes_read_only_keeps_what_was_whole(small_disk, fitted_heads):
+    class Remount(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            if state.global_step == 1:
+                subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+
+    trainer = make_trainer(small_disk / "run", heads=fitted_heads, callbacks=[Remount()], **SAVES)
+    with pytest.raises(OSError, match=r"read-only.*checkpoint-1: mend this"):
+        trainer.train()
+    assert damage(small_disk / "run" / "checkpoint-1") is None
+    with pytest.raises(OSError, match=r"read-only.*Name a folder that can be written"):
+        make_trainer(small_disk / "run", heads=fitted_heads, **SAVES).train(resume_from_checkpoint=True)
 
 
 def test_a_real_full_disk_is_told_from_a_programming_error(tmp_path):
