@@ -171,7 +171,7 @@ class SavingTrainer(PublishingTrainer):
         """
         require_finite("the model of this run", self.model)
         folder = Path(output_dir or self.args.output_dir or "")
-        if folder.name.startswith(PREFIX_CHECKPOINT_DIR):
+        if folder.name.startswith(PREFIX_CHECKPOINT_DIR) or not self.args.should_save:  # the others write nothing
             self._write(folder, state_dict, resumable=not self.args.save_only_model)
             return
         aside = folder / UNFINISHED
@@ -179,8 +179,7 @@ class SavingTrainer(PublishingTrainer):
         try:
             with explained_writing(folder, "What lay there before is unchanged, and the checkpoints stay."):
                 self._write(aside, state_dict, resumable=False)
-                if aside.is_dir():
-                    move_files(aside, folder)
+                move_files(aside, folder)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
 

@@ -29,6 +29,7 @@ def main() -> None:
     trainer = make_trainer(sys.argv[1], **options)
     trainer.train(resume_from_checkpoint=True)
     print(f"went on to step {trainer.state.global_step}", flush=True)
+    trainer.save_model()
     trainer.end()
 
 

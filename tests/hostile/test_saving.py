@@ -212,6 +212,8 @@ def test_several_processes_share_a_folder_and_end_together_at_sigterm(tmp_path):
     printed = launch(script, tmp_path / "together", processes=2)
     assert printed.count("ended with 143 at step 2") == 2
     assert printed.count("went on to step 3") == 2
+    assert ModelFolder(tmp_path / "together").damage() is None
+    assert not (tmp_path / "together" / UNFINISHED).exists() and not (tmp_path / "together" / LOCK).exists()
 
 
 def test_out_of_memory_names_the_settings_that_need_less(tmp_path, fitted_heads):
