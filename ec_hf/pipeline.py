@@ -25,7 +25,7 @@ from ec_hf.data.holding_out import SHARE
 from ec_hf.data.manifests import earlier_manifests
 from ec_hf.data.requests import ForgetRequest
 from ec_hf.data.sources import load_images
-from ec_hf.files import CARD, CONFIG, MANIFEST, WEIGHTS, ModelFolder, local_folder
+from ec_hf.files import CARD, CONFIG, MANIFEST, ModelFolder, local_folder
 from ec_hf.models.loading import load_model
 from ec_hf.publishing.card import card
 from ec_hf.publishing.contents import unlearned_name
@@ -317,7 +317,7 @@ def _erase(
 ) -> ECTrainer:
     """Erase from a copy of the original, and save it; fitted heads are kept for every later request."""
     cached = Path(heads_cache) if heads_cache and not config.heads else None
-    fitted = cached if cached and (cached / WEIGHTS).exists() else None
+    fitted = cached if cached and ModelFolder(cached).damage() is None else None
     trainer = _trainer_for(original, config, data, heads=fitted, callbacks=callbacks)
     trainer.on_record["evaluated"] = data.held_out.to_dict()
     if cached and not trainer.eraser.heads_fitted:
@@ -352,6 +352,7 @@ def _erase_logits(original: Original, config: ECConfig, data: ErasureData) -> Pr
         heads=None,
         output_dir=str(Path(str(config.output_dir)) / "delete"),
         save_strategy="no",
+        retain_floor=1.0,  # it is shown as it comes out
         push_to_hub=False,
     )
     trainer = _trainer_for(original, args, data)

@@ -31,7 +31,7 @@ from ec_hf.commands.parsing import parse
 from ec_hf.data.columns import find_label_column
 from ec_hf.data.erasure import ErasureData
 from ec_hf.data.sources import load_images, train_and_test
-from ec_hf.files import HEADS, WEIGHTS
+from ec_hf.files import HEADS, ModelFolder
 from ec_hf.models.loading import load_model
 from ec_hf.pipeline import Original
 from ec_hf.training.classifier import ClassifierConfig, train_classifier
@@ -97,14 +97,14 @@ def train_once(
 ) -> tuple[PreTrainedModel, Any]:
     """Train a model into `folder`, or load the one that is there."""
     state = PartialState()
-    there = (folder / WEIGHTS).exists()
+    there = ModelFolder(folder).damage() is None  # else it was cut short, and is made again
     state.wait_for_everyone()
     if there:
         state.print(f"Using the model in {folder}")
         return load_model(folder)
     columns = {"label_column": config.label_column, "image_column": config.image_column}
     settings |= {"seed": config.seed, "use_cpu": config.use_cpu, **columns}
-    return train_classifier(ClassifierConfig(output_dir=str(folder), **settings), train, test)
+    return train_classifier(ClassifierConfig(output_dir=str(folder), overwrite=True, **settings), train, test)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from ec_hf.data.images import DECODING_ERRORS, told
+
 __all__ = ["PairedBatchSampler", "PairedDataset", "PairedRows"]
 
 
@@ -33,6 +35,11 @@ class PairedDataset(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.forget) + len(self.retain)
 
+    def place(self, index: int) -> str:
+        """In words, which row of which set an index means."""
+        boundary = len(self.forget)
+        return f"forget row {index}" if index < boundary else f"retain row {index - boundary}"
+
     def __getitem__(self, index: int) -> dict[str, Any]:
         return self.__getitems__([index])[0]
 
@@ -41,8 +48,8 @@ class PairedDataset(torch.utils.data.Dataset):
         if outside := [index for index in indices if not 0 <= index < len(self)]:
             raise IndexError(f"index {outside[0]} is outside the {len(self)} rows of forget and retain")
         with _random_states_from(self.seed, indices):
-            forget = iter(_fetch(self.forget, [index for index in indices if index < boundary]))
-            retain = iter(_fetch(self.retain, [index - boundary for index in indices if index >= boundary]))
+            forget = iter(_fetch("forget", self.forget, [index for index in indices if index < boundary]))
+            retain = iter(_fetch("retain", self.retain, [index - boundary for index in indices if index >= boundary]))
         return [
             {**next(forget if i < boundary else retain), "is_forget": i < boundary, "paired_row": i} for i in indices
         ]
@@ -182,10 +189,26 @@ def _random_states_from(*key: Any) -> Iterator[None]:
         random.setstate(states[2])
 
 
-def _fetch(part: Any, indices: list[int]) -> list[Mapping[str, Any]]:
+def _fetch(name: str, part: Any, indices: list[int]) -> list[Mapping[str, Any]]:
     if not indices:
         return []
-    examples = part.__getitems__(indices) if hasattr(part, "__getitems__") else [part[index] for index in indices]
+    try:
+        examples = part.__getitems__(indices) if hasattr(part, "__getitems__") else [part[index] for index in indices]
+    except DECODING_ERRORS as error:
+        raise _named(name, part, indices, error) from error
     if not isinstance(examples[0], Mapping):
         raise TypeError(f"datasets to unlearn from must give dicts (image, label), got {type(examples[0]).__name__}")
     return examples
+
+
+def _named(name: str, part: Any, indices: list[int], error: Exception) -> Exception:
+    """The error with the row that it comes from, where one row alone gives it too."""
+    for index in indices:
+        try:
+            part[index]
+        except DECODING_ERRORS as of_row:
+            return ValueError(
+                f"{name} row {index} cannot be read: {told(of_row)}. Take it out, or mend its file; check_images=True "
+                "looks at all images before training."
+            )
+    return error

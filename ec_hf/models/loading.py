@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassi
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
 
 from ec_hf.data.columns import shown
-from ec_hf.files import ADAPTER_CONFIG, CONFIG, first_line, local_folder
+from ec_hf.files import ADAPTER_CONFIG, CONFIG, WEIGHTS, ModelFolder, first_line, local_folder
 from ec_hf.models.adapters import base_name, load_adapted, original_state
 from ec_hf.models.penultimate import classifier_of
 
@@ -44,8 +44,8 @@ def load_model(
     Raises:
         FileNotFoundError: there is no such folder, or it holds no config.json.
         OSError: the Hub has no such model, or does not give it.
-        ValueError: the model is no image classifier, it has no trained classification head, or its weights are not
-            finite.
+        ValueError: the model is no image classifier, its file of weights is cut short, it has no trained
+            classification head, or its weights are not finite.
     """
     if adapters := _adapters_folder(name_or_path):
         base, processor = load_model(base_name(adapters), token=token)
@@ -68,6 +68,8 @@ def load_model(
             f"{source!r} is a {config.model_type!r} model, which is no image classifier that "
             "AutoModelForImageClassification loads: name one such as a ViT, Swin, ResNet, ConvNeXt or timm classifier"
         )
+    if (folder := Path(source)).is_dir() and (folder / WEIGHTS).exists() and (wrong := ModelFolder(folder).damage()):
+        raise ValueError(f"the model in {source!r} is damaged: {wrong}; take another copy, or make it again")
     headless = (
         "come without a trained classification head: name a checkpoint that was trained as a classifier, or train "
         "a head on it first"

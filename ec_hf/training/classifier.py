@@ -19,7 +19,7 @@ from transformers.hf_argparser import HfArg
 
 from ec_hf.data.columns import find_image_column, find_label_column
 from ec_hf.data.fingerprint import fingerprint
-from ec_hf.files import CONFIG, WEIGHTS
+from ec_hf.files import CONFIG, ModelFolder
 from ec_hf.models.inputs import collator_for
 from ec_hf.models.loading import load_with_new_head, new_like, weights_hash
 from ec_hf.training.architectures import build
@@ -200,7 +200,7 @@ def train_once(
     made_of = [told, fingerprint(train_dataset), None if like is None else weights_hash(like)]
     name = hashlib.sha256(json.dumps(made_of, sort_keys=True, default=str).encode()).hexdigest()[:12]
     state, output_dir = PartialState(), f"{config.output_dir}-{name}"
-    there = [(Path(folder) / WEIGHTS).exists() for folder in seed_folders(output_dir, seeds)]
+    there = [ModelFolder(folder).damage() is None for folder in seed_folders(output_dir, seeds)]
     state.wait_for_everyone()
     if not all(there):
         return train_seeds(

@@ -38,7 +38,7 @@ RECORDED = (
 FREE_TO_CHANGE = frozenset({
     "max_steps", "num_train_epochs", "per_device_train_batch_size", "per_device_forget_batch_size",
     "gradient_accumulation_steps", "heads", "cache_teacher", "image_column", "label_column", "min_steps",
-    "forget_target", "retain_floor", "bf16", "fp16", "points", "layer_weights",
+    "forget_target", "retain_floor", "bf16", "fp16", "points", "layer_weights", "check_images",
 })  # fmt: skip
 """Settings that a resumed run may have otherwise: they name the same erasure, go on longer, or move the stop."""
 
