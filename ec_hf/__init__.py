@@ -13,13 +13,16 @@ if TYPE_CHECKING:
     from ec_hf.data.requests import ForgetRequest
     from ec_hf.data.splitting import split
     from ec_hf.models.heads import ECHeads
+    from ec_hf.pipeline import erase
     from ec_hf.publishing.hub import load_report, push
+    from ec_hf.training.callback import ECCallback
     from ec_hf.training.config import ECConfig, EraserConfig
     from ec_hf.training.eraser import Eraser
     from ec_hf.training.trainer import ECTrainer
 
 __all__ = [
     "AuditReport",
+    "ECCallback",
     "ECConfig",
     "ECHeads",
     "ECTrainer",
@@ -28,6 +31,7 @@ __all__ = [
     "ForgetRequest",
     "__version__",
     "audit",
+    "erase",
     "load_report",
     "push",
     "split",
@@ -35,6 +39,7 @@ __all__ = [
 
 _HOMES = {
     "AuditReport": "auditing.report",
+    "ECCallback": "training.callback",
     "ECConfig": "training.config",
     "ECHeads": "models.heads",
     "ECTrainer": "training.trainer",
@@ -42,6 +47,7 @@ _HOMES = {
     "EraserConfig": "training.config",
     "ForgetRequest": "data.requests",
     "audit": "auditing.audit",
+    "erase": "pipeline",
     "load_report": "publishing.hub",
     "push": "publishing.hub",
     "split": "data.splitting",

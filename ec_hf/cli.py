@@ -1,4 +1,4 @@
-"""The command `ec-hf`, and how command lines and YAML files become dataclasses.
+"""The command `ec-hf`: which commands there are, and those that train nothing.
 
 Modules that take time to load are imported where they are needed, so that ``--help`` answers at once.
 """
@@ -7,14 +7,23 @@ from __future__ import annotations
 
 import os
 import sys
-from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, RawDescriptionHelpFormatter
+from argparse import ArgumentParser
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+
+from ec_hf.commands.parsing import HelpFormatter, UsageError, flag, parse
 
 COMMANDS = {
+    "erase": (
+        "ec_hf.commands.erase:erase_command",
+        "erase classes, rows or people from a model, audit it, write its card",
+    ),
+    "retrain": (
+        "ec_hf.commands.retrain:retrain_command",
+        "train the reference: a model that never saw what is forgotten",
+    ),
     "audit": ("ec_hf.cli:audit_command", "measure what an unlearned model still knows, layer by layer"),
     "card": ("ec_hf.cli:card_command", "write the model card of a finished model folder"),
     "push": ("ec_hf.cli:push_command", "publish a finished model folder on the Hub"),
@@ -38,13 +47,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     module, function = COMMANDS[argv[0]][0].split(":")
     try:
-        getattr(import_module(module), function)(argv[1:])
-    except (OSError, TypeError, ValueError) as error:
+        return getattr(import_module(module), function)(argv[1:]) or 0
+    except Exception as error:
         if os.environ.get("EC_HF_DEBUG"):
             raise
-        print(f"ec-hf {argv[0]}: {error}\n(EC_HF_DEBUG=1 shows where)", file=sys.stderr)
-        return 1
-    return 0
+        expected = isinstance(error, (OSError, TypeError, ValueError))
+        text = str(error) if expected else f"{type(error).__name__}: {error}"
+        print(f"ec-hf {argv[0]}: {text}\n(EC_HF_DEBUG=1 shows where)", file=sys.stderr)
+        return 2 if isinstance(error, UsageError) else 1
 
 
 def _overview() -> str:
@@ -53,67 +63,27 @@ def _overview() -> str:
     return "\n".join(["usage: ec-hf COMMAND ...", "", *lines, "", "ec-hf COMMAND --help lists the flags of a command"])
 
 
-def parse(
-    *types: Any, argv: Sequence[str] | None = None, description: str | None = None, prog: str | None = None
-) -> tuple[Any, ...]:
-    """One instance of each dataclass, with fields from the command line.
-
-    If the first argument ends in ``.yaml`` or ``.yml``, that file gives defaults for any of the fields; flags override
-    them.
-
-    Args:
-        *types: the dataclasses; their fields become flags.
-        argv: the arguments; None for those of this process.
-        description: what stands above the flags in the help.
-        prog: the command's name in the help.
-
-    Raises:
-        ValueError: the YAML file is no mapping, or has a key that is no field.
-    """
-    import yaml
-    from transformers import HfArgumentParser
-
-    argv = list(sys.argv[1:] if argv is None else argv)
-    parser = HfArgumentParser(
-        types, prog=prog, description=description, formatter_class=_Formatter, allow_abbrev=False
-    )  # an abbreviated flag would be recorded as it was typed, and its value told where the flag would be hidden
-    if argv and argv[0].endswith((".yaml", ".yml")):
-        path = argv.pop(0)
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        if not isinstance(values, dict):
-            raise ValueError(f"{path}: expected a mapping of settings, found {type(values).__name__}.")
-        known = {action.dest for action in parser._actions}
-        unknown = sorted(set(values) - known)
-        if unknown:
-            raise ValueError(f"{path}: unknown settings {', '.join(unknown)}; --help lists the ones there are.")
-        parser.set_defaults(**values)
-        for action in parser._actions:
-            action.required = action.required and action.dest not in values
-    return parser.parse_args_into_dataclasses(argv)
-
-
-def _flag(help: str, default: Any = None) -> Any:
-    return field(default=default, metadata={"help": help})
-
-
 @dataclass
 class AuditArguments:
     """What `ec-hf audit` looks at."""
 
-    original: str | None = _flag("The model before unlearning: Hub id, local folder or timm name.")
-    unlearned: list[str] | None = _flag("The model after it; of several each as NAME=ID.")
-    retrained: list[str] | None = _flag("A model trained without the forget set, or several of other seeds.")
-    dataset_name: str | None = _flag("Hub id, local folder, or mnist5k, which comes with the package.")
-    dataset_config: str | None = _flag("Configuration of the dataset on the Hub.")
-    forget_classes: list[str] | None = _flag("Class names or ids that were to be forgotten.")
-    forget_request: str | None = _flag("JSON file with a ForgetRequest, in place of the classes.")
-    image_column: str | None = _flag("Column of the images, where there are several.")
-    label_column: str | None = _flag("Column of the labels, where there are several.")
-    id_column: str | None = _flag("Column that identifies an image; its duplicates are forgotten together.")
-    downstream_dataset: str | None = _flag("Another labelled dataset, for k-NN on frozen features.")
-    output_dir: str = _flag("Where audit.json, report.html and figures/ go.", "audit")
-    show_images: bool = _flag("Show forgotten images in report.html: nearest neighbours, one row a model.", False)
-    use_cpu: bool = _flag("Run on the CPU even where there is a GPU.", False)
+    original: str | None = flag("The model before unlearning: Hub id, local folder or timm name.")
+    unlearned: list[str] | None = flag("The model after it; of several each as NAME=ID.")
+    retrained: list[str] | None = flag("A model trained without the forget set, or several of other seeds.")
+    shadows: list[str] | None = flag(
+        "Other models trained without the forget set, and as in=ID with it, to attack membership with (LiRA)."
+    )
+    dataset_name: str | None = flag("Hub id, local folder, or mnist5k, which comes with the package.")
+    dataset_config: str | None = flag("Configuration of the dataset on the Hub.")
+    forget_classes: list[str] | None = flag("Class names or ids that were to be forgotten.")
+    forget_request: str | None = flag("JSON file with a ForgetRequest, in place of the classes.")
+    image_column: str | None = flag("Column of the images, where there are several.")
+    label_column: str | None = flag("Column of the labels, where there are several.")
+    id_column: str | None = flag("Column that identifies an image; its duplicates are forgotten together.")
+    downstream_dataset: str | None = flag("Another labelled dataset, for k-NN on frozen features.")
+    output_dir: str = flag("Where audit.json, report.html and figures/ go.", "audit")
+    show_images: bool = flag("Show forgotten images in report.html: nearest neighbours, one row a model.", False)
+    use_cpu: bool = flag("Run on the CPU even where there is a GPU.", False)
 
 
 def audit_command(argv: Sequence[str]) -> None:
@@ -124,6 +94,8 @@ def audit_command(argv: Sequence[str]) -> None:
     if missing := [f"--{name}" for name in ("original", "unlearned", "dataset_name") if not getattr(what, name)]:
         raise ValueError(f"{', '.join(missing)} missing; --help lists the flags")
     folder = Path(what.output_dir)
+    if folder.is_file():
+        raise FileExistsError(f"--output_dir {folder} is a file: name a folder")
     if there := [name for name in ("audit.json", "report.html") if (folder / name).exists()]:
         raise FileExistsError(f"--output_dir {folder} holds {there[0]} already: name another folder, or move it away")
     if bool(what.forget_classes) == bool(what.forget_request):
@@ -148,6 +120,7 @@ def audit_command(argv: Sequence[str]) -> None:
         what.original,
         _named(what.unlearned),
         retrained=what.retrained or None,
+        shadows=what.shadows,
         splits=splits,
         request=request,
         downstream=load_images(what.downstream_dataset) if what.downstream_dataset else None,
@@ -161,39 +134,15 @@ def audit_command(argv: Sequence[str]) -> None:
 
         from ec_hf.reporting.tables import to_rich
         from ec_hf.reporting.verdict import findings
+        from ec_hf.reporting.writing import write_audit
 
         write_audit(report, folder, splits=splits if what.show_images else None, image_column=what.image_column)
         console = Console()
         console.print(to_rich(report))
-        console.print(*map(str, findings(report)), sep="\n")
+        console.print(*map(str, findings(report)), sep="\n", markup=False)
         console.print(f"\nIn {folder}: audit.json, report.html, figures/", highlight=False)
     state.wait_for_everyone()
     state.destroy_process_group()
-
-
-def write_audit(report: Any, folder: str | Path, *, splits: Any = None, image_column: str | None = None) -> None:
-    """Write audit.json, report.html and figures/ of a report into a folder.
-
-    Args:
-        report: the `AuditReport`.
-        folder: made where it is missing.
-        splits: the audited splits if report.html, and nothing else, may show images of them; None if it may not.
-        image_column: as for `ec_hf.data.columns.find_image_column`.
-    """
-    from datasets import concatenate_datasets
-
-    from ec_hf.data.columns import find_image_column
-    from ec_hf.reporting.figures import save_figures
-    from ec_hf.reporting.page import write_page
-
-    folder, images = Path(folder), None
-    folder.mkdir(parents=True, exist_ok=True)
-    report.save(folder / "audit.json")
-    save_figures(report, folder / "figures")
-    if splits:
-        test = concatenate_datasets([splits["forget_test"], splits["retain_test"]])
-        images = test[find_image_column(test, image_column)]
-    write_page(report, folder / "report.html", images=images)
 
 
 def _named(texts: Sequence[str]) -> str | dict[str, str]:
@@ -212,7 +161,9 @@ def card_command(argv: Sequence[str]) -> None:
     from ec_hf.publishing.disclosure import DETAILS
 
     description = "Write the README.md of a finished model folder."
-    parser = ArgumentParser(prog="ec-hf card", description=description, formatter_class=_Formatter, allow_abbrev=False)
+    parser = ArgumentParser(
+        prog="ec-hf card", description=description, formatter_class=HelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("folder", type=Path, help="what a recipe or ECTrainer.save_model wrote")
     parser.add_argument("--repo_id", help="the Hub id that the model will have")
     parser.add_argument("--license", help="licence id of the Hub; that of the base model if left out")
@@ -235,7 +186,7 @@ def push_command(argv: Sequence[str]) -> None:
     """``ec-hf push``: publish a finished model folder, or write what would be published into another folder."""
     from ec_hf.publishing.disclosure import DETAILS
 
-    parser = ArgumentParser(prog="ec-hf push", description=_PUSH, formatter_class=_Formatter, allow_abbrev=False)
+    parser = ArgumentParser(prog="ec-hf push", description=_PUSH, formatter_class=HelpFormatter, allow_abbrev=False)
     parser.add_argument("folder", help="what a recipe or ECTrainer.save_model wrote; it is not changed")
     parser.add_argument("repo_id", nargs="?", help="repository on the Hub, made if it is not there")
     parser.add_argument("--private", action="store_true", default=None, help="make a new repository private")
@@ -255,6 +206,9 @@ def push_command(argv: Sequence[str]) -> None:
     )
     parser.add_argument("--license", help="licence id of the Hub; that of the base model if left out")
     parser.add_argument("--readme", help="file with your own card, published as it is")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace files in a repository that ec_hf did not make"
+    )
     parser.add_argument("--export_to", metavar="NEW_FOLDER", help="push nothing: write there what would be published")
     options = vars(parser.parse_args(argv))
     folder, repo_id, destination = (options.pop(name) for name in ("folder", "repo_id", "export_to"))
@@ -286,10 +240,6 @@ _AUDIT = """What does an unlearned image classifier still know of what it was to
     accelerate launch --multi_gpu --num_processes 2 -m ec_hf.cli audit ...
 
 A first argument that ends in .yaml gives defaults for any of the flags."""
-
-
-class _Formatter(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
-    """Defaults beside the flags, and the description as it was written."""
 
 
 if __name__ == "__main__":

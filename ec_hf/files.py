@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import re
 import secrets
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RemoteEntryNotFoundError
 
 __all__ = [
+    "ADAPTER_CONFIG",
     "AUDIT",
     "CARD",
     "CONFIG",
@@ -26,15 +30,20 @@ __all__ = [
     "WEIGHTS",
     "WEIGHTS_INDEX",
     "ModelFolder",
+    "explained_writing",
     "find_file",
     "first_line",
     "local_folder",
+    "move_files",
     "read_json",
+    "sync_folder",
     "write_json",
     "write_text",
 ]
 
 CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
+ADAPTER_CONFIG = "adapter_config.json"
+"""The file in which PEFT says what the adapters beside it are; a folder of these is no model folder."""
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
 RECORD, MANIFEST, AUDIT = "ec_config.json", "forget_manifest.json", "audit.json"
 CARD, PAGE = "README.md", "report.html"
@@ -58,6 +67,10 @@ class ModelFolder:
         Raises:
             FileNotFoundError: the folder holds no config.json.
         """
+        if self.has(ADAPTER_CONFIG) and not self.has(CONFIG):
+            raise FileNotFoundError(
+                f"{str(self.path)!r} holds adapters and no model: name the folder that ECTrainer.save_merged wrote"
+            )
         if not self.has(CONFIG):
             raise FileNotFoundError(f"{str(self.path)!r} holds no {CONFIG}: name the folder of a finished model")
 
@@ -91,6 +104,40 @@ class ModelFolder:
         if not self.has(WEIGHTS_INDEX):
             raise FileNotFoundError(f"{str(self.path)!r} holds no {WEIGHTS}: save the model with save_pretrained")
         return [WEIGHTS_INDEX, *sorted(set(self.read(WEIGHTS_INDEX)["weight_map"].values()))]
+
+    def damage(self) -> str | None:
+        """What is wrong with the model in it, seen without reading a weight; None where it is whole.
+
+        A file of weights that a full disk or a kill cut short is shorter than its header says.
+        """
+        if not self.has(CONFIG):
+            return f"{CONFIG} is missing"
+        try:
+            self.read(CONFIG)
+            names = self.weights()
+        except (FileNotFoundError, KeyError, ValueError) as error:
+            return first_line(error)
+        return next(
+            filter(None, (_safetensors_damage(self.path / name) for name in names if name != WEIGHTS_INDEX)), None
+        )
+
+
+def _safetensors_damage(path: Path) -> str | None:
+    """How a safetensors file differs from what its header says; None where it does not."""
+    if not path.is_file():
+        return f"{path.name} is missing"
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 + length:
+            return f"{path.name} is cut short: {size:,} bytes"
+        try:
+            header = json.loads(file.read(length))
+            ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+        except (AttributeError, KeyError, RecursionError, TypeError, ValueError):
+            return f"{path.name} has no safetensors header"
+    expected = 8 + length + max(ends, default=0)
+    return None if size == expected else f"{path.name} is {size:,} bytes long where its header says {expected:,}"
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
@@ -138,6 +185,74 @@ def write_text(path: str | Path, text: str) -> None:
     except BaseException:
         beside.unlink(missing_ok=True)
         raise
+
+
+def sync_folder(folder: Path) -> None:
+    """Have all files of a folder on the disk itself, so that a power cut cannot take them back."""
+    for path in [*folder.rglob("*"), folder]:
+        if path.is_dir() and os.name == "nt":  # Windows opens no folders
+            continue
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def move_files(source: Path, target: Path) -> None:
+    """Move all files below a folder into another one, each of them whole: a reader sees the old one or the new one."""
+    sync_folder(source)
+    for path in sorted(source.rglob("*")):
+        if path.is_file():
+            place = target / path.relative_to(source)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            path.replace(place)
+    shutil.rmtree(source)
+
+
+DISK_ERRORS = {
+    errno.ENOSPC: "there is no space left on the disk",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EROFS: "the file system is read-only",
+    errno.EACCES: "this user may not write there",
+    errno.EPERM: "this user may not write there",
+    errno.ENOTDIR: "a part of the path is a file",
+    errno.EEXIST: "a part of the path is a file",
+}
+
+
+@contextmanager
+def explained_writing(folder: str | Path, left: str = "") -> Iterator[None]:
+    """Say what stands against writing into a folder, whichever library wrote: some hide a full disk well.
+
+    Args:
+        folder: what was written into.
+        left: a sentence on what is left and what to do.
+
+    Raises:
+        OSError: with the reason, in place of the library's own error.
+    """
+    try:
+        yield
+    except Exception as error:
+        number = _disk_errno(error)
+        if number is None:
+            raise
+        text = f"{str(folder)!r} cannot be written: {DISK_ERRORS[number]}. {left}".strip()
+        raise OSError(number, text) from error
+
+
+def _disk_errno(error: BaseException | None) -> int | None:
+    """The system's number for what an error, or one that led to it, says of a disk."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+            return error.errno
+        if match := re.search(r"os error (\d+)", str(error)):  # as safetensors says it
+            return int(match[1]) if int(match[1]) in DISK_ERRORS else None
+        if "unexpected pos" in str(error) or "file write failed" in str(error):  # as torch.save says it
+            return errno.ENOSPC
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def find_file(

@@ -36,8 +36,8 @@ from torch.utils.data import ConcatDataset
 from transformers import PreTrainedModel
 
 from ec_hf import ECConfig, ECTrainer, ForgetRequest, split
+from ec_hf.auditing.attacks.relearning import relearn
 from ec_hf.auditing.audit import audit
-from ec_hf.auditing.relearning import relearn
 from ec_hf.auditing.report import AuditReport
 from ec_hf.data.columns import find_label_column
 from ec_hf.data.sources import load_images, train_and_test
@@ -483,8 +483,8 @@ def relearn_all(bench: Bench, log: Log) -> None:
     for name in [name for name in [*given, *runs] if name not in done]:
         model = given[name] if name in given else load_saved(bench.folder / "models" / f"{bench.name}-{name}")
         curve = relearn(model, sample, held_out, collator, steps=(0, 1, 2, 4, 8, 16, 32))
-        area = relearning_area(curve.steps, curve.accuracy)
-        log.write(kind="relearning", model=name, area=round(area, 4), steps=curve.steps, accuracy=curve.accuracy)
+        area = relearning_area(curve.x, curve.accuracy)
+        log.write(kind="relearning", model=name, area=round(area, 4), steps=curve.x, accuracy=curve.accuracy)
 
 
 class Log:

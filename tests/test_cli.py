@@ -81,13 +81,16 @@ def test_audit_writes_report_page_and_figures_and_prints(inputs, tmp_path, capsy
 def test_several_retrained_models_follow_one_flag(inputs, tmp_path, monkeypatch):
     given = {}
     monkeypatch.setattr("ec_hf.auditing.audit.audit", lambda *models, **kwargs: given.update(kwargs) or AuditReport())
-    monkeypatch.setattr(cli, "write_audit", lambda *args, **kwargs: None)
+    monkeypatch.setattr("ec_hf.reporting.writing.write_audit", lambda *args, **kwargs: None)
     monkeypatch.setattr("ec_hf.reporting.tables.to_rich", lambda report: "")
     monkeypatch.setattr("ec_hf.reporting.verdict.findings", lambda report: [])
     for names in ([], ["retrained"], ["retrained", "unlearned"]):
         paths = [str(inputs / name) for name in names]
         assert cli.main(["audit", *flags(inputs, tmp_path), *(["--retrained", *paths] if paths else [])]) == 0
         assert given["retrained"] == (paths or None)
+    assert given["shadows"] is None
+    assert cli.main(["audit", *flags(inputs, tmp_path), "--shadows", "A", "in=B"]) == 0
+    assert given["shadows"] == ["A", "in=B"]
 
 
 def test_several_unlearned_models_have_names(inputs):
@@ -117,3 +120,44 @@ def test_wrong_input_ends_with_a_message(inputs, tmp_path, capsys, more, message
 def test_an_abbreviated_flag_is_refused_as_its_value_could_not_be_hidden(flag):
     with pytest.raises(ValueError, match=flag):
         cli.parse(cli.AuditArguments, argv=[flag, "cat"])
+
+
+# Help
+
+
+@pytest.mark.parametrize("command", ["erase", "retrain"])
+def test_help_lists_what_most_people_need_and_help_all_the_rest(command, capsys):
+    texts = {}
+    for option in ("--help", "--help-all"):
+        with pytest.raises(SystemExit) as ended:
+            cli.main([command, option])
+        assert ended.value.code == 0
+        texts[option] = capsys.readouterr().out
+    short, full = texts.values()
+    assert "--forget_classes" in short and "--learning_rate" in short
+    assert "--adam_beta1" not in short and "--help-all lists" in short
+    assert "--adam_beta1" in full and "--forget_classes" in full
+    assert len(short.splitlines()) < 150
+    assert short.count("\n  --forget_classes ") == full.count("\n  --forget_classes ") == 1
+
+
+def test_each_flag_that_help_lists_is_a_field_and_is_listed_once():
+    from dataclasses import fields
+
+    from ec_hf.commands import erase, retrain
+
+    for room, types in (
+        (erase, (erase.EraseArguments, erase.ECConfig)),
+        (retrain, (retrain.RetrainArguments, retrain.RetrainConfig)),
+    ):
+        listed = [name for names in room.OFTEN.values() for name in names]
+        known = {each.name for kind in types for each in fields(kind)}
+        assert [name for name in listed if name not in known or listed.count(name) > 1] == []
+
+
+def test_help_tells_the_exit_codes(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["erase", "--help"])
+    text = capsys.readouterr().out
+    assert "Exit codes: 0 the folder is finished, 1 an error, 2 wrong usage, 3 " in text
+    assert "untouched, under-erased" in text

@@ -12,18 +12,19 @@ import ec_hf
 
 PUBLIC = {
     "ec_hf": """
-        AuditReport ECConfig ECHeads ECTrainer Eraser EraserConfig ForgetRequest __version__ audit load_report push
-        split
+        AuditReport ECCallback ECConfig ECHeads ECTrainer Eraser EraserConfig ForgetRequest __version__ audit erase
+        load_report push split
     """,
     "ec_hf.losses": """
         CONTRASTS Contrast LAYER_WEIGHTS PointWeights check_contrast check_temperature cross_entropy csul delete_kl
         distillation global_contrast global_guided global_rows guided hide_classes layer_weights similarity supcon uuef
     """,
     "ec_hf.metrics": """
-        BatchedCKA CKAStream LinearCKA METRICS Metric activation_distance agreement aus avg_gap bootstrap_mean
-        cka_floor class_matched confidence entropy h_mean half_sample_cka hits idi infonce js_divergence knn knn_hits
-        linear_cka linear_probe loss masked_hits membership_auc membership_svc modified_entropy nearest path
-        probe_advantage probe_hits relearning_area split_half_cka true_probability tug_of_war
+        BatchedCKA CKAStream LinearCKA METRICS Metric activation_distance agreement attack_area aus avg_gap
+        bootstrap_mean cka_floor class_matched confidence entropy h_mean half_sample_cka hits idi infonce js_divergence
+        knn knn_hits linear_cka linear_probe lira_scores logit_confidence loss masked_hits membership_auc
+        membership_svc membership_tpr modified_entropy nearest path population_scores probe_advantage probe_hits
+        relearning_area share_by_class_mix split_half_cka true_probability tug_of_war
     """,
     "ec_hf.objectives": "Objective Part Progress Setting Step available get_objective register",
 }

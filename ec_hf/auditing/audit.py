@@ -17,6 +17,7 @@ from ec_hf.auditing.report import AuditReport
 from ec_hf.auditing.run import Clock, answer
 from ec_hf.auditing.sense import check_models, splits_without_sense
 from ec_hf.auditing.settings import AuditSettings
+from ec_hf.auditing.shadows import seen_by_shadows, shadows_by_side
 from ec_hf.auditing.subjects import load_models, model_class_names, subjects_of
 from ec_hf.data.requests import ForgetRequest
 from ec_hf.models.inputs import label_ids_of
@@ -29,6 +30,7 @@ def audit(
     unlearned: PreTrainedModel | str | Path | Mapping[str, PreTrainedModel | str | Path],
     *,
     retrained: PreTrainedModel | str | Path | Sequence[Any] | Mapping[str, Any] | None = None,
+    shadows: Sequence[Any] | Mapping[str, Sequence[Any]] | None = None,
     train: Dataset | None = None,
     test: Dataset | None = None,
     request: ForgetRequest | None = None,
@@ -52,6 +54,10 @@ def audit(
         retrained: a model trained without the forget set, the best reference there is, or several of other seeds, in
             a list or by name: how far these differ is the unit that the unlearned models are measured in. Without any
             a model of random weights joins as a floor.
+        shadows: other trainings, for attacks on membership by shadow models (LiRA): a list of models, or of their
+            names, that were trained without the forget set; with "in=" before a name, of one that was trained with
+            it; or ``{"out": [...], "in": [...]}``. The retrained models are shadow models too. For U-LiRA, the models
+            of "in" were trained with the forget set and then unlearned it as the audited model did.
         train: the data that the original was trained on.
         test: held-out data of the same form.
         request: what was to be forgotten of them.
@@ -81,6 +87,7 @@ def audit(
     """
     chosen = AuditSettings(**settings)
     clock = Clock()
+    sides = shadows_by_side(shadows)
     given = checked_splits(train, test, request, splits, label_column=label_column, id_column=id_column)
     halves = None if downstream is None else bank_and_queries(downstream)
     with clock("loading"):
@@ -89,7 +96,7 @@ def audit(
         columns = {"image_column": image_column, "label_column": label_column}
         notes = [
             *check_models({name: (each.model, each.info) for name, each in loaded.items()}),
-            *splits_without_sense(given),
+            *splits_without_sense(given, image_column, chosen.max_images),
         ]
         subjects, limits = subjects_of(loaded, given, pooling=chosen.pooling, **columns)
         collator = subjects["original"].collator
@@ -103,4 +110,8 @@ def audit(
             downstream=halves,
             dataset_name=dataset_name,
         )
-        return answer(question, subjects, [*limits, *notes], clock)
+        with clock("shadows"):
+            seen = seen_by_shadows(sides, question, loaded, PartialState().device, **columns)
+        if any(sides.values()) and seen is None:
+            notes.append("shadows: there is no held-out image of a forgotten class, so no shadow model was used.")
+        return answer(question, subjects, [*limits, *notes], clock, seen)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["BySplit", "CKAByLayer", "Collected"]
+__all__ = ["BySplit", "CKAByLayer", "Collected", "Shadows"]
 
 CKAByLayer = dict[str, tuple[float | None, str | None]]
 """Layer -> CKA over all images, or None and the reason why there is none."""
@@ -39,3 +39,17 @@ class Collected:
 
 BySplit = Mapping[str, Collected]
 """What was collected of each split."""
+
+
+@dataclass(frozen=True)
+class Shadows:
+    """How sure shadow models are of the label, as `ec_hf.metrics.logit_confidence`.
+
+    Attributes:
+        outside: `(2n, K)` of K models that were trained without the forgotten images, on 2n
+            images: n forgotten images, then n held-out ones.
+        inside: `(n, J)` of J models that were trained with the forgotten images, on these alone.
+    """
+
+    outside: np.ndarray
+    inside: np.ndarray

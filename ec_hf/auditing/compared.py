@@ -9,23 +9,32 @@ from itertools import combinations
 
 import numpy as np
 
-from ec_hf.auditing.collected import BySplit, Collected
+from ec_hf.auditing.attacks.recovery import Attacked
+from ec_hf.auditing.collected import BySplit, Collected, Shadows
 from ec_hf.auditing.measures.cka import cka_of_pair, features_of_pair
-from ec_hf.auditing.measures.membership import SCORES, held_out_splits, scores_of
+from ec_hf.auditing.measures.membership import (
+    ENOUGH_FOR_TPR,
+    SCORES,
+    Sides,
+    attack_sides,
+    held_out_splits,
+    population_sides,
+    scores_of,
+)
 from ec_hf.auditing.measures.probes import LayerHits
 from ec_hf.auditing.question import Question
-from ec_hf.auditing.report import RelearningCurve
-from ec_hf.metrics import class_matched, relearning_area
+from ec_hf.auditing.residual import ResidualKnowledge
+from ec_hf.metrics import class_matched, membership_tpr
 from ec_hf.metrics.half_sample_cka import half_sample_values
 from ec_hf.metrics.membership import placements
 from ec_hf.metrics.position import area_covariance, mean_covariance
 from ec_hf.metrics.training_noise import RETAINED_FREEDOM, Noise, noise_on_retained
 
-__all__ = ["Compared", "compared", "forget_split"]
+__all__ = ["Compared", "attacks_on_rows", "compared", "forget_split"]
 
 OUTPUTS = {"accuracy": "hit", "confidence": "confidence"}
 """Metric -> figure of each image whose mean it is."""
-HALVES = 100
+HALVES, RESAMPLES = 100, 200
 
 Pair = tuple[str, str]
 
@@ -71,22 +80,31 @@ def forget_split(question: Question) -> str:
 
 
 def compared(
-    collected: BySplit, hits: Sequence[LayerHits], curves: Iterable[RelearningCurve], question: Question
+    collected: BySplit,
+    hits: Sequence[LayerHits],
+    attacked: Iterable[Attacked],
+    question: Question,
+    shadows: Shadows | None = None,
+    residual: Sequence[ResidualKnowledge] = (),
 ) -> list[Compared]:
     """All measurements that put models between the original and the retrained ones.
 
     Args:
         collected: what the pass collected.
         hits: what a linear probe and k-NN get right.
-        curves: of relearning, if that was asked for.
+        attacked: what attacks brought back, if they were asked for.
         question: what is asked, with at least one retrained model.
+        shadows: what shadow models showed, if any were given.
+        residual: what models name around forgotten images, if that was asked for.
     """
     rows = [
         *_outputs(collected, question),
         *_layers(hits, question),
         *_membership(collected, question),
+        *attacks_on_rows(collected, question, shadows),
         *_similarity(collected, question),
-        *_relearning(curves, question),
+        *_attacks(attacked, question),
+        *_residual(residual),
     ]
     needed = {"original", *question.retrained}
     return [row for row in rows if needed <= set(row.values)]
@@ -156,6 +174,47 @@ def _membership(collected: BySplit, question: Question) -> Iterator[Compared]:
         kept = _areas(collected, question, ("retain_train", ("retain_test",)), figure, sign)
         noise = _noise_of_two(*kept[:2], question) if kept else None
         yield Compared(metric, "forget_train", None, values, covariance, count, noise=noise)
+
+
+def attacks_on_rows(collected: BySplit, question: Question, shadows: Shadows | None) -> Iterator[Compared]:
+    """LiRA and the population attack on forgotten rows, by area and by the members found at 1 % false alarms.
+
+    Args:
+        collected: what the pass collected.
+        question: what is asked; of a request of classes nothing is yielded.
+        shadows: what shadow models showed, if any were given.
+    """
+    if question.whole_classes:
+        return
+    for metric, sides in attack_sides(collected, question, shadows).items():
+        noise = None
+        if metric == "mia_population":
+            kept = population_sides(collected, question, "retain_train", ("retain_test",))
+            noise = _noise_of_two(*_area_of(kept), question) if kept else None
+        values, covariance = _area_of(sides)
+        count = len(next(iter(sides.values()))[0])
+        yield Compared(metric, "forget_train", None, values, covariance, count, noise=noise)
+        if count >= ENOUGH_FOR_TPR:
+            found = {model: membership_tpr(*scores) for model, scores in sides.items()}
+            spread = _tail_covariance(sides, question.seed)
+            yield Compared(f"{metric}_tpr", "forget_train", None, found, spread, count)
+
+
+def _area_of(sides: Sides) -> tuple[dict[str, float], np.ndarray]:
+    """Areas under the ROC curves by model, and how they vary together with the images."""
+    placed = {model: placements(*scores) for model, scores in sides.items()}
+    members, others = (np.stack([each[side] for each in placed.values()], axis=1) for side in (0, 1))
+    return dict(zip(placed, members.mean(axis=0).tolist(), strict=True)), area_covariance(members, others)
+
+
+def _tail_covariance(sides: Sides, seed: int) -> np.ndarray:
+    """How the shares of members found vary together with the images, by the paired bootstrap."""
+    draw, drawn = np.random.default_rng(seed), []
+    count = len(next(iter(sides.values()))[0])
+    for _ in range(RESAMPLES):
+        first, second = draw.integers(count, size=(2, count))
+        drawn.append([membership_tpr(members[first], others[second]) for members, others in sides.values()])
+    return np.atleast_2d(np.cov(drawn, rowvar=False))
 
 
 def _areas(
@@ -243,16 +302,26 @@ def _with_another(covariance: np.ndarray, variance: float) -> np.ndarray:
     return larger
 
 
-def _relearning(curves: Iterable[RelearningCurve], question: Question) -> Iterator[Compared]:
-    """Area under the relearning curves; it varies with the images at most as a share of hits would."""
-    split = "forget_test" if question.whole_classes else "forget_train"
-    by_mode: dict[str, dict[str, RelearningCurve]] = {}
-    for curve in curves:
-        if curve.model in question.trained:
-            by_mode.setdefault(curve.mode, {})[curve.model] = curve
-    for mode, of_model in by_mode.items():
-        values = {model: relearning_area(curve.steps, curve.accuracy) for model, curve in of_model.items()}
-        count = int(next(iter(of_model.values())).settings["held_out"])
-        areas = np.array(list(values.values()))
-        covariance = np.diag(areas * (1 - areas) / count)
-        yield Compared("relearning_area", split, None, values, covariance, count, note=mode)
+def _attacks(attacked: Iterable[Attacked], question: Question) -> Iterator[Compared]:
+    """Areas under the curves of attacks: means over the held-out images, which all models share."""
+    areas: dict[tuple[str, str], dict[str, np.ndarray]] = {}
+    for each in attacked:
+        if each.model in question.trained:
+            areas.setdefault((each.attack, each.split), {})[each.model] = each.outcome.areas
+    for (attack, split), figures in areas.items():
+        table = np.stack(list(figures.values()), axis=1)
+        values = dict(zip(figures, table.mean(axis=0).tolist(), strict=True))
+        yield Compared("attack_area", split, None, values, mean_covariance(table), len(table), note=attack)
+
+
+def _residual(found: Sequence[ResidualKnowledge]) -> Iterator[Compared]:
+    """How often points around the forgotten images get their label, mean over the radii: one measurement a kind."""
+    for how in dict.fromkeys(each.how for each in found):
+        some = [each for each in found if each.how == how]
+        means = {model: np.mean([each.named[model] for each in some], axis=0) for model in some[0].named}
+        known = {model: own for model, own in means.items() if np.isfinite(own).all()}
+        if known:
+            table = np.stack(list(known.values()), axis=1)
+            values = dict(zip(known, table.mean(axis=0).tolist(), strict=True))
+            covariance = mean_covariance(table)
+            yield Compared("residual_knowledge", some[0].split, None, values, covariance, len(table), note=how)

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypedDict, get_args
 
+from ec_hf.data.typed import typed
 from ec_hf.files import read_json, write_json
+from ec_hf.metrics.attack_area import Unit
 
 __all__ = [
     "SCHEMA_VERSION",
     "STATUSES",
+    "AttackCurve",
     "AuditReport",
     "Measurement",
     "ModelInfo",
-    "RelearningCurve",
     "RetainedClass",
     "Retrieval",
     "Signal",
@@ -23,9 +25,10 @@ __all__ = [
     "overall",
 ]
 
-SCHEMA_VERSION = 2
-READABLE = (1, 2)
-"""Version 1 had no signals."""
+SCHEMA_VERSION = 3
+READABLE = (1, 2, 3)
+"""Version 1 had no signals; up to version 2, relearning was the only attack with a curve."""
+ROLES = ("original", "unlearned", "retrained", "floor")
 SPLITS = ("forget_train", "retain_train", "forget_test", "retain_test")
 
 
@@ -103,7 +106,9 @@ class Signal:
         status: what follows from the interval. Without a position it is "blind", or "over-erased" for a model that
             lies below the original and the retrained models alike.
         count: number of images.
-        note: what tells it from others of the same metric, such as the mode of relearning.
+        note: what tells it from others of the same metric, such as the name of the attack.
+        effect: how far the original is above the retrained models in standard errors, over images and trainings: how
+            well the signal tells them apart, whatever the unlearned model; None where that is not known.
     """
 
     metric: str
@@ -119,6 +124,7 @@ class Signal:
     status: Status
     count: int
     note: str | None = None
+    effect: float | None = None
 
 
 def overall(signals: Iterable[Signal]) -> Status | None:
@@ -156,21 +162,27 @@ class ModelInfo:
 
 
 @dataclass(frozen=True)
-class RelearningCurve:
-    """Accuracy on held-out forget images while a model is fine-tuned on a small forget sample.
+class AttackCurve:
+    """Accuracy of a model on held-out forget images by the strength of an attack.
 
     Attributes:
+        attack: name of the attack, see `ec_hf.auditing.attacks.registry`.
         model: name of the model.
-        mode: "head" (classifier only) or "full".
-        steps: optimiser steps, ascending from 0.
-        accuracy: accuracy (a share) after each of them.
-        settings: learning rate, batch size, images of the sample, seed.
+        unit: what makes the attack stronger: "steps", "images a class", "bits" or "sparsity".
+        x: strengths, from weak to strong: bits descend, all others ascend.
+        accuracy: accuracy (a share) at each of them.
+        low: lower ends of their 95 % intervals over the images; empty where these were not measured.
+        high: upper ends of them.
+        settings: the budget: learning rate, batch size, images, steps, seed, and "held_out" images.
     """
 
+    attack: str
     model: str
-    mode: str
-    steps: list[int]
+    unit: Unit
+    x: list[float]
     accuracy: list[float]
+    low: list[float] = field(default_factory=list)
+    high: list[float] = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=dict)
 
 
@@ -210,7 +222,7 @@ class AuditReport:
         notes: in words, what could not be measured, and why.
         retained: trained model -> kept class -> what the model still knows of it (class names).
         confusion: model -> true forgotten class -> predicted class -> number of forget test images (class names).
-        relearning: curves, where they were asked for.
+        attacks: curves of recovery attacks, where these were asked for.
         retrievals: nearest images of a few forget images.
         embedding: t-SNE of pooled deepest features: {"labels": [...], "points": {model: [[x, y], ...]}}; label ids.
         settings: settings of the audit: sample sizes, seed, pooling, modes.
@@ -230,7 +242,7 @@ class AuditReport:
     notes: list[str] = field(default_factory=list)
     retained: dict[str, dict[str, RetainedClass]] = field(default_factory=dict)
     confusion: dict[str, dict[str, dict[str, int]]] = field(default_factory=dict)
-    relearning: list[RelearningCurve] = field(default_factory=list)
+    attacks: list[AttackCurve] = field(default_factory=list)
     retrievals: list[Retrieval] = field(default_factory=list)
     embedding: dict[str, Any] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
@@ -265,31 +277,22 @@ class AuditReport:
         """Builds a report from `to_dict()`; keys that this version does not know are refused.
 
         Raises:
-            ValueError: another schema version, or unknown keys.
+            ValueError: another schema version, unknown keys, or a value of another type than the report has there.
         """
+        if not isinstance(data, Mapping):
+            raise ValueError(f"this is no audit report: expected an object, found {type(data).__name__}")
         version = data.get("schema_version")
-        if version not in READABLE:
+        if type(version) is not int or version not in READABLE:
             raise ValueError(
                 f"audit report of schema version {version!r}: this version of ec_hf reads 1 to {SCHEMA_VERSION}"
             )
-        if unknown := set(data) - {each.name for each in fields(cls)}:
-            raise ValueError(f"unknown keys in the audit report: {sorted(unknown)}")
-        lists = {
-            "measurements": Measurement,
-            "signals": Signal,
-            "relearning": RelearningCurve,
-            "retrievals": Retrieval,
-        }
+        data = data if version == SCHEMA_VERSION else _with_attacks(data)
         try:
-            parts = {name: [kind(**row) for row in data.get(name, [])] for name, kind in lists.items()}
-            models = {name: ModelInfo(**info) for name, info in data.get("models", {}).items()}
-            retained = {
-                name: {kept: RetainedClass(**counts) for kept, counts in classes.items()}
-                for name, classes in data.get("retained", {}).items()
-            }
-        except TypeError as error:
+            report = typed(cls, {**data, "schema_version": SCHEMA_VERSION}, "the audit report")
+            _check_parts(report)
+        except ValueError as error:
             raise ValueError(f"this is no audit report: {error}") from error
-        return cls(**{**data, **parts, "models": models, "retained": retained, "schema_version": SCHEMA_VERSION})
+        return report
 
     def save(self, path: str | Path) -> None:
         """Writes the report as JSON, whole or not at all; NaN and infinity are refused, for they are not JSON."""
@@ -307,3 +310,78 @@ class AuditReport:
             return cls.from_dict(content)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
+
+
+class _Dataset(TypedDict, total=False):
+    name: str | None
+    images: dict[str, int]
+    class_names: list[str]
+
+
+class _Request(TypedDict, total=False):
+    hash: str | None
+    summary: str | None
+    classes: list[int]
+    class_count: int
+
+
+class _Embedding(TypedDict, total=False):
+    labels: list[int]
+    points: dict[str, list[list[float]]]
+
+
+def _check_parts(report: AuditReport) -> None:
+    """Refuse what the fields' types let through and no audit writes, as readers of the report rely on it."""
+    parts = {"dataset": (_Dataset, report.dataset), "request": (_Request, report.request)}
+    parts["embedding"] = (_Embedding, report.embedding)
+    for name, (kind, value) in parts.items():
+        typed(kind, value, name)
+    counts = [each for classes in report.retained.values() for each in classes.values()]
+    predicted = [n for table in report.confusion.values() for row in table.values() for n in row.values()]
+    points = [point for points in report.embedding.get("points", {}).values() for point in points]
+    checks = {
+        f"a model has a role other than {', '.join(ROLES)}": any(
+            info.role not in ROLES for info in report.models.values()
+        ),
+        "a signal has no retrained model to compare with": any(not each.retrained for each in report.signals),
+        "a curve of an attack has not one accuracy for each x": any(
+            len(curve.x) != len(curve.accuracy) for curve in report.attacks
+        ),
+        "a kept class has no image, or counts that do not fit its images": any(
+            each.images < 1 or not all(0 <= n <= each.images for n in (each.right, each.lost, each.gained))
+            for each in counts
+        ),
+        "the confusion has a count below 0": any(n < 0 for n in predicted),
+        "a point of the embedding has not two coordinates": any(len(point) != 2 for point in points),
+    }
+    if wrong := [text for text, is_so in checks.items() if is_so]:
+        raise ValueError(wrong[0])
+
+
+def _with_attacks(data: dict[str, Any]) -> dict[str, Any]:
+    """A report up to version 2 with its relearning as attacks."""
+    try:
+        curves = [
+            {
+                "attack": f"relearn_{curve['mode']}",
+                "model": curve["model"],
+                "unit": "steps",
+                "x": curve["steps"],
+                "accuracy": curve["accuracy"],
+                "settings": curve.get("settings", {}),
+            }
+            for curve in data.get("relearning", [])
+        ]
+        rows: dict[str, Any] = {
+            name: [
+                {**row, "metric": "attack_area", "note": f"relearn_{row['note']}"}
+                if row["metric"] == "relearning_area"
+                else row
+                for row in data[name]
+            ]
+            for name in ("measurements", "signals")
+            if name in data
+        }
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"this is no audit report: its relearning or its numbers lack {error}") from error
+    return {**{name: value for name, value in data.items() if name != "relearning"}, **rows, "attacks": curves}

@@ -15,21 +15,22 @@ import transformers
 from accelerate import PartialState
 
 from ec_hf._version import __version__
-from ec_hf.auditing.collected import BySplit
+from ec_hf.auditing.attacks.quantization import int8_accuracies
+from ec_hf.auditing.attacks.recovery import Attacked, recovery
+from ec_hf.auditing.collected import BySplit, Shadows
 from ec_hf.auditing.compared import compared, forget_split
 from ec_hf.auditing.downstream import downstream_accuracies
 from ec_hf.auditing.forward import collect
 from ec_hf.auditing.measures.cka import cka_jobs, means_over_retrained
-from ec_hf.auditing.measures.membership import membership_areas, svc_attack_jobs
+from ec_hf.auditing.measures.membership import attack_areas, attack_notes, membership_areas, svc_attack_jobs
 from ec_hf.auditing.measures.neighbours import retrievals, tsne_picture
 from ec_hf.auditing.measures.outputs import confusion, output_means, retained_classes
 from ec_hf.auditing.measures.probes import LayerHits, information_jobs, probe_accuracies, probe_images, probe_jobs
 from ec_hf.auditing.measures.summaries import information_differences, probe_advantages, summary_scores
-from ec_hf.auditing.quantization import int8_accuracies
 from ec_hf.auditing.question import Question, kept_rows
-from ec_hf.auditing.relearning import relearning_curves
-from ec_hf.auditing.report import AuditReport, Measurement, RelearningCurve, Signal, Status, overall
-from ec_hf.auditing.sense import features_without_sense
+from ec_hf.auditing.report import AuditReport, Measurement, Signal, Status, overall
+from ec_hf.auditing.residual import ResidualKnowledge, residual_areas, residual_knowledge
+from ec_hf.auditing.sense import features_without_sense, models_without_sense
 from ec_hf.auditing.signals import FAMILY_ALPHA, signals_of
 from ec_hf.auditing.subjects import Subject
 from ec_hf.distributed import spread
@@ -46,6 +47,10 @@ SEVERAL_RETRAINED = (
     "retrained: models that never saw the forget set. Features and outputs as near to them as they are to each other "
     "are the aim; further from the original than they are means that more was erased than the data had put there. "
     "A single number that compares with the retrained models is the mean over them."
+)
+ROWS = (
+    "The request forgets rows of classes that are kept. The target on the forgotten rows is therefore not chance, but "
+    "what a model gets on images of the same classes that it never saw (accuracy_matched), which must stay."
 )
 SIGNALS = (
     "Signals: each puts an unlearned model at 0 if it is as the original and at 1 if it is as a retrained model. "
@@ -79,7 +84,13 @@ class Clock:
         self.seconds[part] = round(time.perf_counter() - start, 2)
 
 
-def answer(question: Question, subjects: Mapping[str, Subject], notes: Sequence[str], clock: Clock) -> AuditReport:
+def answer(
+    question: Question,
+    subjects: Mapping[str, Subject],
+    notes: Sequence[str],
+    clock: Clock,
+    shadows: Shadows | None = None,
+) -> AuditReport:
     """Looks once at all images, measures, and reports.
 
     Args:
@@ -87,18 +98,23 @@ def answer(question: Question, subjects: Mapping[str, Subject], notes: Sequence[
         subjects: the models by name, on their device and in evaluation mode.
         notes: what is known ahead not to be measurable.
         clock: takes the time of each part.
+        shadows: what shadow models showed, if any were given.
     """
     deepest = {name: subject.layers[-2] for name, subject in subjects.items() if subject.points}
     empty = [f"The split {name} has no image." for name, labels in question.labels.items() if not len(labels)]
     with clock("forward"):
         collected = look(question, subjects)
-    recovered, curves, not_recovered = _recover(question, subjects, clock)
+    recovered, attacked, not_recovered = _recover(question, subjects, clock)
+    residual: list[ResidualKnowledge] = []
+    if question.settings.asks_residual:
+        with clock("residual"):
+            residual = residual_knowledge(question, subjects, forget_split(question))
     with clock("measuring"):
-        measured, hits, not_measured = _measure(collected, question)
+        measured, hits, not_measured = _measure(collected, question, shadows)
         summaries = _summarize([*recovered, *measured], question)
         nearest = retrievals(collected, question, deepest)
     with clock("signals"):
-        signals, not_told = _signals(collected, hits, curves, question)
+        signals, not_told = _signals(collected, hits, attacked, question, shadows, residual)
     picture: dict[str, Any] = {}
     if question.settings.embedding:
         with clock("embedding"):
@@ -106,7 +122,7 @@ def answer(question: Question, subjects: Mapping[str, Subject], notes: Sequence[
     return AuditReport(
         models=dict(question.models),
         layers=max((subject.layers[:-1] for subject in subjects.values()), key=len),
-        measurements=[*recovered, *measured, *summaries],
+        measurements=[*recovered, *residual_areas(residual, question), *measured, *summaries],
         signals=signals,
         status=_statuses(signals, collected, question),
         dataset={
@@ -119,11 +135,19 @@ def answer(question: Question, subjects: Mapping[str, Subject], notes: Sequence[
             "summary": question.request.summary() if question.request else "Given as splits, without a request.",
             "classes": list(question.whole_classes),
         },
-        references=_references(question),
-        notes=[*notes, *empty, *not_recovered, *not_measured, *features_without_sense(collected), *not_told],
+        references=[*_references(question), *([] if question.whole_classes else [ROWS]), *_shadow_reference(shadows)],
+        notes=[
+            *notes,
+            *empty,
+            *models_without_sense(collected, question),
+            *not_recovered,
+            *not_measured,
+            *features_without_sense(collected),
+            *not_told,
+        ],
         retained=retained_classes(collected, question),
         confusion=confusion(collected, question),
-        relearning=curves,
+        attacks=[each.curve(question.seed) for each in attacked],
         retrievals=nearest,
         embedding=picture,
         settings={
@@ -165,25 +189,24 @@ def look(question: Question, subjects: Mapping[str, Subject]) -> BySplit:
 
 def _recover(
     question: Question, subjects: Mapping[str, Subject], clock: Clock
-) -> tuple[list[Measurement], list[RelearningCurve], list[str]]:
-    """What needs the models again: 8-bit weights, another dataset, relearning; with notes on what could not be had."""
+) -> tuple[list[Measurement], list[Attacked], list[str]]:
+    """What needs the models again: 8-bit weights, another dataset, attacks; with notes on what could not be had."""
     int8: list[Measurement] = []
     elsewhere: tuple[list[Measurement], list[str]] = [], []
-    relearnt: tuple[list[RelearningCurve], list[Measurement], list[str]] = [], [], []
     if question.settings.int8 and len(question.labels["forget_test"]):
         with clock("int8"):
             int8 = int8_accuracies(question, subjects)
     if question.downstream is not None:
         with clock("downstream"):
             elsewhere = downstream_accuracies(question, subjects)
-    if question.settings.relearning:
-        with clock("relearning"):
-            relearnt = relearning_curves(question, subjects)
-    curves, areas, not_learnt = relearnt
-    return [*int8, *elsewhere[0], *areas], curves, [*elsewhere[1], *not_learnt]
+    attacked, not_made = recovery(question, subjects, clock)
+    areas = [each.area(question.seed) for each in attacked]
+    return [*int8, *elsewhere[0], *areas], attacked, [*elsewhere[1], *not_made]
 
 
-def _measure(collected: BySplit, question: Question) -> tuple[list[Measurement], list[LayerHits], list[str]]:
+def _measure(
+    collected: BySplit, question: Question, shadows: Shadows | None
+) -> tuple[list[Measurement], list[LayerHits], list[str]]:
     """All that is measured on what the pass collected, what probes and k-NN get right, and notes on what is not."""
     images, notes = probe_images(collected, question)
     jobs: list[Callable[[], Any]] = [*cka_jobs(collected, question)]
@@ -201,16 +224,22 @@ def _measure(collected: BySplit, question: Question) -> tuple[list[Measurement],
     hits = list(chain.from_iterable(done[similarities:probed]))
     layers = [*cka, *means_over_retrained(cka, question), *probe_accuracies(hits, question)]
     others = chain.from_iterable(done[probed:])
-    return [*outputs, *layers, *others, *membership_areas(collected, question)], hits, notes
+    membership = [*membership_areas(collected, question), *attack_areas(collected, question, shadows)]
+    return [*outputs, *layers, *others, *membership], hits, [*notes, *attack_notes(question, shadows)]
 
 
 def _signals(
-    collected: BySplit, hits: Sequence[LayerHits], curves: Sequence[RelearningCurve], question: Question
+    collected: BySplit,
+    hits: Sequence[LayerHits],
+    attacked: Sequence[Attacked],
+    question: Question,
+    shadows: Shadows | None,
+    residual: Sequence[ResidualKnowledge],
 ) -> tuple[list[Signal], list[str]]:
     """Where each measurement puts the unlearned models, and notes on models that it says nothing of."""
     if not question.retrained:
         return [], []
-    rows = compared(collected, hits, curves, question)
+    rows = compared(collected, hits, attacked, question, shadows, residual)
     lost = {
         model: dict.fromkeys(row.metric for row in rows if model not in row.values) for model in question.unlearned
     }
@@ -279,6 +308,17 @@ def _summarize(rows: Sequence[Measurement], question: Question) -> list[Measurem
         *probe_advantages(rows, question.floor),
         *information_differences(rows, question.retrained),
         *summary_scores(rows, question),
+    ]
+
+
+def _shadow_reference(shadows: Shadows | None) -> list[str]:
+    """Which shadow models membership was attacked with."""
+    if shadows is None:
+        return []
+    return [
+        f"shadow models: {shadows.outside.shape[1]} trained without the forget set, beside the retrained ones, and "
+        f"{shadows.inside.shape[1]} trained with it. LiRA reads from them how sure a model is of an image that it "
+        "did or did not train on."
     ]
 
 

@@ -8,16 +8,23 @@ from itertools import combinations
 import numpy as np
 import torch
 from datasets import Dataset
+from scipy.stats import binom
 from transformers import PreTrainedModel
 
 from ec_hf.auditing.collected import BySplit
+from ec_hf.auditing.question import Question
 from ec_hf.auditing.report import ModelInfo
-from ec_hf.data.fingerprint import fingerprint
+from ec_hf.data.fingerprint import fingerprint, image_hashes
 
-__all__ = ["check_models", "features_without_sense", "splits_without_sense"]
+__all__ = ["check_models", "features_without_sense", "models_without_sense", "same_weights", "splits_without_sense"]
 
 LEAST_IMAGES = 8
 """With fewer, no family of signals can tell any two models apart: seven hits in a row are not rare enough."""
+MOST = 10_000
+SHARED = 0.01
+"""Share of the smaller split that may stand in another one; data sets of photos hold a few copies."""
+NO_BETTER, BETTER = 0.05, 0.001
+"""Probabilities of so many right answers by guessing: above the first it is no better, below the second it is."""
 
 
 def check_models(models: Mapping[str, tuple[PreTrainedModel, ModelInfo]]) -> list[str]:
@@ -33,7 +40,7 @@ def check_models(models: Mapping[str, tuple[PreTrainedModel, ModelInfo]]) -> lis
     notes = []
     for (first, (a, of_first)), (second, (b, of_second)) in combinations(models.items(), 2):
         roles = {of_first.role, of_second.role}
-        if "floor" in roles or not _same_weights(a, b):
+        if "floor" in roles or not same_weights(a, b):
             continue
         if roles in ({"original", "retrained"}, {"retrained"}):
             why = "it saw the forget set" if "original" in roles else "their spread would be 0"
@@ -50,24 +57,66 @@ def check_models(models: Mapping[str, tuple[PreTrainedModel, ModelInfo]]) -> lis
     return notes
 
 
-def splits_without_sense(splits: Mapping[str, Dataset]) -> list[str]:
-    """Notes on splits that hold the same images, and on splits of very few.
+def splits_without_sense(
+    splits: Mapping[str, Dataset], image_column: str | None = None, most: int | None = None
+) -> list[str]:
+    """Notes on splits that hold the same images, all or some of them, and on splits of very few.
 
     Args:
         splits: the images by name of the split.
+        image_column: as for `ec_hf.models.inputs.collator_for`.
+        most: how many images of a split are compared with those of another; 10,000 if left out.
     """
     prints = {name: fingerprint(part) for name, part in splits.items() if len(part)}
+    hashes = {name: image_hashes(splits[name], image_column, most=most or MOST) for name in prints}
     notes = []
     for first, second in combinations(prints, 2):
+        shared = len(hashes[first] & hashes[second])
+        if prints[first] != prints[second] and shared > SHARED * min(len(hashes[first]), len(hashes[second])):
+            notes.append(
+                f"{_counted(shared)} of {first} {'stands' if shared == 1 else 'stand'} in {second} too, as far as "
+                "their files show: figures that compare the two say less than they seem to."
+            )
         if prints[first] == prints[second]:
             notes.append(
                 f"{first} and {second} hold the same images, as far as a sample of them shows: figures that compare "
                 "the two, such as membership, and those that need held-out images say nothing."
             )
     for name in prints:
-        if name.startswith("forget") and (count := len(splits[name])) < LEAST_IMAGES:
-            images = "1 image" if count == 1 else f"{count} images"
-            notes.append(f"The split {name} has {images}: too few to tell what a model knows of them.")
+        if (count := len(splits[name])) < LEAST_IMAGES:
+            what = "knows of them" if name.startswith("forget") else "has kept"
+            notes.append(f"The split {name} has {_counted(count)}: too few to tell what a model {what}.")
+    return notes
+
+
+def models_without_sense(collected: BySplit, question: Question) -> list[str]:
+    """Notes on an original that knows nothing of what is to be forgotten, and on retrained models that do.
+
+    Binomial tests of their answers against guessing, on images of forgotten classes; of forgotten rows, whose classes
+    the retrained models know too, the original's alone. And a note where a single class is kept, which any model names
+    that always gives the same answer.
+
+    Args:
+        collected: what the pass collected.
+        question: what is asked.
+    """
+    split = "forget_test" if question.whole_classes and len(question.labels["forget_test"]) else "forget_train"
+    chance, count = 1 / max(len(question.class_names), 1), len(question.labels[split])
+    notes = []
+    for model in ["original", *(question.retrained if question.whole_classes else [])] if count else []:
+        hits = int(np.nansum(collected[split].outputs[model]["hit"]))
+        better = float(binom.sf(hits - 1, count, chance))
+        told = f"{model} names {100 * hits / count:.1f} % of the {split} images right (guessing: {100 * chance:.1f} %)"
+        if model == "original" and count >= LEAST_IMAGES and better > NO_BETTER:
+            notes.append(f"{told}, which is no better than guessing: there is nothing to forget that it names.")
+        if model != "original" and better < BETTER:
+            notes.append(f"{told}, though a retrained model never saw these classes: is it the right model?")
+    kept = np.unique(np.concatenate([question.labels[name] for name in ("retain_train", "retain_test")]))
+    if len(kept) == 1:
+        notes.append(
+            f"All retained images are of one class, {question.class_names[kept[0]]}: a model that names it always "
+            "keeps everything, so what is said of the rest means little."
+        )
     return notes
 
 
@@ -100,7 +149,12 @@ def features_without_sense(collected: BySplit) -> list[str]:
     return notes
 
 
-def _same_weights(first: PreTrainedModel, second: PreTrainedModel) -> bool:
+def _counted(count: int) -> str:
+    return "1 image" if count == 1 else f"{count} images"
+
+
+def same_weights(first: PreTrainedModel, second: PreTrainedModel) -> bool:
+    """Whether two models have the same parameters and buffers, by name and to the last bit."""
     ours, theirs = first.state_dict(), second.state_dict()
     return ours.keys() == theirs.keys() and all(
         weight.shape == theirs[name].shape and torch.equal(weight.cpu(), theirs[name].cpu())

@@ -26,7 +26,14 @@ class AuditSettings:
     embedding: bool = _setting(True, "Compute the t-SNE picture.")
     int8: bool = _setting(True, "Measure the unlearned models with 8-bit weights too.")
     cka_mode: str = _setting("debiased", "uuef: also give CKA as UUEF computes it, to compare with its tables.")
-    relearning: bool = _setting(False, "Also measure how fast the forget set is learnt again.")
+    attacks: str = _setting(
+        "none",
+        "Recovery attacks on all models: quick relearns by steps, rounds and prunes; full makes all, in many minutes.",
+    )
+    relearning: bool = _setting(False, "Older name of --attacks quick.")
+    residual: bool = _setting(
+        False, "Also ask whether small changes make forgotten images named again; a part of --attacks full."
+    )
     svc: bool = _setting(False, "Also attack membership with a support vector classifier.")
     idi: bool = _setting(False, "Also estimate the information difference index; needs a retrained model.")
     downstream_features: str = _setting("penultimate", "Features of the k-NN on the downstream set.")
@@ -40,7 +47,15 @@ class AuditSettings:
             "pooling": ("all", "mean", "cls"),
             "cka_mode": ("debiased", "uuef"),
             "downstream_features": ("penultimate", "logits"),
+            "attacks": ("none", "quick", "full"),
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}={getattr(self, name)!r}: expected one of {list(allowed)}")
+        if self.relearning and self.attacks == "none":
+            object.__setattr__(self, "attacks", "quick")
+
+    @property
+    def asks_residual(self) -> bool:
+        """Whether small changes of forgotten images are tried."""
+        return self.residual or self.attacks == "full"

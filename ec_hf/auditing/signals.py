@@ -15,8 +15,13 @@ __all__ = ["FAMILY_ALPHA", "signals_of"]
 
 FAMILY_ALPHA = 0.05
 """In this share of audits one or more signals of a model that was retrained may say that it was not (Bonferroni)."""
-KINDS = {"mia_loss": "membership", "mia_confidence": "membership"}
+KINDS = {
+    **dict.fromkeys(("mia_loss", "mia_confidence", "mia_lira", "mia_population"), "membership"),
+    **dict.fromkeys(("mia_lira_tpr", "mia_population_tpr"), "members found"),
+}
 """Metrics whose noise is estimated together; the others are kinds of their own."""
+WITHOUT_LEARNING = ("quantization", "pruning")
+"""Attacks that train nothing: retrained models differ far less after them than after an attack that learns."""
 
 
 def signals_of(rows: Sequence[Compared], unlearned: Iterable[str], retrained: Sequence[str]) -> list[Signal]:
@@ -80,6 +85,7 @@ def _signal(row: Compared, model: str, retrained: Sequence[str], noise: Noise, a
         status=status,
         count=row.count,
         note=note,
+        effect=found.effect,
     )
 
 
@@ -87,7 +93,7 @@ def _noises(rows: Sequence[Compared], retrained: Sequence[str]) -> list[Noise]:
     """The noise of each measurement between two trainings.
 
     From the spread of several retrained models. Of one, from the retained images; where these do not show it (CKA,
-    relearning), in proportion to what they show of the other measurements.
+    attacks), in proportion to what they show of the other measurements.
     """
     kinds: dict[str, list[Compared]] = {}
     for row in rows:
@@ -114,4 +120,6 @@ def _gap(row: Compared, retrained: Sequence[str]) -> float:
 
 
 def _kind(row: Compared) -> str:
+    if row.metric == "attack_area" and row.note in WITHOUT_LEARNING:
+        return "attack_area without learning"
     return KINDS.get(row.metric, row.metric)

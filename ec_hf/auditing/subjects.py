@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from ec_hf.auditing.report import ModelInfo
 from ec_hf.data.columns import shown
+from ec_hf.models.adapters import merged
 from ec_hf.models.inputs import ImageCollator, collator_for
 from ec_hf.models.loading import load_model, new_like
 from ec_hf.models.penultimate import Layer, Penultimate, classifier_of, penultimate_point
@@ -31,6 +32,8 @@ from ec_hf.models.points import (
 __all__ = [
     "Loaded",
     "Subject",
+    "check_finite",
+    "check_labels",
     "info",
     "load_models",
     "model_class_names",
@@ -118,8 +121,8 @@ def load_models(
         by_name = isinstance(given, (str, Path))
         models[name], own_processors[name] = (given, None) if isinstance(given, PreTrainedModel) else load_model(given)
         infos[name] = info(models[name], roles.get(name, "unlearned"), by_name=by_name)
-        _check_finite(name, models[name])
-        _check_labels(name, models[name], models["original"])
+        check_finite(name, models[name])
+        check_labels(name, models[name], models["original"])
     processors = _processors(own_processors, processor)
     loaded = {name: Loaded(model, processors[name], infos[name]) for name, model in models.items()}
     if not several:
@@ -155,13 +158,14 @@ def retrained_by_name(given: Any) -> dict[str, Any]:
 
 
 def _named(original: Any, unlearned: Any, retrained: Mapping[str, Any]) -> dict[str, PreTrainedModel | str | Path]:
-    """What was given for the models, by their names in the report."""
+    """What was given for the models, by their names in the report; a model with adapters as a merged copy."""
     several = dict(unlearned) if isinstance(unlearned, Mapping) else {"unlearned": unlearned}
     reserved = list(dict.fromkeys([*RESERVED, *retrained]))
     if not several or (taken := [name for name in several if name in reserved]):
         problem = f"the name {taken[0]!r} is taken" if several else "it is empty"
         raise ValueError(f"unlearned: {problem}; give {{name: model}} with names other than {reserved}")
-    named = {"original": original, **several, **retrained}
+    given = {"original": original, **several, **retrained}
+    named: dict[str, Any] = {name: merged(model) for name, model in given.items()}
     for name, model in named.items():
         if not isinstance(model, (PreTrainedModel, str, Path)):
             hint = "; a bare timm model is loaded by its name" if isinstance(model, nn.Module) else ""
@@ -291,12 +295,14 @@ def _points(name: str, model: PreTrainedModel, pixels: Tensor) -> list[Supervisi
         return []
 
 
-def _check_finite(name: str, model: PreTrainedModel) -> None:
+def check_finite(name: str, model: PreTrainedModel) -> None:
+    """Refuses weights that are NaN or infinite."""
     if bad := [key for key, value in model.state_dict().items() if not torch.isfinite(value).all()]:
         raise ValueError(f"{name}: weights that are NaN or infinite, in {shown(bad)}: there is nothing to audit")
 
 
-def _check_labels(name: str, model: PreTrainedModel, original: PreTrainedModel) -> None:
+def check_labels(name: str, model: PreTrainedModel, original: PreTrainedModel) -> None:
+    """Refuses a model that does not classify the classes of the original in the same order."""
     theirs, ours = ({int(k): v for k, v in (each.config.id2label or {}).items()} for each in (model, original))
     counts = model.config.num_labels, original.config.num_labels
     if counts[0] != counts[1]:

@@ -44,10 +44,10 @@ def find_image_column(dataset: Dataset, image_column: str | None = None) -> str:
 def label_ids(dataset: Dataset, label_column: str, id2label: Mapping[Any, str]) -> dict[int | str, int] | None:
     """A mapping from the dataset's label values to the model's label ids; None when they are the same already.
 
-    Class names (of a `ClassLabel`, or text labels) are matched when the model knows all of them, exactly or but for
-    upper and lower case. Label ids are taken as they are when the labels are plain integers, when the model has no
-    real names (LABEL_0, ...), or when dataset and model share no name but have as many classes, as these are then two
-    vocabularies for the same ids.
+    Class names (of a `ClassLabel`, or text labels) are matched when the model knows all of them, or at least all that
+    a row has, exactly or but for upper and lower case. Label ids are taken as they are when the labels are plain
+    integers, when the model has no real names (LABEL_0, ...), or when dataset and model share no name but have as many
+    classes, as these are then two vocabularies for the same ids.
 
     Args:
         dataset: one split.
@@ -69,6 +69,10 @@ def label_ids(dataset: Dataset, label_column: str, id2label: Mapping[Any, str]) 
         mapping, missing = _match_names(names, model_names)
         if mapping is not None:
             return None if all(value == model_id for value, model_id in mapping.items()) else mapping
+        # A class without a row needs no label: a model that forgot it may have dropped its own.
+        mapping, _ = _match_names({value: names[value] for value in labels}, model_names)
+        if mapping:
+            return mapping
         generic = all(name == f"LABEL_{key}" for key, name in model_names.items())
         if text or (not generic and len(missing) < len(names)):
             raise ValueError(

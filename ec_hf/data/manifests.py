@@ -6,6 +6,8 @@ import hashlib
 import json
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import reduce
+from operator import or_
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from datasets import Dataset
 from huggingface_hub.errors import LocalEntryNotFoundError
 
 from ec_hf.data.columns import class_names_of, find_label_column, read_column
+from ec_hf.data.documents import checked_manifest
 from ec_hf.data.requests import ForgetRequest
 from ec_hf.data.splitting import forget_mask, id_values
 from ec_hf.files import MANIFEST, RECORD, find_file, read_json
@@ -32,6 +35,7 @@ def manifest(
     id_column: str | None = None,
     name: str | None = None,
     history: Sequence[Mapping[str, Any]] = (),
+    earlier: Sequence[ForgetRequest] = (),
 ) -> dict[str, Any]:
     r"""Record of a split that can be checked later without the images, as JSON types.
 
@@ -48,13 +52,17 @@ def manifest(
         id_column: as given to `split`.
         name: the dataset's name, such as its Hub id; taken from its info when not given.
         history: manifests of the requests that the model met before (`ec_hf.data.manifests.earlier_manifests`).
+        earlier: these requests themselves, where the part "retain" is without what they name.
 
     Raises:
         ValueError: `parts` is not what the request makes of `dataset`.
     """
     mask = forget_mask(dataset, request, label_column, id_column, allow_empty=True)
+    ever = reduce(
+        or_, (forget_mask(dataset, each, label_column, id_column, allow_empty=True) for each in earlier), mask
+    )
     sizes = {part: len(parts[part]) for part in ("forget", "retain")}
-    expected = {"forget": int(mask.sum()), "retain": int((~mask).sum())}
+    expected = {"forget": int(mask.sum()), "retain": int((~ever).sum())}
     if sizes != expected:
         raise ValueError(f"the parts hold {sizes} rows but this request makes {expected} of this dataset: split anew")
     return {
@@ -106,7 +114,7 @@ def earlier_manifests(
     if path is None:
         return []
     try:
-        last = read_json(path)
+        last = checked_manifest(read_json(path))
         earlier = last.pop("history", [])
         record = find_file(name_or_path, RECORD, revision=revision, token=token)
         if record and (date := read_json(record).get("date")):

@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 
-__all__ = ["PairedBatchSampler", "PairedDataset"]
+from ec_hf.data.images import DECODING_ERRORS, told
+
+__all__ = ["PairedBatchSampler", "PairedDataset", "PairedRows"]
 
 
 class PairedDataset(torch.utils.data.Dataset):
@@ -33,6 +35,11 @@ class PairedDataset(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.forget) + len(self.retain)
 
+    def place(self, index: int) -> str:
+        """In words, which row of which set an index means."""
+        boundary = len(self.forget)
+        return f"forget row {index}" if index < boundary else f"retain row {index - boundary}"
+
     def __getitem__(self, index: int) -> dict[str, Any]:
         return self.__getitems__([index])[0]
 
@@ -41,8 +48,8 @@ class PairedDataset(torch.utils.data.Dataset):
         if outside := [index for index in indices if not 0 <= index < len(self)]:
             raise IndexError(f"index {outside[0]} is outside the {len(self)} rows of forget and retain")
         with _random_states_from(self.seed, indices):
-            forget = iter(_fetch(self.forget, [index for index in indices if index < boundary]))
-            retain = iter(_fetch(self.retain, [index - boundary for index in indices if index >= boundary]))
+            forget = iter(_fetch("forget", self.forget, [index for index in indices if index < boundary]))
+            retain = iter(_fetch("retain", self.retain, [index - boundary for index in indices if index >= boundary]))
         return [
             {**next(forget if i < boundary else retain), "is_forget": i < boundary, "paired_row": i} for i in indices
         ]
@@ -131,6 +138,42 @@ class PairedBatchSampler(torch.utils.data.Sampler[list[int]]):
             queue = queue[size:]
 
 
+class PairedRows(torch.utils.data.Dataset):
+    """Map-style dataset over the retain rows, which brings as many forget rows along with each batch.
+
+    For loaders that have a sampler of their own, such as those of a `Trainer` or of Lightning: they draw the rows of a
+    batch, and `__getitems__` gives the examples ``[forget ; retain]``, twice as many. Its forget rows are drawn at
+    random, none twice while there are enough of them; the seed and the batch's retain rows decide which, so that a
+    resume and any number of loader workers give the same. `PairedBatchSampler` also sees to it that no forget row
+    comes round more often than another.
+
+    Args:
+        forget: map-style dataset of dicts.
+        retain: map-style dataset of dicts.
+        seed: what is drawn depends on it and on the batch's rows alone.
+    """
+
+    def __init__(self, forget: Any, retain: Any, *, seed: int = 0) -> None:
+        self.pairs = PairedDataset(forget, retain, seed=seed)
+
+    def __len__(self) -> int:
+        return len(self.pairs.retain)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        raise TypeError(
+            "PairedRows gives whole batches, forget rows first: read it with a DataLoader, or with "
+            "__getitems__([row, ...])."
+        )
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        rows = [int(index) for index in indices]
+        if outside := [row for row in rows if not 0 <= row < len(self)]:
+            raise IndexError(f"index {outside[0]} is outside the {len(self)} rows of retain")
+        count = len(self.pairs.forget)
+        order = np.random.default_rng([self.pairs.seed, *rows]).permutation(count)
+        return self.pairs.__getitems__([*np.resize(order, len(rows)).tolist(), *(count + row for row in rows)])
+
+
 @contextmanager
 def _random_states_from(*key: Any) -> Iterator[None]:
     states = torch.get_rng_state(), np.random.get_state(), random.getstate()
@@ -146,10 +189,26 @@ def _random_states_from(*key: Any) -> Iterator[None]:
         random.setstate(states[2])
 
 
-def _fetch(part: Any, indices: list[int]) -> list[Mapping[str, Any]]:
+def _fetch(name: str, part: Any, indices: list[int]) -> list[Mapping[str, Any]]:
     if not indices:
         return []
-    examples = part.__getitems__(indices) if hasattr(part, "__getitems__") else [part[index] for index in indices]
+    try:
+        examples = part.__getitems__(indices) if hasattr(part, "__getitems__") else [part[index] for index in indices]
+    except DECODING_ERRORS as error:
+        raise _named(name, part, indices, error) from error
     if not isinstance(examples[0], Mapping):
         raise TypeError(f"datasets to unlearn from must give dicts (image, label), got {type(examples[0]).__name__}")
     return examples
+
+
+def _named(name: str, part: Any, indices: list[int], error: Exception) -> Exception:
+    """The error with the row that it comes from, where one row alone gives it too."""
+    for index in indices:
+        try:
+            part[index]
+        except DECODING_ERRORS as of_row:
+            return ValueError(
+                f"{name} row {index} cannot be read: {told(of_row)}. Take it out, or mend its file; check_images=True "
+                "looks at all images before training."
+            )
+    return error

@@ -5,10 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
+import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 __all__ = ["ForgetRequest"]
@@ -58,8 +61,8 @@ class ForgetRequest:
         normal = {
             "classes": _entries("classes", self.classes, (int, str)),
             "rows": rows,
-            "ids": dict(sorted(ids.items())),
-            "where": tuple(clause for _, clause in sorted({_json(clause): clause for clause in clauses}.items())),
+            "ids": MappingProxyType(dict(sorted(ids.items()))),  # what is hashed cannot change
+            "where": tuple(MappingProxyType(clause) for _, clause in sorted({_json(c): c for c in clauses}.items())),
         }
         if not any(normal.values()):
             raise ValueError("the request is empty: name at least one of classes, rows, ids, where")
@@ -71,6 +74,9 @@ class ForgetRequest:
 
     def __hash__(self) -> int:
         return hash(self.content_hash)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ForgetRequest.from_dict, (self.to_dict(),)
 
     def __or__(self, other: ForgetRequest) -> ForgetRequest:
         """The union: forgets what either request forgets."""
@@ -124,20 +130,20 @@ class ForgetRequest:
         """
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
         try:
-            file = path.open("x", encoding="utf-8", newline="\n")  # two processes cannot both make the file
-        except FileExistsError:
-            if _holds(path, self):
-                return
-            raise FileExistsError(
-                f"{path} already holds something other than this request; choose another path or delete it first"
-            ) from None
-        try:
-            with file:
+            with beside.open("x", encoding="utf-8", newline="\n") as file:
                 file.write(json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n")
-        except BaseException:
-            path.unlink()
-            raise
+                file.flush()
+                os.fsync(file.fileno())
+            os.link(beside, path)  # whole or not at all, and two processes cannot both make the file
+        except FileExistsError:
+            if not _holds(path, self):
+                raise FileExistsError(
+                    f"{path} already holds something other than this request; choose another path or delete it first"
+                ) from None
+        finally:
+            beside.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: str | Path) -> ForgetRequest:
@@ -147,8 +153,9 @@ class ForgetRequest:
             ValueError: the file holds no JSON, or no valid request; the message names the file.
         """
         try:
-            return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
-        except (TypeError, ValueError) as error:
+            text = Path(path).read_text(encoding="utf-8")
+            return cls.from_dict(json.loads(text, object_pairs_hook=_without_duplicates))
+        except (RecursionError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is no forget request: {error}") from error
 
     def summary(self) -> str:
@@ -216,6 +223,14 @@ def _to_json_types(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _to_json_types(entry) for key, entry in value.items()}
     return [_to_json_types(entry) for entry in value] if isinstance(value, tuple) else value
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The entries of a JSON object, of which a parser would keep the last one of each key without a word."""
+    keys = [key for key, _ in pairs]
+    if double := [key for key in keys if keys.count(key) > 1]:
+        raise ValueError(f"the key {double[0]!r} stands twice in one object")
+    return dict(pairs)
 
 
 def _holds(path: Path, request: ForgetRequest) -> bool:

@@ -15,7 +15,7 @@ from ec_hf.data.columns import find_label_column, read_column
 from ec_hf.data.sampling import held_out_rows
 from ec_hf.files import first_line, local_folder
 
-__all__ = ["load_images", "mnist5k", "train_and_test"]
+__all__ = ["has_test_split", "load_images", "mnist5k", "train_and_test"]
 
 TEST_SPLITS = ("test", "validation", "valid", "val")
 
@@ -84,9 +84,8 @@ def train_and_test(
         raise ValueError(f"no split named train among {list(splits)}: pass DatasetDict(train=..., test=...)")
     train = splits["train"] if "train" in splits else next(iter(splits.values()))
     label_column = find_label_column(train, label_column)
-    for name in TEST_SPLITS:
-        if name in splits and splits[name] is not train and _has_labels(splits[name], label_column):
-            return train, splits[name]
+    if (test := _test_split(splits, label_column)) is not None:
+        return train, test
     labels = read_column(train, label_column).combine_chunks().dictionary_encode("encode").indices
     held_out = held_out_rows(labels.to_numpy(), test_size, seed)
     if held_out.all() or not held_out.any():
@@ -116,6 +115,18 @@ def mnist5k() -> DatasetDict:
             for name, rows in (("train", ~is_test), ("test", is_test))
         }
     )
+
+
+def has_test_split(splits: Mapping[str, Dataset], label_column: str) -> bool:
+    """Whether `train_and_test` finds a part to measure on, and holds none out of the training part."""
+    return _test_split(splits, label_column) is not None
+
+
+def _test_split(splits: Mapping[str, Dataset], label_column: str) -> Dataset | None:
+    """The labelled split of the first of the names that stand for one, beside the training part."""
+    train = splits.get("train", next(iter(splits.values())))
+    named = (splits[name] for name in TEST_SPLITS if name in splits and splits[name] is not train)
+    return next((each for each in named if _has_labels(each, label_column)), None)
 
 
 def _has_labels(dataset: Dataset, label_column: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ec_hf.metrics.attack_area import attack_area
 from ec_hf.metrics.bootstrap import bootstrap_mean
 from ec_hf.metrics.cka_floor import cka_floor, split_half_cka
 from ec_hf.metrics.distances import activation_distance, agreement, js_divergence
@@ -12,8 +13,16 @@ from ec_hf.metrics.idi import idi, infonce, probe_advantage
 from ec_hf.metrics.knn import knn, knn_hits, nearest
 from ec_hf.metrics.linear_cka import BatchedCKA, CKAStream, LinearCKA, linear_cka
 from ec_hf.metrics.linear_probe import linear_probe, probe_hits
-from ec_hf.metrics.membership import class_matched, membership_auc, membership_svc
+from ec_hf.metrics.lira import lira_scores, logit_confidence
+from ec_hf.metrics.membership import (
+    class_matched,
+    membership_auc,
+    membership_svc,
+    membership_tpr,
+    share_by_class_mix,
+)
 from ec_hf.metrics.outputs import confidence, entropy, hits, loss, masked_hits, modified_entropy, true_probability
+from ec_hf.metrics.population_attack import population_scores
 from ec_hf.metrics.summary import aus, avg_gap, h_mean, relearning_area, tug_of_war
 from ec_hf.metrics.table import METRICS, Metric
 
@@ -25,6 +34,7 @@ __all__ = [
     "Metric",
     "activation_distance",
     "agreement",
+    "attack_area",
     "aus",
     "avg_gap",
     "bootstrap_mean",
@@ -42,16 +52,21 @@ __all__ = [
     "knn_hits",
     "linear_cka",
     "linear_probe",
+    "lira_scores",
+    "logit_confidence",
     "loss",
     "masked_hits",
     "membership_auc",
     "membership_svc",
+    "membership_tpr",
     "modified_entropy",
     "nearest",
     "path",
+    "population_scores",
     "probe_advantage",
     "probe_hits",
     "relearning_area",
+    "share_by_class_mix",
     "split_half_cka",
     "true_probability",
     "tug_of_war",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,15 @@ import numpy as np
 from ec_hf.metrics.arrays import Array, checked_labels, numbers, probabilities
 from ec_hf.metrics.outputs import entropy, hits, modified_entropy, true_probability
 
-__all__ = ["SVC_FEATURES", "class_matched", "membership_auc", "membership_svc", "placements"]
+__all__ = [
+    "SVC_FEATURES",
+    "class_matched",
+    "membership_auc",
+    "membership_svc",
+    "membership_tpr",
+    "placements",
+    "share_by_class_mix",
+]
 
 SVC_FEATURES: dict[str, Callable[[Any, Any], np.ndarray]] = {
     "correctness": lambda log_p, labels: hits(log_p, labels)[:, None].astype(float),
@@ -59,6 +68,60 @@ def placements(member_scores: np.ndarray, nonmember_scores: np.ndarray) -> tuple
         for a, b in (sides, sides[::-1])
     )
     return first, 1 - second
+
+
+def membership_tpr(member_scores: Array, nonmember_scores: Array, false_positives: float = 0.01) -> float:
+    """Share of the members that are found while at most so many non-members are taken for members.
+
+    At few false alarms an attack accuses single images with good reason, which the area under the curve does not show
+    (Carlini et al. 2022, arXiv 2112.03570, §III). Chance is `false_positives`. Of fewer than `1 / false_positives`
+    non-members none may be taken for a member, so the share is then a lower bound.
+
+    Args:
+        member_scores: `(n,)`, higher on training images.
+        nonmember_scores: `(m,)` of held-out images.
+        false_positives: share of the non-members, from 0 to below 1.
+
+    Raises:
+        ValueError: An empty side, a score that is not finite, or a share outside 0..1.
+    """
+    members, others = numbers(member_scores, "member_scores"), numbers(nonmember_scores, "nonmember_scores")
+    if not 0 <= false_positives < 1:
+        raise ValueError(f"false_positives={false_positives}: expected a share from 0 to below 1.")
+    allowed = int(false_positives * len(others) + 1e-9)
+    threshold = np.sort(others)[len(others) - 1 - allowed]
+    return float((members > threshold).mean())
+
+
+def share_by_class_mix(hits: Array, labels: Array, mix: Array) -> tuple[float, float, float]:
+    """Share of hits if the images had the classes of others, with its 95 % interval: `Σ_c w_c · share_c`.
+
+    What images of the same classes get that a model never saw is what it should get on images that it forgot. The
+    interval is Wilson's for as many images as would have the same variance, `1 / Σ_c w_c² / n_c`.
+
+    Args:
+        hits: `(n,)`, 1 for a hit and 0 for a miss.
+        labels: `(n,)` label ids of these images.
+        mix: `(m,)` label ids of the others; classes that `labels` lacks are left out.
+
+    Returns:
+        The share, and low and high end of its interval.
+
+    Raises:
+        ValueError: No class in common, or shapes that do not fit.
+    """
+    hits = numbers(hits, "hits")
+    labels, mix = checked_labels(labels, "labels", len(hits)), checked_labels(mix, "mix", len(mix))
+    common, wanted = np.unique(mix[np.isin(mix, labels)], return_counts=True)
+    if not len(common):
+        raise ValueError("labels and mix share no class: hold out images of the classes of the forgotten rows.")
+    weights = wanted / wanted.sum()
+    share = float(weights @ [hits[labels == label].mean() for label in common])
+    count = 1 / float((weights**2 / [(labels == label).sum() for label in common]).sum())
+    z = NormalDist().inv_cdf(0.975)
+    centre, half = share + z**2 / (2 * count), z * (share * (1 - share) / count + z**2 / (4 * count**2)) ** 0.5
+    low, high = ((centre + sign * half) / (1 + z**2 / count) for sign in (-1, 1))
+    return share, min(max(low, 0.0), share), max(min(high, 1.0), share)
 
 
 def class_matched(member_labels: Array, nonmember_labels: Array, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

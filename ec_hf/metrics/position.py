@@ -27,12 +27,15 @@ class Place:
             outside), "unclear" (both inside), "as retrained" (1 inside and 0 outside), "over-erased" (1 lies below
             it), or "blind" (the original cannot be told from retrained models). A blind measurement has no position,
             but a model that lies below the original and the retrained models alike is over-erased all the same.
+        effect: how far the original is above the retrained models, in standard errors over images and trainings;
+            with an allowance, above the nearer end of the stretch. None for a single image, or without any error.
     """
 
     position: float | None
     low: float | None
     high: float | None
     status: Standing
+    effect: float | None = None
 
 
 def place(
@@ -94,13 +97,14 @@ def place(
         covariance[np.diag_indices(2 + models)] += (quantile / (2 * count)) ** 2
     near = far.copy()
     near[2 + models :] = 1
+    effect = _effect(original - near, values, covariance)
     to_near = _ratio(original - unlearned, original - near, values, covariance, quantile)
     to_far = _ratio(original - unlearned, original - far, values, covariance, quantile)
     if to_near is None or to_far is None:
         below = all(_above(end - unlearned, values, covariance, quantile) for end in (original, far))
-        return Place(None, None, None, "over-erased" if below else "blind")
+        return Place(None, None, None, "over-erased" if below else "blind", effect)
     position, low, high = (a if a < 1 else max(1.0, b) for a, b in zip(to_near, to_far, strict=True))
-    return Place(position, low, high, _standing(low, high))
+    return Place(position, low, high, _standing(low, high), effect)
 
 
 def mean_covariance(figures: np.ndarray) -> np.ndarray:
@@ -143,6 +147,12 @@ def _ratio(
     )
     half = max(y**2 - x * z, 0.0) ** 0.5
     return float(a / b), float((y - half) / x), float((y + half) / x)
+
+
+def _effect(contrast: np.ndarray, values: np.ndarray, covariance: np.ndarray) -> float | None:
+    """A contrast of the values in its standard errors."""
+    error = max(float(contrast @ covariance @ contrast), 0.0) ** 0.5
+    return float(contrast @ values) / error if error > 0 else None
 
 
 def _above(contrast: np.ndarray, values: np.ndarray, covariance: np.ndarray, quantile: float) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ec_hf.metrics.arrays import numbers, share, shares
+from ec_hf.metrics.attack_area import attack_area
 
 __all__ = ["aus", "avg_gap", "h_mean", "relearning_area", "tug_of_war"]
 
@@ -96,13 +97,12 @@ def relearning_area(steps: Sequence[int], accuracy: Sequence[float]) -> float:
     Raises:
         ValueError: Steps that do not ascend from 0, fewer than two, not as many accuracies, or one outside 0..1.
     """
-    x, y = numbers(list(steps), "steps"), shares(list(accuracy), "accuracy")
+    x = numbers(list(steps), "steps")
     if len(x) < 2 or x[0] != 0 or not (np.diff(x) > 0).all():
         raise ValueError(f"steps={list(steps)}: expected at least two steps, ascending from 0.")
-    if len(x) != len(y):
-        raise ValueError(f"there are {len(x)} steps and {len(y)} accuracies: expected one for each step.")
-    place = np.log1p(x)
-    return float((np.diff(place) * (y[1:] + y[:-1])).sum() / 2 / place[-1])
+    if len(x) != len(accuracy):
+        raise ValueError(f"there are {len(x)} steps and {len(accuracy)} accuracies: expected one for each step.")
+    return attack_area(steps, accuracy, "steps")
 
 
 def _gaps(unlearned: Sequence[float], retrained: Sequence[float]) -> np.ndarray:

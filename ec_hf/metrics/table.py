@@ -46,7 +46,8 @@ class Metric:
         """
         if (reference or "").startswith("retrained") and self.to_retrained:
             return self.to_retrained
-        return self.on_forget if split is None or split.startswith("forget") else self.on_retain
+        forgotten = split is None or split.startswith(("forget", "request"))  # "request 1": of an earlier one
+        return self.on_forget if forgotten else self.on_retain
 
 
 _CKA = "HSIC(K, L) / sqrt(HSIC(K, K) HSIC(L, L)) with K = XXᵀ, L = YYᵀ"
@@ -70,6 +71,15 @@ METRICS: dict[str, Metric] = {
         chance="0 on forgotten classes, 1 / number of other classes on the rest",
         formula="accuracy when forgotten classes cannot be predicted: what hiding the output alone achieves",
         source="control; forget accuracy 0 here says nothing about erasure",
+    ),
+    "accuracy_matched": Metric(
+        title="accuracy on held-out images of the forgotten images' classes",
+        on_forget=HIGHER,
+        on_retain=HIGHER,
+        **_SHARE,
+        chance="1 / number of classes",
+        formula="Σ_c w_c · accuracy_c on held-out images, w_c = share of class c among the forgotten images",
+        source="this package: what a model should get on images that it forgot, where their classes are kept",
     ),
     "accuracy_int8": Metric(
         title="accuracy after 8-bit quantisation of the weights",
@@ -185,6 +195,43 @@ METRICS: dict[str, Metric] = {
         formula="chance that the model is surer of a training image than of a held-out image of the same class mix",
         source="Salem et al. 2019, arXiv 1806.01246, as area under the ROC curve, class-matched",
     ),
+    "mia_lira": Metric(
+        title="membership inference by shadow models (LiRA, AUC)",
+        on_forget=NEARER,
+        on_retain=LOWER,
+        **_SHARE,
+        chance="0.5",
+        formula="AUC of log N(φ; in) - log N(φ; out), φ = log(p / (1 - p)) of the label; of (φ - μ_out) / σ without "
+        "in-models; forgotten against held-out images of the same class mix",
+        source="Carlini et al. 2022, arXiv 2112.03570; for unlearning Hayes et al. 2024, arXiv 2403.01218",
+    ),
+    "mia_lira_tpr": Metric(
+        title="members found by shadow models at 1 % false alarms (LiRA)",
+        on_forget=NEARER,
+        on_retain=LOWER,
+        **_SHARE,
+        chance="0.01",
+        formula="share of the forgotten images whose score is above that of all but 1 % of the held-out ones",
+        source="Carlini et al. 2022, arXiv 2112.03570; for unlearning Hayes et al. 2024, arXiv 2403.01218",
+    ),
+    "mia_population": Metric(
+        title="membership inference by a threshold for each class (attack P, AUC)",
+        on_forget=NEARER,
+        on_retain=LOWER,
+        **_SHARE,
+        chance="0.5",
+        formula="AUC of the share of held-out images of the same class whose loss is above that of an image",
+        source="Ye et al. 2022, arXiv 2111.09679, attack P, with a threshold for each class",
+    ),
+    "mia_population_tpr": Metric(
+        title="members found by a threshold for each class at 1 % false alarms (attack P)",
+        on_forget=NEARER,
+        on_retain=LOWER,
+        **_SHARE,
+        chance="0.01",
+        formula="share of the forgotten images whose score is above that of all but 1 % of the held-out ones",
+        source="Ye et al. 2022, arXiv 2111.09679, attack P, with a threshold for each class",
+    ),
     "mia_svc_efficacy": Metric(
         title="share of forget training images judged as never trained on (MIA-efficacy)",
         on_forget=HIGHER,
@@ -233,14 +280,25 @@ METRICS: dict[str, Metric] = {
         formula="at a layer: probe accuracy - floor's; over all: Σ (unlearned - floor) / Σ (original - floor)",
         source="this package; IDI with linear probes, no retrained model needed",
     ),
-    "relearning_area": Metric(
-        title="how fast the forgotten classes come back",
+    "attack_area": Metric(
+        title="what a recovery attack brings back",
         on_forget=NEARER,
         on_retain=NEARER,
         **_SHARE,
         chance="that of the retrained model: all networks can learn the classes in time",
-        formula="area under forget accuracy over log(1 + step) of fine-tuning, divided by the length of the axis",
+        formula="area under forget accuracy over the strength of the attack, divided by the length of the axis; "
+        "log(1 + x) of steps and images, log of bits",
         source="this package; relearn time: Golatkar et al. 2020, arXiv 1911.04933",
+    ),
+    "residual_knowledge": Metric(
+        title="forgotten images that are named again after a small change",
+        on_forget=NEARER,
+        on_retain=NEARER,
+        **_SHARE,
+        chance="that of the retrained model on the same images and changes",
+        formula="share of points x + d, max |d| ≤ radius, that get the label of x: d at random, or the best of a few "
+        "gradient steps towards the label",
+        source="Hsu et al. 2026, arXiv 2601.22359, by difference in place of ratio to the retrained model",
     ),
     "js_divergence": Metric(
         title="difference of the outputs (Jensen-Shannon divergence)",

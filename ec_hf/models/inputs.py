@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 from PIL.Image import Image as PILImage
+from PIL.Image import fromarray
 from transformers import PreTrainedModel
 
 from ec_hf.data.columns import (
@@ -23,7 +24,7 @@ from ec_hf.data.columns import (
 )
 from ec_hf.models.points import image_shape
 
-__all__ = ["ImageCollator", "collator_for", "label_ids_of"]
+__all__ = ["ImageCollator", "collator_for", "eight_bits", "label_ids_of"]
 
 PIL_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
@@ -42,6 +43,7 @@ class ImageCollator:
         label_column: the labels' key; labels or label when not given.
         label_ids: label value -> the model's label id, as from `label_ids()`; None takes them as they are.
         num_channels: channels the model expects, to which PIL images are converted; None leaves their mode alone.
+        num_labels: number of the model's labels, beyond which no label may lie; None to take all.
     """
 
     processor: Any = None
@@ -50,18 +52,31 @@ class ImageCollator:
     label_column: str | None = None
     label_ids: Mapping[Any, int] | None = None
     num_channels: int | None = None
+    num_labels: int | None = None
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Make a batch of examples.
 
         Raises:
             TypeError: `pixel_values` are integers, or labels are not.
-            ValueError: images, labels or the processor are missing, `label_ids` does not know a label, `pixel_values`
-                have different shapes, or a retain example stands before a forget example.
+            ValueError: images, labels or the processor are missing, `label_ids` does not know a label, a label lies
+                beyond the model's, `pixel_values` have different shapes or are not finite, or a retain example stands
+                before a forget example.
         """
         batch: dict[str, Any] = {"pixel_values": self._pixel_values(examples)}
+        finite = torch.isfinite(batch["pixel_values"]).flatten(1).all(dim=1)
+        if not finite.all():
+            bad = ", ".join(_place(examples, place) for place in torch.nonzero(~finite).flatten().tolist()[:5])
+            raise ValueError(f"pixel values are NaN or infinite: {bad}. Take these rows out, or mend them.")
         key = _key(examples[0], self.label_column, LABEL_COLUMNS, "label_column")
-        batch["labels"] = torch.tensor([self._label(example[key]) for example in examples], dtype=torch.int64)
+        labels = [self._label(example[key]) for example in examples]
+        for place, label in enumerate(labels):
+            if self.num_labels is not None and not 0 <= label < self.num_labels:
+                raise ValueError(
+                    f"label {label} of {_place(examples, place)} lies beyond the model's {self.num_labels} labels, "
+                    f"0 to {self.num_labels - 1}: is this the model for this dataset?"
+                )
+        batch["labels"] = torch.tensor(labels, dtype=torch.int64)
         if "is_forget" in examples[0]:
             flags = [bool(example["is_forget"]) for example in examples]
             batch["num_forget"] = sum(flags)
@@ -89,6 +104,9 @@ class ImageCollator:
         key = _key(examples[0], self.image_column, IMAGE_COLUMNS, "image_column")
         mode = PIL_MODES.get(self.num_channels or 0)
         images = [example[key] for example in examples]
+        if missing := [place for place, image in enumerate(images) if image is None]:
+            raise ValueError(f"{_place(examples, missing[0])} has no image in {key!r}: filter such rows out first")
+        images = [eight_bits(image) if isinstance(image, PILImage) else image for image in images]
         images = [image.convert(mode) if mode and isinstance(image, PILImage) else image for image in images]
         return torch.as_tensor(self.processor(images, return_tensors="pt")["pixel_values"]).float()
 
@@ -129,7 +147,13 @@ def collator_for(
     first = next(iter(parts.values()))
     parts = {name: part for name, part in parts.items() if isinstance(part, Dataset)}
     if not isinstance(first, Dataset):
-        return ImageCollator(processor, image_column=image_column, label_column=label_column, num_channels=channels)
+        return ImageCollator(
+            processor,
+            image_column=image_column,
+            label_column=label_column,
+            num_channels=channels,
+            num_labels=model.config.num_labels,
+        )
     label_column = find_label_column(first, label_column)
     kinds = {name: part.features.get(label_column) for name, part in parts.items()}
     if odd := [name for name, kind in kinds.items() if kind != first.features[label_column]]:
@@ -138,7 +162,7 @@ def collator_for(
             f"the {next(iter(parts))} set: bring all to one form with cast_column"
         )
     ids: dict[Any, int] = {}  # text labels: each part knows only those that it holds
-    for part in parts.values():
+    for part in [part for part in parts.values() if len(part)] or parts.values():
         ids |= label_ids(part, label_column, model.config.id2label or {}) or {}
     example = first[0]
     return ImageCollator(
@@ -147,7 +171,28 @@ def collator_for(
         label_column=label_column if label_column in example else None,  # a transform may have renamed it
         label_ids=ids or None,
         num_channels=channels,
+        num_labels=model.config.num_labels,
     )
+
+
+def eight_bits(image: PILImage) -> PILImage:
+    """An image of 16-bit gray values scaled to 8 bits, where PIL's own conversion would clip it; others as they are.
+
+    Raises:
+        ValueError: 32-bit values of which the range is not known.
+    """
+    if image.mode not in ("I", "F") and not image.mode.startswith("I;16"):
+        return image
+    values = np.asarray(image).astype(np.float64)
+    low, high = values.min(), values.max()
+    if image.mode.startswith("I;16") or (image.format == "PNG" and image.mode == "I"):  # older PIL reads 16 bits as I
+        return fromarray(np.rint(values / 257).astype(np.uint8))
+    if low < 0 or high > 255 or (image.mode == "F" and 0 < high <= 1):
+        raise ValueError(
+            f"an image of mode {image.mode!r} holds values from {low:g} to {high:g}, and it is not known what black "
+            "and white are: bring images to 8 bits first"
+        )
+    return image
 
 
 def label_ids_of(dataset: Dataset, collator: ImageCollator, label_column: str | None = None) -> np.ndarray:
@@ -168,3 +213,11 @@ def _key(example: Mapping[str, Any], named: str | None, candidates: Sequence[str
         if key in example:
             return key
     raise ValueError(f"{argument}: none of {named or candidates} among the example's keys {sorted(example)}; name one")
+
+
+def _place(examples: Sequence[Mapping[str, Any]], place: int) -> str:
+    """An example of a batch in words; of a `PairedDataset`, by its row."""
+    if "paired_row" not in examples[place]:
+        return f"image {place} of the batch"
+    row = examples[place]["paired_row"]
+    return f"forget row {row}" if examples[place]["is_forget"] else f"row {row} of forget and retain set together"

@@ -5,19 +5,23 @@ from __future__ import annotations
 import copy
 import hashlib
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import try_to_load_from_cache
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
 
 from ec_hf.data.columns import shown
-from ec_hf.files import CONFIG, first_line, local_folder
+from ec_hf.files import ADAPTER_CONFIG, CONFIG, WEIGHTS, ModelFolder, first_line, local_folder
+from ec_hf.models.adapters import base_name, load_adapted, original_state
+from ec_hf.models.penultimate import classifier_of
 
-__all__ = ["load_base", "load_model", "new_like", "require_finite", "weights_hash"]
+__all__ = ["load_model", "load_with_new_head", "new_like", "require_finite", "weights_hash"]
 
 
 def load_model(
@@ -25,7 +29,8 @@ def load_model(
 ) -> tuple[PreTrainedModel, Any | None]:
     """An image classifier in float32, whatever type it was saved in, and its image processor.
 
-    `model.config._commit_hash` holds the commit of a model that comes from the Hub.
+    `model.config._commit_hash` holds the commit of a model that comes from the Hub. Adapters of PEFT in a local folder
+    are loaded with the model that they name, and merged into it.
 
     Args:
         name_or_path: a Hub id, a local folder, or a timm name with or without tag ("resnet18", "resnet18.a1_in1k",
@@ -39,9 +44,12 @@ def load_model(
     Raises:
         FileNotFoundError: there is no such folder, or it holds no config.json.
         OSError: the Hub has no such model, or does not give it.
-        ValueError: the model is no image classifier, it has no trained classification head, or its weights are not
-            finite.
+        ValueError: the model is no image classifier, its file of weights is cut short, it has no trained
+            classification head, or its weights are not finite.
     """
+    if adapters := _adapters_folder(name_or_path):
+        base, processor = load_model(base_name(adapters), token=token)
+        return load_adapted(adapters, base).eval(), processor
     source = _model_source(name_or_path)
     hub: dict[str, Any] = {"revision": revision, "token": token, "trust_remote_code": False}
     try:
@@ -51,6 +59,8 @@ def load_model(
             f"no model {str(name_or_path)!r}: it is no local folder, and the Hub did not give {source!r} "
             f"({first_line(error)}). A private or gated model needs token=."
         ) from error
+    except RecursionError as error:
+        raise ValueError(f"the {CONFIG} of {source!r} is nested too deeply to be one") from error
     if commit := _commit(source, revision):
         config._commit_hash, hub["revision"] = commit, commit
     if type(config) not in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING:
@@ -58,15 +68,21 @@ def load_model(
             f"{source!r} is a {config.model_type!r} model, which is no image classifier that "
             "AutoModelForImageClassification loads: name one such as a ViT, Swin, ResNet, ConvNeXt or timm classifier"
         )
+    if (folder := Path(source)).is_dir() and (folder / WEIGHTS).exists() and (wrong := ModelFolder(folder).damage()):
+        raise ValueError(f"the model in {source!r} is damaged: {wrong}; take another copy, or make it again")
     headless = (
         "come without a trained classification head: name a checkpoint that was trained as a classifier, or train "
         "a head on it first"
     )
     if config.num_labels == 0:
         raise ValueError(f"the weights of {source!r} {headless}")
-    model, report = AutoModelForImageClassification.from_pretrained(
-        source, config=config, dtype=torch.float32, output_loading_info=True, **hub
-    )
+    try:
+        model, report = AutoModelForImageClassification.from_pretrained(
+            source, config=config, dtype=torch.float32, output_loading_info=True, **hub
+        )
+    except (RuntimeError, SafetensorError) as error:
+        why = "cannot be read" if isinstance(error, SafetensorError) else f"do not fit its {CONFIG}"
+        raise ValueError(f"the weights of {source!r} {why} ({first_line(error)}): copy or save it again") from error
     if missing := sorted(report["missing_keys"]):
         raise ValueError(f"the weights of {source!r} lack {', '.join(missing[:4])}, so they {headless}")
     require_finite(repr(source), model)
@@ -80,6 +96,60 @@ def load_model(
         )
         processor = None
     return model, processor
+
+
+def load_with_new_head(
+    name_or_path: str | Path,
+    class_names: Sequence[str],
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+) -> tuple[PreTrainedModel, Any]:
+    """A pretrained network in float32 with a new classification head, and its image processor.
+
+    The head has random weights from the current random state, also where the checkpoint has one of the same size.
+
+    Args:
+        name_or_path: as for `load_model`; a checkpoint without a head, such as a backbone, will do.
+        class_names: names of the classes, in the order of their ids.
+        revision: branch, tag or commit on the Hub.
+        token: Hub token, or True for the stored one.
+
+    Returns:
+        The model, and the processor; None if there is none.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or it holds no config.json.
+        OSError: the Hub has no such model, or does not give it.
+        ValueError: the network is none that `AutoModelForImageClassification` loads, its weights do not fit it or are
+            not finite, or its head cannot be told.
+    """
+    source = _model_source(name_or_path)
+    hub: dict[str, Any] = {"revision": revision, "token": token, "trust_remote_code": False}
+    names = {"id2label": dict(enumerate(class_names)), "label2id": {name: i for i, name in enumerate(class_names)}}
+    try:
+        config = AutoConfig.from_pretrained(source, num_labels=len(class_names), **names, **hub)
+    except OSError as error:
+        raise OSError(f"no base model {str(name_or_path)!r}: {first_line(error)}") from error
+    if type(config) not in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING:
+        raise ValueError(f"base model {source!r} is a {config.model_type!r} model, which cannot classify images")
+    model, report = AutoModelForImageClassification.from_pretrained(
+        source, config=config, dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True, **hub
+    )
+    lacking = {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
+    head = classifier_of(model)
+    body = [key for key in model.state_dict() if not any(key.startswith(f"{name}.") for name in head)]
+    if body and 2 * len(lacking.intersection(body)) > len(body):
+        raise ValueError(f"base model {source!r} has no weights for {type(model).__name__}: lacking {shown(lacking)}")
+    if not head:
+        raise ValueError(f"base model {source!r}: no linear layer of {type(model).__name__} gives the logits alone")
+    for layer in head.values():
+        layer.reset_parameters()
+    require_finite(repr(source), model)
+    try:
+        return model, AutoImageProcessor.from_pretrained(source, **hub)
+    except (OSError, ValueError):
+        return model, None
 
 
 def require_finite(name: str, model: nn.Module) -> None:
@@ -102,10 +172,10 @@ def require_finite(name: str, model: nn.Module) -> None:
 def weights_hash(model: nn.Module) -> str:
     """A hash by which the weights of a model are known again, from the first 256 numbers of each tensor.
 
-    That is quick for any size, and training moves some of these in every tensor.
+    That is quick for any size, and training moves some of these in every tensor. Adapters do not count.
     """
     digest = hashlib.sha256()
-    for name, value in model.state_dict().items():
+    for name, value in original_state(model).items():
         digest.update(name.encode() + value.detach().flatten()[:256].double().cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
 
@@ -123,17 +193,10 @@ def new_like(model: Any) -> Any:
     return new
 
 
-def load_base(name_or_path: str | Path) -> dict[str, torch.Tensor]:
-    """Weights and buffers of a pretrained checkpoint, whatever its head is, by their names in a classifier.
-
-    Args:
-        name_or_path: as for `load_model`; the checkpoint need not be a classifier.
-
-    Raises:
-        OSError: the Hub has no such model, or does not give it.
-    """
-    model = AutoModelForImageClassification.from_pretrained(_model_source(name_or_path), dtype=torch.float32)
-    return model.state_dict()
+def _adapters_folder(name_or_path: str | Path) -> Path | None:
+    """The local folder of that name, where it holds adapters and no model."""
+    folder = Path(name_or_path).expanduser()
+    return folder if (folder / ADAPTER_CONFIG).is_file() and not (folder / CONFIG).is_file() else None
 
 
 def _model_source(name_or_path: str | Path) -> str:

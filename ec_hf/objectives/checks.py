@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Real
 from typing import Any, TypeVar
 
 from ec_hf.objectives.base import Objective
@@ -41,5 +42,5 @@ def prepared(objective: Objective, value: Value | None) -> Value:
 def _refuse(objective: Objective, names: tuple[str, ...], allowed: Any, expected: str) -> None:
     for name in names:
         value = getattr(objective, name)
-        if not allowed(value):
-            raise ValueError(f"{name} must be {expected}, got {value}")
+        if isinstance(value, bool) or not isinstance(value, Real) or not allowed(value):
+            raise ValueError(f"{name} must be {expected}, got {value!r}")

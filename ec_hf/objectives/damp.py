@@ -31,7 +31,7 @@ class Damp(Objective):
     The paper's α is a probe's separability times a ramp over depth too; the probe here, the nearest prototype, and the
     linear ramp are this project's reading of it. Left out: grouped convolutions, and layers that are no module of
     their own, such as the input projection of `nn.MultiheadAttention`. A layer with no more channels than there are
-    retained classes has, as a rule, no such direction, and is left as it is.
+    retained classes has, as a rule, no such direction, and is left as it is. So is a layer that is frozen.
 
     Args:
         strength: from 0 to 1.
@@ -82,8 +82,9 @@ class Damp(Objective):
             for part, own, other in ((setting.forget, forget, retain), (setting.retain, retain, forget))
         ]
         for depth, (layer, basis) in enumerate(zip(layers, directions, strict=True), start=1):
-            separability = max(0.0, sum(shares[layer] for shares in found) - 1)
-            remove_directions(layer, basis, self.strength * separability * depth / len(layers))
+            if layer.weight.requires_grad:
+                separability = max(0.0, sum(shares[layer] for shares in found) - 1)
+                remove_directions(layer, basis, self.strength * separability * depth / len(layers))
 
     def __call__(self, step: Step) -> dict[str, Tensor]:
         """No loss."""

@@ -51,7 +51,9 @@ class Esc(Objective):
         Raises:
             ValueError: no linear layer gives the model's logits.
         """
-        layers = logit_layers(setting.model)
+        layers = [layer for layer in logit_layers(setting.model) if layer.weight.requires_grad]
+        if not layers:
+            raise ValueError("objective 'esc' edits the classifier alone, and that is frozen: let its weight move")
         moments: dict = {}
         for batch in setting.forget():
             for layer, features in layer_inputs(setting.model, layers, batch["pixel_values"]).items():

@@ -25,5 +25,8 @@ class Retrain(Finetune):
     source = "the reference of machine unlearning"
 
     def prepare(self, setting: Setting) -> None:
-        """Put new weights and buffers in place of the original's."""
-        setting.model.load_state_dict(new_like(setting.model).state_dict())
+        """Put new weights and buffers in place of the original's; frozen parameters stay."""
+        model = setting.model
+        frozen = {name for name, each in model.named_parameters() if not each.requires_grad}
+        new = {name: value for name, value in new_like(model).state_dict().items() if name not in frozen}
+        model.load_state_dict({**model.state_dict(), **new})

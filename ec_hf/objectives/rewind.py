@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ec_hf.data.columns import shown
 from ec_hf.losses.distillation import cross_entropy, distillation, hide
 from ec_hf.models.depth import blocks_of
-from ec_hf.models.loading import load_base, new_like
+from ec_hf.models.loading import load_with_new_head, new_like
 from ec_hf.objectives.base import Objective, Setting, Step
 from ec_hf.objectives.checks import not_negative, share
 
@@ -93,23 +94,25 @@ class Rewind(Objective):
 
 
 def new_weights(model: Any, base: str | None = None) -> dict[str, Tensor]:
-    """Weights and buffers of a new model of the same configuration, those of a base checkpoint where it has them.
+    """Weights and buffers of a new model of the same configuration, or of a base checkpoint with a new classifier.
 
     Args:
         model: a classifier.
         base: Hub id or folder, or None.
 
     Raises:
-        ValueError: the base has no tensor in common with the model.
+        ValueError: the base is another network.
     """
-    new = new_like(model).state_dict()
     if base is None:
-        return new
-    known = load_base(base)
-    shared = {name: value for name, value in known.items() if name in new and new[name].shape == value.shape}
-    if not shared:
-        raise ValueError(f"base={base!r} shares no weights with the model: name the checkpoint it was fine-tuned from")
-    return new | shared
+        return new_like(model).state_dict()
+    names = [model.config.id2label[label] for label in range(model.config.num_labels)]
+    theirs = load_with_new_head(base, names)[0].state_dict()
+    own = model.state_dict()
+    if other := [name for name, value in own.items() if name not in theirs or theirs[name].shape != value.shape]:
+        raise ValueError(
+            f"base={base!r} is no checkpoint that the model was fine-tuned from: {shown(other)} differ in name or shape"
+        )
+    return theirs
 
 
 def mix(model: Any, new: dict[str, Tensor], shares: dict[str, float]) -> None:

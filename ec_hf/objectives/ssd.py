@@ -76,6 +76,8 @@ class Ssd(Objective):
             )
         with torch.no_grad():
             for name, forget in of_forget.items():
+                if not parameters[name].requires_grad:
+                    continue
                 factor = (self.dampening * of_all[name] / forget).clamp(max=1)
                 parameters[name].mul_(torch.where(forget > self.alpha * of_all[name], factor, 1.0))
 

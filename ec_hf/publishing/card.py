@@ -14,6 +14,7 @@ import jinja2
 
 from ec_hf.auditing.report import AuditReport, Measurement, ModelInfo
 from ec_hf.data.manifests import whole_class_count
+from ec_hf.files import ModelFolder
 from ec_hf.models.finish import UNREACHABLE
 from ec_hf.models.points import SupervisionPoint
 from ec_hf.publishing.contents import (
@@ -28,10 +29,12 @@ from ec_hf.publishing.contents import (
 )
 from ec_hf.publishing.licenses import LICENSES
 from ec_hf.publishing.metadata import check_card, metadata
+from ec_hf.publishing.weights import require_finite
 from ec_hf.reporting.figures import CAPTIONS
 from ec_hf.reporting.findings import by_model
 from ec_hf.reporting.labels import ARROWS, MISSING, interval_text, model_label, split_label, value_text
 from ec_hf.reporting.markdown import escaped, table
+from ec_hf.reporting.printable import printable
 from ec_hf.reporting.reading import forget_split, merged
 from ec_hf.reporting.tables import FEW_SIGNALS, as_section, sections, signal_tables
 from ec_hf.reporting.verdict import findings
@@ -113,8 +116,9 @@ def card(
 
     Raises:
         FileNotFoundError: for a folder without config.json.
-        ValueError: for a file that cannot be read, an unknown licence or detail.
+        ValueError: for a file that cannot be read, weights that are NaN or infinite, an unknown licence or detail.
     """
+    require_finite(ModelFolder(folder))
     if license is not None and license not in LICENSES:
         close = difflib.get_close_matches(license, LICENSES, n=3, cutoff=0.3)
         raise ValueError(f"license={license!r} is no licence id of the Hub; close ones: {', '.join(close) or 'other'}")
@@ -129,7 +133,10 @@ def card(
 
 def context(contents: Contents, repo_id: str | None, licence: Mapping[str, str]) -> dict[str, Any]:
     """Everything that the template names: facts only, the words are the template's."""
-    config, record, manifest, report = contents.config, contents.record, contents.manifest, contents.report
+    config, record, manifest = contents.config, contents.record, contents.manifest
+    report = printable(contents.report) if contents.report else None
+    finish = record.get("finish", "keep")
+    record = record if "settings" in record else {}  # a push notes its finish also where no run left a record
     title = repo_id.split("/")[-1] if repo_id else f"{base_name(contents)}, unlearned"
     return {
         "metadata": metadata(contents, title, licence).to_yaml().strip(),
@@ -147,12 +154,14 @@ def context(contents: Contents, repo_id: str | None, licence: Mapping[str, str])
         "whole": whole_class_count(manifest) if manifest else None,
         "request_rows": _request_rows(contents) if manifest else [],
         "history": _history(manifest, report),
-        "finish": record.get("finish", "keep"),
+        "finish": finish,
         "unreachable": f"{UNREACHABLE:,.0f}",
         "record": record,
         "method": _method(record) if record else None,
         "cost": _cost(record),
         "points": _points(record),
+        "decided": _decided(record, report),
+        "evaluated_in_training": any(not side["held_out"] for side in _sides(record).values()),
         "settings": [(f"`{name}`", f"`{json.dumps(value)}`") for name, value in record.get("settings", {}).items()],
         "versions": lambda packages: ", ".join(f"{name} {version}" for name, version in packages.items()),
         "report": report,
@@ -200,10 +209,13 @@ def _sentences(report: AuditReport) -> dict[str, Any]:
     found = by_model(findings(report))
     general, own = found.pop(None), found.pop(unlearned_name(report))
     return {
-        "headline": next(finding.text for finding in own if finding.topic == "summary"),
-        "findings": [finding.sentence for finding in own if finding.topic != "summary"],
-        "others": {name: [finding.sentence for finding in each] for name, each in found.items()},
-        "general": [finding.sentence for finding in general],
+        "headline": escaped(next(finding.text for finding in own if finding.topic == "summary")),
+        "findings": [escaped(finding.sentence) for finding in own if finding.topic != "summary"],
+        "others": {
+            escaped(name or ""): [escaped(finding.sentence) for finding in each] for name, each in found.items()
+        },
+        "general": [escaped(line) for line in (*(finding.sentence for finding in general), *report.references)],
+        "notes": [escaped(note) for note in report.notes],
     }
 
 
@@ -294,7 +306,9 @@ def _checked_again(report: AuditReport | None, number: int) -> str:
     if report is None:
         return "no"
     again = next(report.find("accuracy", model=unlearned_name(report), split=f"request {number}"), None)
-    return f"{_cell(again)} classified right" if again else "no"
+    if again is None:
+        return "no"
+    return f"no: {again.note}" if again.value is None else f"{_cell(again)} classified right"
 
 
 def _method(record: Mapping[str, Any]) -> str:
@@ -320,6 +334,27 @@ def _points(record: Mapping[str, Any]) -> list[tuple[str, ...]]:
         (SupervisionPoint(**point).name, point["kind"], f"{point['channels']}", f"{weight:g}")
         for point, weight in pairs
     ]
+
+
+def _sides(record: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The images that decided, by side; empty where the record does not tell."""
+    evaluated = record.get("evaluated", {})
+    return {side: evaluated[side] for side in ("forget", "retain") if side in evaluated}
+
+
+def _decided(record: Mapping[str, Any], report: AuditReport | None) -> list[tuple[str, ...]]:
+    """Which images decided what, a line each; nothing where the record does not tell."""
+    what = {"forget": "whether to stop", "retain": "whether to stop, and whether to go back to an earlier checkpoint"}
+    where = {True: "training images, held out of the erasure", False: "training images, trained on"}
+    lines: list[tuple[str, ...]] = [
+        (f"{side} {where[each['held_out']]}", f"{each['images']:,}", what[side])
+        for side, each in _sides(record).items()
+    ]
+    images = report.dataset.get("images", {}) if report else {}
+    tested = sum(count for split, count in images.items() if split.endswith("_test"))
+    if lines and tested:
+        lines.append(("test images", f"{tested:,}", "nothing: the audit alone looked at them"))
+    return lines
 
 
 def _licence_sentence(licence: Mapping[str, str]) -> str:

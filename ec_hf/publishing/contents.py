@@ -9,9 +9,11 @@ from typing import Any
 
 from ec_hf.auditing.report import AuditReport
 from ec_hf.command import public
+from ec_hf.data.documents import checked_manifest
 from ec_hf.files import AUDIT, CARD, CONFIG, FIGURES, MANIFEST, RECORD, ModelFolder
 from ec_hf.publishing.disclosure import FIGURES_WITH_CLASSES, disclosed_manifest, disclosed_record, disclosed_report
 from ec_hf.publishing.licenses import base_license
+from ec_hf.publishing.withheld import named_by
 from ec_hf.reporting.figures import CAPTIONS
 
 __all__ = [
@@ -54,14 +56,17 @@ def read(folder: str | Path, detail: str | None = None) -> Contents:
     files = ModelFolder(folder)
     files.require_model()
     config, record, manifest = (files.read(name) for name in (CONFIG, RECORD, MANIFEST))
+    manifest = checked_manifest(manifest) if manifest else {}
     detail = detail or manifest.get("detail") or "hashes"
     drawn = [name for name in CAPTIONS if name != "retrieval" and files.has(f"{FIGURES}/{name}.png")]
     shown = [name for name in drawn if detail != "hashes" or name not in FIGURES_WITH_CLASSES]
+    report = AuditReport.load(files.path / AUDIT) if files.has(AUDIT) else None
+    named = named_by(manifest, report, config, record, detail=detail)
     return Contents(
         config,
-        disclosed_record(record, detail),
+        disclosed_record(record, detail, named),
         disclosed_manifest(manifest, detail) if manifest else {},
-        disclosed_report(AuditReport.load(files.path / AUDIT), detail) if files.has(AUDIT) else None,
+        disclosed_report(report, detail, named) if report else None,
         tuple(shown),
         base_license(files.path) if files.has(CARD) else {},
         detail,

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields, replace
 from hashlib import sha256
+from itertools import count
 from typing import Any
 
 from ec_hf.auditing.report import AuditReport, RetainedClass
 from ec_hf.data.manifests import whole_class_count
+from ec_hf.publishing.withheld import FLAG, Named, named_by, words_of
 
 __all__ = ["DETAILS", "FIGURES_WITH_CLASSES", "disclosed_manifest", "disclosed_record", "disclosed_report"]
 
@@ -17,7 +19,27 @@ DETAILS = ("hashes", "classes", "rows")
 """From least to most: hashes and counts; the names of the classes too; the request in words, with its rows, too."""
 FIGURES_WITH_CLASSES = ("confusion", "embedding")
 """Figures (`ec_hf.reporting.figures`) that name the forgotten classes: not for a reader who may see hashes only."""
-EVERYWHERE = ("schema_version", "dataset", "date", "forget_rows_sha256")
+EVERYWHERE = ("schema_version", "date", "forget_rows_sha256")
+OF_DATASET = ("name", "fingerprint", "rows")
+WITHHELD = "Some notes are withheld, as they name what was forgotten."
+MODES = ("head", "full")
+"""Notes that tell two measurements of the same metric apart, and are words of this package."""
+MADE = ("unlearned", "retrained")
+"""Roles of models that were made for a request; those of the others were named before it."""
+LISTS = ("measurements", "signals", "attacks", "retrievals")
+BY_MODEL = ("status", "retained", "confusion")
+OWN = ("method", "uses", "points", "layer_weights", "versions", "cost", "base_model", "base_model_license")
+"""Parts of a record in the package's own words, and the name of the base model, which is older than the request."""
+FLAGS = frozenset(
+    """
+    base_model config_file dataset_config dataset_name dataset_split eval_steps eval_strategy fail_unless_forgotten
+    finish hold_out json logging_steps logging_strategy manifest_detail mixed_precision model_name_or_path
+    model_revision multi_gpu num_machines num_processes output_dir per_device_eval_batch_size push_to_hub report_to
+    resume_from_checkpoint retrain_from retrain_seeds save_steps save_strategy save_total_limit seed use_cpu
+    with_delete with_retrained
+    """.split()  # noqa: SIM905 - a list would be forty lines
+)
+"""Flags whose values a request does not decide, beside those that stand among the settings of a record."""
 
 
 def disclosed_manifest(manifest: Mapping[str, Any], detail: str = "hashes") -> dict[str, Any]:
@@ -36,25 +58,34 @@ def disclosed_manifest(manifest: Mapping[str, Any], detail: str = "hashes") -> d
     if detail == "rows":
         return {**manifest, **history, "detail": detail}
     kept = {key: manifest[key] for key in EVERYWHERE if key in manifest}
+    kept["dataset"] = {key: manifest["dataset"][key] for key in OF_DATASET if key in manifest["dataset"]}
     kept["request"] = {"hash": manifest["request"]["hash"]}
-    kept["parts"] = {name: _part(part, detail) for name, part in manifest["parts"].items()}
+    kept["parts"] = {name: _part(manifest["parts"][name], detail) for name in ("forget", "retain")}
     if (whole := whole_class_count(manifest)) is not None:
         kept["parts"]["forget"]["whole_classes"] = whole
     return {**kept, **history, "detail": detail}
 
 
-def disclosed_report(report: AuditReport, detail: str = "hashes") -> AuditReport:
+def disclosed_report(report: AuditReport, detail: str = "hashes", named: Named | None = None) -> AuditReport:
     """What of an audit report may be published; no number is changed.
 
-    Below "rows" it loses the rows of retrieved images and the request in words, at "hashes" also all that names
-    classes or draws them: class names, label ids of the forgotten classes (their number stays), confusion, embedding.
-    Kept classes lose their names alone.
+    Below "rows" it loses the rows of retrieved images, the request in words, and notes that name what the request
+    named; unlearned and retrained models whose names tell it get other names. At "hashes" it loses all that names
+    classes or draws them, too: class names, label ids of the forgotten classes (their number stays), confusion,
+    embedding. Kept classes lose their names alone.
+
+    Args:
+        report: the report.
+        detail: one of `DETAILS`.
+        named: what the request named, as far as other files of the folder know it.
 
     Raises:
         ValueError: for an unknown detail.
     """
     if _rank(detail) == _rank("rows"):
         return report
+    hidden = (named or Named()) | named_by({}, report, detail=detail)
+    report = _without_sentences(_without_model_names(report, hidden), hidden)
     request = {key: value for key, value in report.request.items() if key != "summary"}
     if detail == "classes":
         return replace(report, request=request, retrievals=[])
@@ -72,6 +103,56 @@ def disclosed_report(report: AuditReport, detail: str = "hashes") -> AuditReport
     )
 
 
+def _without_sentences(report: AuditReport, hidden: Named) -> AuditReport:
+    """The report without sentences that tell what is hidden; one sentence says so."""
+    notes = [note for note in report.notes if note == WITHHELD or not hidden.hides_sentence(note)]
+    if len(notes) < len(report.notes) and WITHHELD not in notes:
+        notes.append(WITHHELD)
+    references = [line for line in report.references if not hidden.hides_sentence(line)]
+    measurements = [
+        replace(row, note=None) if row.note not in (None, *MODES) and hidden.hides(row.note) else row
+        for row in report.measurements
+    ]
+    return replace(report, notes=notes, references=references, measurements=measurements)
+
+
+def _without_model_names(report: AuditReport, hidden: Named) -> AuditReport:
+    """The report with other names for models that were made for the request and whose names tell it."""
+    names: dict[str, str] = {}
+    models = {}
+    for name, info in report.models.items():
+        if info.role in MADE:
+            taken = {*report.models, *names.values()}
+            if hidden.hides(name):
+                names[name] = next(each for each in _numbered(info.role) if each not in taken)
+            info = replace(info, id=None, revision=None) if info.id and hidden.hides(info.id) else info
+        models[names.get(name, name)] = info
+    if not names:
+        return replace(report, models=models)
+    whole = replace(report, models=models)
+    for each in fields(AuditReport):
+        if each.name in LISTS:
+            rows = [_renamed(row, names) for row in getattr(report, each.name)]
+            setattr(whole, each.name, rows)
+        elif each.name in BY_MODEL:
+            by_model = {names.get(name, name): value for name, value in getattr(report, each.name).items()}
+            setattr(whole, each.name, by_model)
+    points = {names.get(name, name): xy for name, xy in report.embedding.get("points", {}).items()}
+    whole.embedding = {**report.embedding, "points": points} if points else report.embedding
+    return whole
+
+
+def _numbered(role: str) -> Iterator[str]:
+    return (role if number == 1 else f"{role} {number}" for number in count(1))
+
+
+def _renamed(row: Any, names: Mapping[str, str]) -> Any:
+    changed = {"model": names.get(row.model, row.model)}
+    if getattr(row, "reference", None) in names:
+        changed["reference"] = names[row.reference]
+    return replace(row, **changed)
+
+
 def _unnamed(retained: Mapping[str, Mapping[str, RetainedClass]]) -> dict[str, dict[str, RetainedClass]]:
     """The kept classes without their names, in an order that their names do not decide.
 
@@ -86,24 +167,77 @@ def _unnamed(retained: Mapping[str, Mapping[str, RetainedClass]]) -> dict[str, d
     }
 
 
-def disclosed_record(record: Mapping[str, Any], detail: str = "hashes") -> dict[str, Any]:
-    """What of a run record (`ec_config.json`) may be published: at "hashes" its command names no class.
+def disclosed_record(record: Mapping[str, Any], detail: str = "hashes", named: Named | None = None) -> dict[str, Any]:
+    """What of a run record (`ec_config.json`) may be published.
+
+    Below "rows" the command shows the values of known flags alone, at "classes" also the classes. A text
+    that tells what the request named is left out, in the command and anywhere else.
+
+    Args:
+        record: the record.
+        detail: one of `DETAILS`.
+        named: what the request named; None for what the record's own command tells.
 
     Raises:
         ValueError: for an unknown detail.
     """
-    if _rank(detail) > 0 or not record.get("command"):
+    if _rank(detail) == _rank("rows"):
         return dict(record)
-    words: list[str] = []
-    hidden = False
-    for word in shlex.split(record["command"]):
-        if word.startswith("-"):
-            flag = word.split("=")[0]
-            hidden = flag.strip("-").replace("-", "_") == "forget_classes"  # the parser knows it with dashes too
-            words += [flag, "CLASSES"] if hidden else [word]
-        elif not hidden:
-            words.append(word)
-    return {**record, "command": shlex.join(words)}
+    hidden = (named or Named()) | named_by({}, record=record, detail=detail)
+    shown = {key: _without_names(value, hidden) for key, value in record.items() if key not in ("command", *OWN)}
+    kept = {key: value for key, value in record.items() if key in OWN}
+    if record.get("command"):
+        shown["command"] = _shown_command(words_of(record["command"]), record, hidden, detail)
+    return {key: (kept | shown)[key] for key in record}
+
+
+def _without_names(value: Any, hidden: Named) -> Any:
+    """A JSON value in which None stands for every text that tells what is hidden; such keys are left out."""
+    if isinstance(value, Mapping):
+        return {key: _without_names(entry, hidden) for key, entry in value.items() if not hidden.hides(str(key))}
+    if isinstance(value, (list, tuple)):
+        return [_without_names(entry, hidden) for entry in value]
+    return None if isinstance(value, str) and hidden.hides(value) else value
+
+
+def _shown_command(words: Sequence[str], record: Mapping[str, Any], hidden: Named, detail: str) -> str:
+    """The command in which capitals stand for what is withheld: the name of the flag, or ARGUMENT without one."""
+    known = {*FLAGS, *record.get("settings", {}), *(["forget_classes"] if detail == "classes" else [])}
+    start = _program(words)
+    shown = [word if not hidden.hides(word) else "PROGRAM" for word in words[:start]]
+    flag, masked = "", False
+    for word in words[start:]:
+        name, equals, value = word.partition("=") if FLAG.match(word) else ("", "", word)
+        if name:
+            flag, masked = name.lstrip("-").replace("-", "_"), False
+            shown.append(name)
+        if name and not equals:
+            continue
+        secret = hidden.hides(value) or (flag not in known if flag else not _is_yaml(value))
+        if secret and masked:
+            continue
+        text = ("CLASSES" if flag == "forget_classes" else flag.upper() or "ARGUMENT") if secret else value
+        masked = masked or secret
+        # A withheld value is written as a word of its own: how it was joined to its flag tells nothing.
+        if equals and not secret:
+            shown[-1] = f"{name}={text}"
+        else:
+            shown.append(text)
+    return shlex.join(shown)
+
+
+def _program(words: Sequence[str]) -> int:
+    """The number of words up to the program's name: launcher and script, module, or command and subcommand."""
+    for place, word in enumerate(words):
+        if word.endswith(".py") and not (place and FLAG.match(word)):
+            return place + 1
+        if word == "-m":
+            return place + 2
+    return 2 if words[:1] == ["ec-hf"] else 1
+
+
+def _is_yaml(word: str) -> bool:
+    return word.endswith((".yaml", ".yml"))
 
 
 def lower(first: str, second: str) -> str:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
-import torch
 from huggingface_hub import get_token
-from safetensors import safe_open
-from transformers import AutoModelForImageClassification, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoModelForImageClassification, PreTrainedModel
 
 from ec_hf.auditing.report import AuditReport
 from ec_hf.command import without_paths
+from ec_hf.data.documents import checked_manifest
 from ec_hf.data.manifests import whole_class_names
 from ec_hf.files import (
     AUDIT,
@@ -33,26 +35,33 @@ from ec_hf.models.finish import finished
 from ec_hf.models.heads import ECHeads
 from ec_hf.publishing.card import card
 from ec_hf.publishing.disclosure import FIGURES_WITH_CLASSES, disclosed_manifest, disclosed_record, disclosed_report
+from ec_hf.publishing.pictures import text_of, without_text
+from ec_hf.publishing.weights import SHARDS, metadata_of, require_finite, weight_files
+from ec_hf.publishing.withheld import Named, named_by
+from ec_hf.reporting.drawing import render
+from ec_hf.reporting.figures import draw
 
-__all__ = ["Choices", "export", "export_heads_alone", "files_in", "is_allowed"]
+__all__ = ["Choices", "export", "export_heads_alone", "files_in", "is_allowed", "named_in"]
 
 
+ALLOWED_FIGURES = ("cka", "probe", "attacks", *FIGURES_WITH_CLASSES)
+"""Not among them is the figure of nearest neighbours, which shows images of the forget set."""
+FIGURE_KINDS = (".png", ".svg")
 ALLOWED = (
     CONFIG,
     PROCESSOR,
     WEIGHTS,
     WEIGHTS_INDEX,
-    "model-*-of-*.safetensors",
+    SHARDS,
     RECORD,
     MANIFEST,
     AUDIT,
     CARD,
-    f"{FIGURES}/*",
-    f"{HEADS}/*",
+    *(f"{FIGURES}/{name}{kind}" for name in ALLOWED_FIGURES for kind in FIGURE_KINDS),
+    f"{HEADS}/{CONFIG}",
+    f"{HEADS}/{WEIGHTS}",
 )
-"""The files that a push may send. It deletes those in the repository that it does not send."""
-ALLOWED_FIGURES = ("cka", "probe", "relearning", *FIGURES_WITH_CLASSES)
-"""Not among them is the figure of nearest neighbours, which shows images of the forget set."""
+"""The files that a push may send. From a repository of ours it deletes those of them that it does not send."""
 
 TOKEN = re.compile(r"hf_[A-Za-z0-9]{20,}")
 PATH = re.compile(r"""(?<![\w.:/<>)\]-])(?:/(?:[\w.+~-]+/)+|~/|[A-Za-z]:\\)[^\s"'`<>)]*""")
@@ -111,23 +120,45 @@ def export(
     Raises:
         FileExistsError: the destination is not empty.
         FileNotFoundError: the folder holds no model, or not the heads that are asked for.
-        ValueError: a choice does not exist or does not fit the model, or a file names a token or a path of this
-            machine.
+        ValueError: a choice does not exist or does not fit the model; a file is a link out of the folder, or names a
+            token, a path of this machine, or what `manifest_detail` withholds; or the weights are NaN or infinite.
     """
     source, exported = ModelFolder(folder), ModelFolder(destination)
     choices = Choices(with_heads, manifest_detail, finish, license, readme)
     source.require_model()
+    _refuse_links(source.path)
+    hidden = named_in(source, manifest_detail)
     _require_empty(exported.path)
     _export_model(source, exported, choices)
-    _export_documents(source, exported, choices)
-    _export_figures(source, exported, choices)
+    _export_documents(source, exported, choices, hidden)
+    _export_figures(source, exported, choices, hidden)
     if choices.heads_in_folder:
         copy_heads(source, exported.path / HEADS)
     _export_card(source, exported, choices, repo_id, token)
     names = files_in(exported.path)
     for name in names:
         _check(exported.path, name)
+        _check_withheld(exported.path, name, hidden, own_card=bool(choices.readme))
     return names
+
+
+def named_in(folder: ModelFolder, detail: str) -> Named:
+    """What the files of a folder name of its requests and may not tell at a detail."""
+    manifest = folder.read(MANIFEST)
+    report = AuditReport.load(folder.path / AUDIT) if folder.has(AUDIT) else None
+    document = checked_manifest(manifest) if manifest else {}
+    return named_by(document, report, folder.read(CONFIG), folder.read(RECORD), detail=detail)
+
+
+def _refuse_links(folder: Path) -> None:
+    """Refuse links that lead out of the folder: a push would send what they point to."""
+    inside = folder.resolve()
+    for path in (*folder.iterdir(), *(folder / FIGURES).glob("*"), *(folder / HEADS).glob("*")):
+        name = path.relative_to(folder).as_posix()
+        if (is_allowed(name) or name in (FIGURES, HEADS)) and not path.resolve().is_relative_to(inside):
+            raise ValueError(
+                f"{name} is a link to {str(path.resolve())!r}, outside the folder: put the file itself there"
+            )
 
 
 def _require_empty(folder: Path) -> None:
@@ -140,24 +171,13 @@ def _export_model(source: ModelFolder, exported: ModelFolder, choices: Choices) 
     """Configuration, image processor and weights; the configuration loses the name of the base model's folder."""
     _copy(source.path, exported.path, PROCESSOR)
     if choices.finish == "keep":
-        _copy(source.path, exported.path, CONFIG, *source.weights())
+        _copy(source.path, exported.path, CONFIG, WEIGHTS_INDEX, *weight_files(source))
     else:
         _finished(source, choices).save_pretrained(exported.path)
     config = exported.read(CONFIG)
     if config.pop("_name_or_path", None):
         exported.write(CONFIG, config)
-    _require_finite(exported)
-
-
-def _require_finite(folder: ModelFolder) -> None:
-    """Refuse weights that are NaN or infinite: a run that diverged has no model to publish."""
-    for name in folder.weights():
-        if name == WEIGHTS_INDEX:
-            continue
-        with safe_open(folder.path / name, "pt") as tensors:
-            for key in tensors.keys():  # noqa: SIM118 - it is no mapping
-                if not torch.isfinite(tensors.get_tensor(key)).all():
-                    raise ValueError(f"{key} in {name} is NaN or infinite: the run that made this model diverged")
+    require_finite(exported)
 
 
 def _finished(source: ModelFolder, choices: Choices) -> PreTrainedModel:
@@ -182,25 +202,50 @@ def _forgotten_labels(source: ModelFolder, id2label: dict[int, str]) -> list[int
     return [ids[name] for name in names]
 
 
-def _export_documents(source: ModelFolder, exported: ModelFolder, choices: Choices) -> None:
+def _export_documents(source: ModelFolder, exported: ModelFolder, choices: Choices, hidden: Named) -> None:
     """Run record, forget manifest and audit report, reduced to the detail that is allowed."""
     detail, record, manifest = choices.manifest_detail, source.read(RECORD), source.read(MANIFEST)
     if choices.finish != "keep":
         record["finish"] = choices.finish
     if record:
-        exported.write(RECORD, without_paths(disclosed_record(record, detail)))
+        exported.write(RECORD, without_paths(disclosed_record(record, detail, hidden)))
     if manifest:
         exported.write(MANIFEST, without_paths(disclosed_manifest(manifest, detail)))
     if source.has(AUDIT):
-        report = disclosed_report(AuditReport.load(source.path / AUDIT), detail)
+        report = disclosed_report(AuditReport.load(source.path / AUDIT), detail, hidden)
         exported.write(AUDIT, without_paths(report.to_dict()))
 
 
-def _export_figures(source: ModelFolder, exported: ModelFolder, choices: Choices) -> None:
-    hidden = FIGURES_WITH_CLASSES if choices.manifest_detail == "hashes" else ()
-    for path in sorted((source.path / FIGURES).glob("*")):
-        if path.stem in ALLOWED_FIGURES and path.stem not in hidden and path.suffix in (".png", ".svg"):
-            _copy(source.path, exported.path, f"{FIGURES}/{path.name}")
+def _export_figures(source: ModelFolder, exported: ModelFolder, choices: Choices, hidden: Named) -> None:
+    """The figures of the list, without texts beside the picture; drawn anew where models have got other names."""
+    withheld = FIGURES_WITH_CLASSES if choices.manifest_detail == "hashes" else ()
+    shown = [
+        path
+        for path in sorted((source.path / FIGURES).glob("*"))
+        if path.stem in ALLOWED_FIGURES and path.stem not in withheld and path.suffix in FIGURE_KINDS
+    ]
+    drawn = _drawn_anew(source, exported, [path.stem for path in shown])
+    for path in shown:
+        target = exported.path / FIGURES / path.name
+        target.parent.mkdir(exist_ok=True)
+        if drawn is None:
+            shutil.copyfile(path, target)
+        elif path.stem in drawn:
+            render(drawn[path.stem], target)
+        else:
+            continue
+        if path.suffix == ".png":
+            target.write_bytes(without_text(target.read_bytes(), path.name))
+        elif hidden.hides(text_of(target)):
+            target.unlink()
+
+
+def _drawn_anew(source: ModelFolder, exported: ModelFolder, names: Sequence[str]) -> dict[str, Any] | None:
+    """Figures of the report that is published, where it has other models than the one that they were drawn of."""
+    if not names or not source.has(AUDIT):
+        return None
+    before, after = (AuditReport.load(folder.path / AUDIT) for folder in (source, exported))
+    return draw(after, names=list(dict.fromkeys(names))) if list(before.models) != list(after.models) else None
 
 
 def _export_card(
@@ -263,3 +308,27 @@ def _check(folder: Path, name: str) -> None:
         raise ValueError(f"{name} holds a Hub token: take it out, and revoke the token if it was seen by others")
     if path := PATH.search(text):
         raise ValueError(f"{name} names a path of this machine, {path[0]!r}: take it out")
+
+
+def _check_withheld(folder: Path, name: str, hidden: Named, own_card: bool) -> None:
+    """Refuse a file that is not made here and tells what is withheld."""
+    texts: list[str] = []
+    if name == CARD and own_card:
+        texts = [(folder / name).read_text(encoding="utf-8")]
+    elif name == CONFIG:
+        texts = _foreign_texts(ModelFolder(folder).read(CONFIG))
+    elif name.endswith(".safetensors"):
+        texts = list(metadata_of(folder / name).values())
+    if any(map(hidden.hides, texts)):
+        raise ValueError(
+            f"{name} names what the request named, which this manifest_detail withholds: take it out, or publish with "
+            "manifest_detail='classes' or 'rows'"
+        )
+
+
+def _foreign_texts(config: Mapping[str, Any]) -> list[str]:
+    """What a configuration holds beside the keys of its architecture and the model's list of classes, as texts."""
+    kind = config.get("model_type")
+    known = set(CONFIG_MAPPING[kind]().to_dict()) if isinstance(kind, str) and kind in CONFIG_MAPPING else set()
+    known |= {"id2label", "label2id", "pretrained_cfg"}  # timm's holds the class list too
+    return [json.dumps({key: value}, ensure_ascii=False) for key, value in config.items() if key not in known]

@@ -10,33 +10,44 @@ from __future__ import annotations
 import errno
 import logging
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
+from fnmatch import fnmatch
 from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
 from typing import Any, NamedTuple
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard
 from huggingface_hub.errors import HfHubHTTPError
+from yaml import YAMLError
 
 from ec_hf._version import __version__
 from ec_hf.auditing.report import AuditReport
+from ec_hf.data.documents import checked_manifest
 from ec_hf.files import (
     AUDIT,
+    CARD,
     MANIFEST,
+    RECORD,
+    WEIGHTS,
+    WEIGHTS_INDEX,
     ModelFolder,
     find_file,
     first_line,
     read_json,
 )
-from ec_hf.publishing.export import Choices, export, export_heads_alone, files_in, is_allowed
+from ec_hf.publishing.export import Choices, export, export_heads_alone, files_in, is_allowed, named_in
+from ec_hf.publishing.weights import SHARDS
 
 __all__ = ["Published", "PushError", "explained", "load_report", "push", "push_later"]
 
 
 logger = logging.getLogger(__name__)
+FEW = 5
+LARGEST = 256 * 2**20
+"""Bytes of the largest manifest or audit that is read: that of a thousand classes has a hundredth of it."""
 
 
 class PushError(OSError):
@@ -58,6 +69,7 @@ class _Target:
     private: bool | None
     token: str | bool | None
     revision: str | None
+    overwrite: bool = False
 
 
 def push(
@@ -73,10 +85,13 @@ def push(
     finish: str = "keep",
     license: str | None = None,
     readme: str | Path | None = None,
+    overwrite: bool = False,
 ) -> str:
     """Publish a finished model folder. Files of an earlier push that are not in this one are deleted.
 
-    What an earlier commit showed stays in the history of the repository: to take it back, delete the repository.
+    A file that no push writes is never touched. In a repository that no push has made, no file is replaced or deleted
+    without `overwrite`. What an earlier commit showed stays in the history of the repository: to take it back, delete
+    the repository.
 
     Args:
         folder: what `ECTrainer.save_model` or a recipe wrote; it is not changed.
@@ -91,9 +106,12 @@ def push(
             `ec_hf.publishing.disclosure`. A hash hides no more than the names it was made of: whoever guesses them can
             check the guess.
         finish: what becomes of the logits of the forgotten classes: "keep", "mask" or "drop", see
-            `ec_hf.models.finish`. The audit stays that of the model before it.
+            `ec_hf.models.finish`. The audit stays that of the model before it. "mask" and "drop" show by their nature
+            which classes were forgotten, whatever `manifest_detail` says.
         license: a licence id of the Hub; None for that of the base model.
         readme: file with your own card, published as it is instead of the generated one.
+        overwrite: whether files of the same names, and all weights, are replaced in a repository that no push has
+            made.
 
     Returns:
         Address of the repository.
@@ -101,7 +119,7 @@ def push(
     Raises:
         PushError: the push failed; the message names the command that tries again.
     """
-    target = _Target(repo_id, private, token, revision)
+    target = _Target(repo_id, private, token, revision, overwrite)
     choices = Choices(with_heads, manifest_detail, finish, license, readme)
     with explained(repo_id, _retry(folder, target, choices)), TemporaryDirectory() as staged:
         _stage(folder, Path(staged), target, choices)
@@ -121,6 +139,7 @@ def push_later(
     finish: str = "keep",
     license: str | None = None,
     readme: str | Path | None = None,
+    overwrite: bool = False,
 ) -> Future[str]:
     """`push` with the upload in the background; the folder may change or be deleted once this returns.
 
@@ -129,7 +148,7 @@ def push_later(
     Raises:
         PushError: the files could not be prepared for the upload.
     """
-    target = _Target(repo_id, private, token, revision)
+    target = _Target(repo_id, private, token, revision, overwrite)
     choices = Choices(with_heads, manifest_detail, finish, license, readme)
     retry = _retry(folder, target, choices)
     with explained(repo_id, retry), ExitStack() as stack:
@@ -161,12 +180,16 @@ def load_report(
 
     Raises:
         FileNotFoundError: there is no such model, or it has no manifest.
-        ValueError: the report has another schema version.
+        ValueError: a file is too large, or no manifest or report of a version that this one reads.
     """
     manifest, audit = (find_file(name_or_path, name, revision=revision, token=token) for name in (MANIFEST, AUDIT))
     if manifest is None:
         raise FileNotFoundError(f"{str(name_or_path)!r} holds no {MANIFEST}: it was not unlearned with ec_hf")
-    return Published(read_json(manifest), None if audit is None else AuditReport.load(audit))
+    for path in filter(None, (manifest, audit)):
+        if (size := path.stat().st_size) > LARGEST:
+            raise ValueError(f"{path} has {size:,} bytes: no manifest and no audit has more than {LARGEST:,}")
+    document = checked_manifest(read_json(manifest), str(manifest))
+    return Published(document, None if audit is None else AuditReport.load(audit))
 
 
 @contextmanager
@@ -222,7 +245,9 @@ def _retry(folder: str | Path, target: _Target, choices: Choices) -> str:
     """Where the model is, and the command that pushes it again, without flags that have their default value."""
     defaults = asdict(Choices())
     flags = []
-    for name, value in {"private": target.private, "revision": target.revision, **asdict(choices)}.items():
+    for name, value in {**asdict(target), **asdict(choices)}.items():
+        if name in ("repo_id", "token"):
+            continue
         if value and value != defaults.get(name):
             flags += [f"--{name}"] if value is True else [f"--{name}", str(value)]
     command = shlex.join(["ec-hf", "push", str(folder), target.repo_id, *flags])
@@ -235,6 +260,12 @@ def _stage(folder: str | Path, staged: Path, target: _Target, choices: Choices) 
         export_heads_alone(ModelFolder(folder), staged / "heads")
     repo_id = _with_owner(target.repo_id, target.token)
     export(folder, staged / "model", repo_id=repo_id, token=target.token, **vars(choices))
+    if named_in(ModelFolder(folder), choices.manifest_detail).hides(repo_id):
+        logger.warning(
+            "The name of the repository, %r, tells what manifest_detail=%r withholds.",
+            repo_id,
+            choices.manifest_detail,
+        )
 
 
 def _upload_staged(staged: Path, target: _Target, choices: Choices, commit_message: str) -> str:
@@ -262,7 +293,7 @@ def _upload(folder: Path, target: _Target, commit_message: str) -> str:
         api.create_branch(url.repo_id, branch=target.revision, exist_ok=True)
     names = files_in(folder)
     old = api.list_repo_files(url.repo_id, revision=target.revision)
-    deleted = [name for name in old if is_allowed(name) and name not in names]
+    deleted = _deleted(api, url.repo_id, names, old, target)
     # Not upload_folder: where hf_xet is installed, it commits in batches, and a commit that the Hub refuses is tried
     # again in parts (huggingface_hub 2.4 made two commits of 301 files).
     api.create_commit(
@@ -275,3 +306,35 @@ def _upload(folder: Path, target: _Target, commit_message: str) -> str:
         revision=target.revision,
     )
     return f"{url}/tree/{target.revision}" if target.revision else str(url)
+
+
+def _deleted(api: HfApi, repo_id: str, names: Sequence[str], old: Sequence[str], target: _Target) -> list[str]:
+    """The files that a push takes away: those of an earlier push, or weights that would be loaded in place of ours.
+
+    Raises:
+        ValueError: the repository holds files that no push wrote, and the user did not say to replace them.
+    """
+    gone = [name for name in old if is_allowed(name) and name not in names]
+    if _is_ours(api, repo_id, old, target):
+        return gone
+    weights = [name for name in gone if name in (WEIGHTS, WEIGHTS_INDEX) or fnmatch(name, SHARDS)]
+    if (lost := [*(name for name in old if name in names), *weights]) and not target.overwrite:
+        more = f" and {len(lost) - FEW} more" if len(lost) > FEW else ""
+        raise ValueError(
+            f"the repository was not made by ec_hf, and this push would replace or delete {', '.join(lost[:FEW])}"
+            f"{more}. Choose another name, or say so with --overwrite (in Python overwrite=True)"
+        )
+    return weights
+
+
+def _is_ours(api: HfApi, repo_id: str, old: Sequence[str], target: _Target) -> bool:
+    """Whether an earlier push made the repository: it holds a record or a manifest, or a card that says so."""
+    if RECORD in old or MANIFEST in old:
+        return True
+    if CARD not in old:
+        return False
+    try:
+        text = ModelCard.load(api.hf_hub_download(repo_id, CARD, revision=target.revision)).data
+    except (ValueError, YAMLError):  # a card that cannot be read is not one of ours
+        return False
+    return "ec_hf" in (text.library_name, *(text.tags or ()))

@@ -82,7 +82,7 @@ def eval_results(report: AuditReport, dataset: str) -> list[EvalResult]:
         name = metric_title(each.metric)
         name += f", to {model_label(each.reference)}" if each.reference else ""
         name += ", deepest layer" if each.layer else ""
-        name += f", {each.note}" if each.metric == "relearning_area" and each.note else ""
+        name += f", {each.note}" if each.metric == "attack_area" and each.note else ""
         results.append(
             EvalResult(
                 task_type=PIPELINE_TAG,

@@ -13,7 +13,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ec_hf.auditing.report import AuditReport, Measurement
+from ec_hf.auditing.report import AttackCurve, AuditReport, Measurement
 from ec_hf.reporting.labels import layer_label, model_label
 from ec_hf.reporting.reading import MEAN, layer_order
 
@@ -21,6 +21,7 @@ __all__ = [
     "RC",
     "STYLES",
     "WIDTH",
+    "draw_attack",
     "draw_chance",
     "draw_curves",
     "draw_floor",
@@ -58,9 +59,16 @@ RC: Any = {
     "lines.linewidth": 1.7,
     "axes.spines.top": False,
     "axes.spines.right": False,
+    "text.parse_math": False,  # a dollar sign in a name begins no formula
     "svg.hashsalt": "ec_hf",  # the same report gives the same file
 }
 MAX_TICKS = 11
+AXES = {
+    "steps": "steps of training",
+    "images a class": "images of each class",
+    "bits": "bits of a weight",
+    "sparsity": "share of weights set to 0",
+}
 
 
 def render(figure: Figure, target: Any, kind: str | None = None) -> None:
@@ -107,6 +115,22 @@ def draw_curves(report: AuditReport, axis: Axes, cell: Sequence[Measurement]) ->
     set_ticks(axis, ticks, labels, slanted=sum(map(len, labels)) > 40)
     axis.set_xlabel("hidden state, shallow to deep")
     axis.set_ylim(min([-0.03, *(each.value - 0.03 for each in cell if each.value is not None)]), 1.03)
+    axis.grid(axis="y", color="#DDDDDD", linewidth=0.6)
+
+
+def draw_attack(report: AuditReport, axis: Axes, curves: Sequence[AttackCurve]) -> None:
+    """One line for each model over the strengths of an attack, evenly spaced, with its interval as a band."""
+    longest = max(curves, key=lambda curve: len(curve.x))
+    for name in report.models:
+        for curve in (curve for curve in curves if curve.model == name):
+            style = style_of(report, name)
+            points = range(len(curve.x))
+            axis.plot(points, curve.accuracy, label=name, **style)
+            if len(curve.low) == len(curve.high) == len(curve.x):
+                alpha = 0.35 if name.startswith(MEAN) else 0.15
+                axis.fill_between(points, curve.low, curve.high, color=style["color"], alpha=alpha, linewidth=0)
+    set_ticks(axis, list(range(len(longest.x))), [f"{x:g}" for x in longest.x], slanted=False)
+    axis.set_xlabel(AXES.get(longest.unit, longest.unit))
     axis.grid(axis="y", color="#DDDDDD", linewidth=0.6)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
-from ec_hf.auditing.report import AuditReport
+from ec_hf.auditing.report import AttackCurve, AuditReport
 from ec_hf.reporting.drawing import (
     RC,
     WIDTH,
+    draw_attack,
     draw_chance,
     draw_curves,
     draw_floor,
@@ -28,10 +30,10 @@ from ec_hf.reporting.drawing import (
     render,
     set_ticks,
     short_name,
-    style_of,
 )
-from ec_hf.reporting.labels import class_names, model_label, split_label
-from ec_hf.reporting.reading import forget_split, merged, of_role
+from ec_hf.reporting.labels import attack_words, class_names, model_label, split_label
+from ec_hf.reporting.printable import printable
+from ec_hf.reporting.reading import MEAN, forget_split, merged, of_role
 
 __all__ = ["CAPTIONS", "draw", "save_figures"]
 
@@ -42,6 +44,7 @@ QUERY_FRAME: dict[str, Any] = {"edgecolor": FORGET_RED, "linewidth": 1.5, "lines
 SAME_CLASS_FRAME: dict[str, Any] = {"edgecolor": "#0072B2", "linewidth": 3}
 OTHER_CLASS_FRAME: dict[str, Any] = {"edgecolor": "#AAAAAA", "linewidth": 0.8}
 STAR: dict[str, Any] = {"s": 46, "marker": "*", "color": FORGET_RED, "edgecolors": "white", "linewidths": 0.3}
+ATTACK_COLUMNS = 3
 MAX_CLASSES, MAX_QUERIES, MAX_NEIGHBOURS = 12, 3, 8
 CAPTIONS = {
     "cka": (
@@ -62,9 +65,11 @@ CAPTIONS = {
         "classes nearest to them in the original model. Stars in clusters of their own: the model still tells the "
         "forgotten classes apart. The same images everywhere; distances and sizes of clusters mean nothing."
     ),
-    "relearning": (
-        "Accuracy on held-out forget images while each model is fine-tuned on a few forget images. What was only "
-        "hidden comes back in a few steps; the retrained model shows how fast the classes can be learnt anew."
+    "attacks": (
+        "Accuracy on held-out forget images under attacks of growing strength: training on a few forget images, a new "
+        "classifier, a learnt prompt, weights that are rounded or pruned. What was only hidden comes back early; the "
+        "retrained model shows what can be learnt anew. Bands are 95 % intervals over images; of several retrained "
+        "models the line is the mean and the band their range."
     ),
     "confusion": (
         "What the models call test images of the forgotten classes, in percent of the images of a class (row). "
@@ -94,11 +99,12 @@ def draw(
     Raises:
         ValueError: `images` has fewer images than the report's retrievals name.
     """
+    report = printable(report)
     painters: dict[str, Callable[[], Figure | None]] = {
         "cka": lambda: _cka(report),
         "probe": lambda: _probe(report),
         "embedding": lambda: _embedding(report),
-        "relearning": lambda: _relearning(report),
+        "attacks": lambda: _attacks(report),
         "confusion": lambda: _confusion(report),
         "retrieval": lambda: _retrieval(report, images) if images is not None else None,
     }
@@ -194,23 +200,42 @@ def _embedding(report: AuditReport) -> Figure | None:
     return figure
 
 
-def _relearning(report: AuditReport) -> Figure | None:
-    titles = {"head": "only the classifier is trained", "full": "all weights are trained"}
-    modes = [mode for mode in titles if any(curve.mode == mode and curve.steps for curve in report.relearning)]
-    if not modes:
+def _attacks(report: AuditReport) -> Figure | None:
+    names = list(dict.fromkeys(curve.attack for curve in report.attacks if curve.x))
+    if not names:
         return None
-    figure, axes = new_axes(1, len(modes), height=2.9)
-    retrained = of_role(report, "retrained")  # they share a line style and an entry of the legend
-    for axis, mode in zip(axes[0], modes, strict=True):
-        for curve in report.relearning:
-            if curve.mode == mode:
-                label = retrained[0] if curve.model in retrained else curve.model
-                axis.plot(curve.steps, curve.accuracy, label=label, **style_of(report, curve.model))
-        axis.set(title=titles[mode], xlabel="steps of fine-tuning", ylim=(-0.03, 1.03))
+    columns = min(len(names), ATTACK_COLUMNS)
+    lines = -(-len(names) // columns)
+    figure, axes = new_axes(lines, columns, height=2.9 if columns < ATTACK_COLUMNS else 2.0)
+    shown = merged(report)
+    flat = [axis for row in axes for axis in row]
+    for axis in flat[len(names) :]:
+        axis.remove()
+    for axis, name in zip(flat, names, strict=False):
+        curves = _one_retrained([curve for curve in report.attacks if curve.attack == name], report)
+        draw_attack(shown, axis, curves)
         draw_chance(axis, report.find("accuracy", split="forget_test"))
-    axes[0][0].set_ylabel("accuracy on held-out forget images")
-    legend_of_models(report, figure, axes)
+        axis.set(title=attack_words(name).title, ylim=(-0.03, 1.03))
+    figure.supylabel("accuracy on held-out forget images", fontsize=9)
+    legend_of_models(shown, figure, [flat[: len(names)]])
     return figure
+
+
+def _one_retrained(curves: Sequence[AttackCurve], report: AuditReport) -> list[AttackCurve]:
+    """The curves with one, of means and their range, in place of those of several retrained models."""
+    retrained = [curve for curve in curves if curve.model in of_role(report, "retrained")]
+    others = [curve for curve in curves if curve not in retrained]
+    if len(of_role(report, "retrained")) < 2 or not retrained:
+        return list(curves)
+    points = list(zip(*(curve.accuracy for curve in retrained), strict=True))
+    mean = replace(
+        retrained[0],
+        model=next(name for name in merged(report).models if name.startswith(MEAN)),
+        accuracy=[sum(point) / len(point) for point in points],
+        low=[min(point) for point in points],
+        high=[max(point) for point in points],
+    )
+    return [*others, mean]
 
 
 def _confusion(report: AuditReport) -> Figure | None:

@@ -18,7 +18,7 @@ Topic = Literal[
     "layers",
     "probe",
     "neighbours",
-    "relearning",
+    "attacks",
     "membership",
     "8 bits",
     "rest",
@@ -39,7 +39,7 @@ Kind = (
         "moved",
         # no answer
         "unknown",
-        # of relearning: is half of the original's accuracy back within the steps that were tried?
+        # of attacks: is half of the original's accuracy back at some strength that was tried?
         "back",
         "not back",
         # of the rest

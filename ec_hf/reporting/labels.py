@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 from ec_hf.auditing.report import AuditReport, Measurement
 from ec_hf.metrics import METRICS
@@ -13,11 +14,13 @@ __all__ = [
     "SHORT",
     "STATUS_WORDS",
     "arrow",
+    "attack_words",
     "class_names",
     "interval_text",
     "layer_label",
     "metric_title",
     "model_label",
+    "note_label",
     "percent",
     "position_text",
     "split_label",
@@ -27,11 +30,14 @@ __all__ = [
 MISSING = "—"
 PERCENT = frozenset({
     "accuracy", "accuracy_masked", "accuracy_int8", "confidence", "linear_probe", "knn", "knn_downstream", "agreement",
-    "mia_svc_efficacy", "mia_svc_member",
+    "mia_svc_efficacy", "mia_svc_member", "mia_lira_tpr", "mia_population_tpr", "accuracy_matched",
+    "residual_knowledge", "attack_area",
 })  # fmt: skip
 SHORT = {
     "accuracy": "accuracy",
     "accuracy_masked": "accuracy, forgotten logits masked",
+    "accuracy_matched": "accuracy on unseen images of their classes",
+    "residual_knowledge": "named after a small change",
     "accuracy_int8": "accuracy after 8-bit quantisation",
     "entropy": "entropy",
     "linear_cka": "CKA",
@@ -43,16 +49,50 @@ SHORT = {
     "knn_downstream": "k-NN, other data set",
     "mia_loss": "membership by loss (AUC)",
     "mia_confidence": "membership by confidence (AUC)",
+    "mia_lira": "membership by shadow models (LiRA, AUC)",
+    "mia_lira_tpr": "members found at 1 % false alarms (LiRA)",
+    "mia_population": "membership by class thresholds (AUC)",
+    "mia_population_tpr": "members found at 1 % false alarms (class thresholds)",
     "mia_svc_efficacy": "MIA-efficacy (SVC)",
     "mia_svc_member": "judged as member (SVC)",
     "idi": "IDI",
     "infonce": "InfoNCE",
     "probe_advantage": "probe advantage",
-    "relearning_area": "relearning area",
+    "attack_area": "under attack",
     "js_divergence": "Jensen-Shannon divergence",
     "activation_distance": "activation distance",
     "agreement": "equal predictions",
     "h_mean": "H-mean",
+}
+
+
+class AttackWords(NamedTuple):
+    """How an attack is told.
+
+    Attributes:
+        title: a few words.
+        by: what makes it stronger.
+        way: how it comes about, as the beginning of a sentence on a model.
+    """
+
+    title: str
+    by: str
+    way: str
+
+
+_FEW, _MORE = "fine-tuned on a few forget images", "fine-tuned on more and more forget images"
+_HEAD, _FULL, _LORA = "only its classifier is", "all of its weights are", "only small adapters beside its weights are"
+ATTACKS = {
+    "relearn_head": AttackWords("classifier fine-tuned", "steps", f"when {_HEAD} {_FEW}"),
+    "relearn_full": AttackWords("all weights fine-tuned", "steps", f"when {_FULL} {_FEW}"),
+    "relearn_lora": AttackWords("adapters fine-tuned", "steps", f"when {_LORA} {_FEW}"),
+    "relearn_head_images": AttackWords("classifier fine-tuned", "images", f"when {_HEAD} {_MORE}"),
+    "relearn_full_images": AttackWords("all weights fine-tuned", "images", f"when {_FULL} {_MORE}"),
+    "relearn_lora_images": AttackWords("adapters fine-tuned", "images", f"when {_LORA} {_MORE}"),
+    "new_head": AttackWords("new classifier", "images", "when its classifier is replaced by a new one"),
+    "prompt": AttackWords("prompt learnt", "images", "when it is given a learnt prompt with each image"),
+    "quantization": AttackWords("weights rounded", "bits", "when its weights are rounded to fewer and fewer bits"),
+    "pruning": AttackWords("weights pruned", "sparsity", "when more and more of its small weights are set to 0"),
 }
 CONTROLS = ("cka_floor", "split_half_cka")  # what other numbers are read by: no direction is better
 ARROWS = "↓ lower is better, ↑ higher is better, ≈ nearer the retrained model is better; in brackets 95 % intervals."
@@ -64,16 +104,34 @@ STATUS_WORDS = (
 )
 
 
-def arrow(metric: str, split: str | None = None, reference: str | None = None) -> str:
-    """The better direction: "↓" lower, "↑" higher, "≈" nearer the retrained model, "" for an unknown metric."""
+def arrow(metric: str, split: str | None = None, reference: str | None = None, *, rows: bool = False) -> str:
+    """The better direction: "↓" lower, "↑" higher, "≈" nearer the retrained model, "" for an unknown metric.
+
+    Of forgotten rows of kept classes nothing should be low: they are to be as unseen images of their classes.
+    """
     if metric not in METRICS or metric in CONTROLS:
         return ""
+    if rows and split in ("forget_train", "forget_test") and reference in (None, "original"):
+        return "≈"
     return {"lower": "↓", "higher": "↑"}.get(METRICS[metric].better(split, reference), "≈")
 
 
 def metric_title(metric: str) -> str:
     """The short name of a metric for readers; `METRICS` holds the long one."""
     return SHORT.get(metric) or (METRICS[metric].title if metric in METRICS else metric.replace("_", " "))
+
+
+def attack_words(name: str) -> AttackWords:
+    """How an attack is told; one that is not known goes by its name."""
+    return ATTACKS.get(name) or AttackWords(name.replace("_", " "), "strength", f"under the attack {name}")
+
+
+def note_label(metric: str, note: str | None) -> str | None:
+    """What tells a number from others of the same metric: of attacks, which one it was."""
+    if metric != "attack_area" or note is None:
+        return note
+    words = attack_words(note)
+    return f"{words.title}, by {words.by}"
 
 
 def value_text(metric: str, value: float | None) -> str:

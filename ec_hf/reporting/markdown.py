@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
+
+from ec_hf.reporting.printable import printable_text
 
 __all__ = ["escaped", "table"]
 
@@ -19,5 +22,6 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def escaped(text: str) -> str:
-    """The text on one line, without the signs that would end a cell or begin HTML."""
-    return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
+    """The text on one line, without the signs that would end a cell, begin HTML, or make a link or a picture."""
+    one_line = printable_text(re.sub(r"[\r\n]", " ", text))
+    return one_line.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("](", "]\\(")

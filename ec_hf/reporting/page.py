@@ -17,7 +17,8 @@ from ec_hf.reporting.drawing import render
 from ec_hf.reporting.figures import CAPTIONS, draw
 from ec_hf.reporting.findings import Finding, by_model
 from ec_hf.reporting.labels import ARROWS, metric_title, model_label, split_label
-from ec_hf.reporting.tables import layer_tables, main_table, output_table, signal_tables
+from ec_hf.reporting.printable import printable
+from ec_hf.reporting.tables import attack_table, layer_tables, main_table, output_table, signal_tables
 from ec_hf.reporting.verdict import findings
 
 __all__ = ["page", "write_page"]
@@ -26,7 +27,7 @@ TITLES = {
     "cka": "Likeness of the layers",
     "probe": "What the layers still tell",
     "embedding": "A picture of the deepest layer",
-    "relearning": "How fast it comes back",
+    "attacks": "What attacks bring back",
     "confusion": "What forgotten classes are taken for",
     "retrieval": "Nearest images",
 }
@@ -34,7 +35,7 @@ ALTS = {
     "cka": "Line chart: linear CKA over the hidden states, a line for each model; numbers in the tables by layer.",
     "probe": "Line chart: probe and k-NN accuracy over the hidden states; numbers in the tables by layer.",
     "embedding": "Scatter plots of t-SNE coordinates, one for each model; the caption says what to look for.",
-    "relearning": "Line chart: accuracy on forget images over steps of fine-tuning, a line for each model.",
+    "attacks": "Line charts: accuracy on forget images over the strength of each attack, a line for each model.",
     "confusion": "Heat maps of predicted classes for test images of the forgotten classes, one for each model.",
     "retrieval": "Grid of images: a forget image and its nearest images, one row for each model.",
 }
@@ -49,7 +50,7 @@ LIMITS = [
     "Every number is about these images, these layers and pooled features. Forgotten data may be left where nobody "
     "looked.",
     "CKA can be moved without changing what a model does, and it says nothing of small but readable traces. Read it "
-    "together with the probe and the relearning.",
+    "together with the probe and the attacks.",
     "Intervals are over images. They do not cover another seed of training or of erasure; of retraining only the "
     "positions of signals do, and only where there are several retrained models.",
     "Membership inference without an ensemble of retrained models is weak: a value at chance is no proof of privacy.",
@@ -79,6 +80,7 @@ def page(report: AuditReport, *, images: Sequence[Any] | None = None) -> str:
         report: the report.
         images: as for `write_page`.
     """
+    report = printable(report)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).with_name("templates")),
         autoescape=True,
@@ -90,7 +92,7 @@ def page(report: AuditReport, *, images: Sequence[Any] | None = None) -> str:
         {"title": TITLES[name], "alt": ALTS[name], "caption": CAPTIONS[name], "source": _data_uri(figure)}
         for name, figure in draw(report, images=images).items()
     ]
-    main, *rest = main_table(report), output_table(report), *layer_tables(report)
+    main, *rest = main_table(report), attack_table(report), output_table(report), *layer_tables(report)
     judged = by_model(findings(report))
     used = {each.metric for each in report.measurements}
     return environment.get_template("report.html.jinja").render(

@@ -47,7 +47,12 @@ def layer_order(report: AuditReport) -> list[str]:
 
 
 def forget_split(report: AuditReport, metric: str) -> str:
-    """Where to read a metric on forgotten data: its test images, or training images where only rows were forgotten."""
+    """Where to read a metric on forgotten data: its test images, or training images where only rows were forgotten.
+
+    Test images that match a request of rows were never trained on, so there was nothing of them to forget.
+    """
+    if not whole_classes(report) and report.value(metric, split="forget_train") is not None:
+        return "forget_train"
     return "forget_test" if report.value(metric, split="forget_test") is not None else "forget_train"
 
 

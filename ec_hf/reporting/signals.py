@@ -8,7 +8,15 @@ from dataclasses import dataclass
 
 from ec_hf.auditing.report import STATUSES, AuditReport, Signal, Status, overall
 from ec_hf.reporting.findings import Finding, Topic
-from ec_hf.reporting.labels import metric_title, model_label, position_text, split_label, value_text
+from ec_hf.reporting.labels import (
+    attack_words,
+    metric_title,
+    model_label,
+    note_label,
+    position_text,
+    split_label,
+    value_text,
+)
 from ec_hf.reporting.reading import of_role, signals_of
 
 __all__ = ["Judgement", "blind_signals", "counts_text", "judgement", "ranking", "signal_findings"]
@@ -20,11 +28,21 @@ LEADS = {
     "linear_probe": "a new linear classifier on its features finds the class of {value} of the {images}",
     "knn": "the nearest images in its features have the class of {value} of the {images} (k-NN)",
     "linear_cka": "its features of the {images} resemble the original's by {value} in CKA (1 is the same)",
-    "relearning_area": "fine-tuned on a few of them, it comes back to the {images} by {value} (area under the curve)",
+    "attack_area": "{way}, it gets {value} of the {images} right, on average over the strengths that were tried",
     "mia_loss": "its losses tell the {images} from images that it never saw with an AUC of {value} (0.50 is chance)",
     "mia_confidence": (
         "its confidence tells the {images} from images that it never saw with an AUC of {value} (0.50 is chance)"
     ),
+    "mia_lira": (
+        "shadow models tell the {images} from images that it never saw with an AUC of {value} (0.50 is chance)"
+    ),
+    "mia_population": (
+        "thresholds for each class tell the {images} from images that it never saw with an AUC of {value} (0.50 is "
+        "chance)"
+    ),
+    "mia_lira_tpr": "shadow models find {value} of the {images} as trained on, at 1 % false alarms",
+    "mia_population_tpr": "thresholds for each class find {value} of the {images} as trained on, at 1 % false alarms",
+    "residual_knowledge": "after a small change, {value} of the {images} are named",
 }
 """How a value is told to readers who do not know the metric."""
 OTHER = "the {metric} of the {images} is {value}"
@@ -35,9 +53,11 @@ TOPICS: dict[str, Topic] = {
     "accuracy_int8": "8 bits",
     "mia_loss": "membership",
     "mia_confidence": "membership",
+    **dict.fromkeys(("mia_lira", "mia_lira_tpr", "mia_population", "mia_population_tpr"), "membership"),
     "mia_svc_efficacy": "membership",
     "mia_svc_member": "membership",
-    "relearning_area": "relearning",
+    "attack_area": "attacks",
+    "residual_knowledge": "output",
     "knn": "neighbours",
     "linear_probe": "probe",
     "infonce": "probe",
@@ -49,7 +69,7 @@ ORDER: tuple[Topic, ...] = (
     "layers",
     "probe",
     "neighbours",
-    "relearning",
+    "attacks",
     "membership",
     "8 bits",
 )
@@ -116,7 +136,8 @@ def blind_signals(report: AuditReport) -> Finding | None:
     layers: dict[str, list[str]] = {}
     for each in report.signals:
         if each.status == "blind":
-            places = layers.setdefault(f"{metric_title(each.metric)} ({split_label(each.split)})", [])
+            note = f", {note_label(each.metric, each.note)}" if each.metric == "attack_area" else ""
+            places = layers.setdefault(f"{metric_title(each.metric)}{note} ({split_label(each.split)})", [])
             if each.layer and each.layer not in places:
                 places.append(each.layer)
     if not layers:
@@ -175,9 +196,10 @@ def _lead(signal: Signal) -> str:
         value=value_text(signal.metric, signal.value),
         images=f"{split_label(signal.split)} images",
         metric=metric_title(signal.metric),
+        way=attack_words(signal.note or "unnamed").way,
     )
     lead += f" at {signal.layer}" if signal.layer else ""
-    return f"{lead}, {signal.note}" if signal.note else lead
+    return f"{lead}, {signal.note}" if signal.note and signal.metric != "attack_area" else lead
 
 
 def _retrained(signal: Signal) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,17 +21,20 @@ from ec_hf.reporting.labels import (
     interval_text,
     metric_title,
     model_label,
+    note_label,
     position_text,
     split_label,
     value_text,
 )
-from ec_hf.reporting.reading import MEAN, forget_split, layer_order, merged, of_role, signals_of
+from ec_hf.reporting.printable import printable
+from ec_hf.reporting.reading import MEAN, forget_split, layer_order, merged, of_role, signals_of, whole_classes
 from ec_hf.reporting.signals import counts_text
 
 __all__ = [
     "Row",
     "Table",
     "as_section",
+    "attack_table",
     "layer_tables",
     "main_table",
     "output_table",
@@ -57,6 +60,11 @@ MAIN = [
     ("idi", None, "retrained", None),
     ("accuracy_int8", "forget", None, None),
 ]
+ATTACK_WORDS = (
+    "Area under the curve of each attack: the share of held-out forget images that are named right, averaged over the "
+    "strengths of the attack. The last columns are the areas between two curves, in points: a model above the "
+    "retrained one gives back more than retraining leaves."
+)
 FEW_SIGNALS = 5
 """So many of the worst signals are shown where there is little room."""
 MANY_RETRAINED = 2
@@ -109,8 +117,14 @@ class Table:
 
 
 def tables(report: AuditReport) -> list[Table]:
-    """All tables that hold a number: the main one, signals, figures of the output, one for each layer-wise metric."""
-    chosen = (main_table(report), *signal_tables(report), output_table(report), *layer_tables(report))
+    """All tables that hold a number: the main one, signals, attacks, the output, one for each layer-wise metric."""
+    chosen = (
+        main_table(report),
+        *signal_tables(report),
+        attack_table(report),
+        output_table(report),
+        *layer_tables(report),
+    )
     return [table for table in chosen if table.rows]
 
 
@@ -144,9 +158,8 @@ def _signal_table(report: AuditReport, name: str, few: int | None) -> Table:
 
 
 def _signal_row(signal: Signal) -> Row:
-    label = ", ".join(
-        [metric_title(signal.metric), split_label(signal.split), *filter(None, [signal.layer, signal.note])]
-    )
+    places = [signal.layer, note_label(signal.metric, signal.note)]
+    label = ", ".join([metric_title(signal.metric), split_label(signal.split), *filter(None, places)])
     mean = sum(signal.retrained) / len(signal.retrained)
     values = [value_text(signal.metric, value) for value in (signal.original, signal.value, mean)]
     spread = Measurement(signal.metric, "", mean, low=min(signal.retrained), high=max(signal.retrained))
@@ -175,8 +188,39 @@ def main_table(report: AuditReport) -> Table:
 def output_table(report: AuditReport) -> Table:
     """All figures that belong to no layer."""
     report = _readable(report)
-    rows = [each for each in report.measurements if each.layer is None]
+    rows = [each for each in report.measurements if each.layer is None and each.metric != "attack_area"]
     return _table(report, "Output and summary scores", _sorted(_key(each) for each in rows))
+
+
+def attack_table(report: AuditReport) -> Table:
+    """What each attack brings back: the area under its curve by model, and the areas between the curves."""
+    report = _readable(report)
+    areas: dict[str, dict[str, Measurement]] = {}
+    for each in report.find("attack_area"):
+        areas.setdefault(each.note or "", {})[each.model] = each
+    retrained = of_role(report, "retrained")
+    compared = ["original", *of_role(report, "unlearned")] if retrained else []
+    rows = []
+    for attack, by_model in areas.items():
+        row = _row(note_label("attack_area", attack) or "", [by_model.get(name) for name in report.models])
+        gaps = [_gap(by_model, name, retrained) for name in compared]
+        rows.append(replace(row, values=[*row.values, *gaps], intervals=[*row.intervals, *[""] * len(gaps)]))
+    heads = [*map(model_label, report.models), *(f"{model_label(name)} - retrained" for name in compared)]
+    return Table(
+        "Recovery attacks: forget accuracy on average over their strengths",
+        heads,
+        rows,
+        [ATTACK_WORDS] if rows else [],
+    )
+
+
+def _gap(by_model: Mapping[str, Measurement], name: str, retrained: Sequence[str]) -> str:
+    """The area between the curve of a model and the mean curve of retrained ones, in points."""
+    values = [by_model[each].value if each in by_model else None for each in (name, *retrained)]
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
+        return MISSING
+    return f"{100 * (known[0] - sum(known[1:]) / len(retrained)):+.1f}"
 
 
 def layer_tables(report: AuditReport) -> list[Table]:
@@ -215,14 +259,15 @@ def to_rich(report: AuditReport, *, full: bool = False) -> Group:
 
     Args:
         report: the report.
-        full: all tables; by default the main one, the worst signals, and those of the layers on the forget set, for
-            the metrics in the main one.
+        full: all tables; by default the main one, the worst signals, attacks, and those of the layers on the forget
+            set, for the metrics in the main one.
     """
-    chosen = tables(report)
+    chosen = tables(report := printable(report))
     if not full:
         shown = {metric for metric, _, _, place in MAIN if place}
         layered = [t for t in chosen[1:] if t.metric in shown and (t.split or "").startswith("forget")]
-        chosen = [*chosen[:1], *signal_tables(report, FEW_SIGNALS), *layered]
+        attacks = [table for table in [attack_table(report)] if table.rows]
+        chosen = [*chosen[:1], *signal_tables(report, FEW_SIGNALS), *attacks, *layered]
     drawn: list[Any] = [] if chosen else [Text("The report holds no measurement.")]
     for table in chosen:
         drawn += [_Grid(table), *(Text(note, style="dim") for note in table.notes), Text("")]
@@ -258,7 +303,7 @@ class _Grid:
 def _layer_table(report: AuditReport, kind: Key) -> Table:
     metric, split, reference, _ = kind
     keys: list[Key] = [(metric, split, reference, layer) for layer in layer_order(report)]
-    table = _table(report, _label(kind), keys, label=lambda key: str(key[3]))
+    table = _table(report, _label(kind, rows=not whole_classes(report)), keys, label=lambda key: str(key[3]))
     chances = {row.chance for row in table.rows} - {MISSING}
     title = f"{table.title} (chance {chances.pop()})" if len(chances) == 1 else table.title
     return replace(table, title=title, metric=metric, split=split)
@@ -285,7 +330,7 @@ def _table(report: AuditReport, title: str, keys: Iterable[Key], label: Callable
         for variant in range(depth):  # several of one kind differ by their notes
             line = [cells[name][variant] if variant < len(cells.get(name, [])) else None for name in models]
             noted = [each for each in line if each and each.note]
-            text = (label or _label)(key)
+            text = label(key) if label else _label(key, rows=not whole_classes(report))
             if depth > 1:
                 text += f", {noted[0].note}" if noted else ""
             else:
@@ -306,12 +351,12 @@ def _key(each: Measurement) -> Key:
     return each.metric, each.split, each.reference, each.layer
 
 
-def _label(key: Key) -> str:
+def _label(key: Key, *, rows: bool = False) -> str:
     metric, split, reference, layer = key
     to = f" to {model_label(reference)}" if reference else ""
     places = [split_label(split) if split else "", layer or ""]
     text = ", ".join([metric_title(metric) + to, *(place for place in places if place)])
-    return f"{text} {arrow(metric, split, reference)}".strip()
+    return f"{text} {arrow(metric, split, reference, rows=rows)}".strip()
 
 
 def _sorted(keys: Iterable[Key]) -> list[Key]:

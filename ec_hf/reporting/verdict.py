@@ -11,10 +11,11 @@ from collections.abc import Mapping, Sequence
 
 from scipy.stats import binom
 
-from ec_hf.auditing.report import STATUSES, AuditReport, Measurement, RelearningCurve, RetainedClass, Status
+from ec_hf.auditing.report import STATUSES, AttackCurve, AuditReport, Measurement, RetainedClass, Status
 from ec_hf.reporting import layerwise
 from ec_hf.reporting.findings import Finding, Kind, Topic
-from ec_hf.reporting.labels import metric_title, percent, split_label, value_text
+from ec_hf.reporting.labels import attack_words, metric_title, percent, split_label, value_text
+from ec_hf.reporting.printable import printable
 from ec_hf.reporting.reading import (
     above,
     apart,
@@ -35,6 +36,8 @@ __all__ = ["findings", "headline"]
 CLASS_ALPHA = 0.05
 """In this share of audits some kept class may be said to have suffered though it differs by chance."""
 FEW_CLASSES = 3
+FEW_ATTACKS = 3
+"""So many attacks are told with their strengths, those first that are quicker than on a retrained model."""
 RETAIN_LOSS = 0.02
 """Retain accuracy that may be lost before the rest counts as hurt. It is a choice, not measured, and the finding says
 so: whoever uses the model must judge the loss."""
@@ -45,6 +48,12 @@ OUTPUT: dict[Kind, str] = {
     "not named": "no longer named at the output",
     "unclear": "perhaps no longer named at the output",
 }
+OUTPUT_ON_ROWS: dict[Kind, str] = {
+    "known": "at the output the forgotten rows are still known better than unseen images of their classes",
+    "not named": "at the output the forgotten rows are known worse than unseen images of their classes",
+    "unclear": "at the output the forgotten rows are known no better than unseen images of their classes",
+}
+"""The same where rows of kept classes were forgotten: the answer to an unseen image of the class is the target."""
 IN_ANSWERS_ONLY = "no longer named in its answers, but still known in its scores"
 LAYERS: dict[Kind, str] = {
     "kept": "the layers are close to what they were (superficial)",
@@ -58,6 +67,10 @@ STILL: dict[Topic, str] = {
     "membership": "its losses still tell which images it was trained on",
 }
 NO_TARGET = "without a retrained model it cannot be told how far forgetting should go, nor whether this is enough"
+OF_ROWS = (
+    "Rows of kept classes were forgotten: a model has forgotten them where it treats them as unseen images of the "
+    "same classes, not where it stops naming them."
+)
 BESIDE: dict[Status, str] = {
     "untouched": "not forgotten",
     "under-erased": "not forgotten",
@@ -82,6 +95,7 @@ def findings(report: AuditReport) -> list[Finding]:
     Returns:
         Findings, in the order in which to read them; the first on a model is its headline (topic "summary").
     """
+    report = printable(report)
     names = of_role(report, "unlearned")
     if not names:
         nothing = "The report holds no unlearned model, so there is no forgetting to judge."
@@ -95,11 +109,11 @@ def findings(report: AuditReport) -> list[Finding]:
 def _of_model(report: AuditReport, name: str) -> list[Finding]:
     if of_role(report, "retrained"):
         measured = {each.metric for each in report.signals if each.model == name}
-        others = [_relearning(report, name)]
+        others = [_attacks(report, name)]
         others += [_eight_bits(report, name)] if measured and "accuracy_int8" not in measured else []
         judged = [*signal_findings(report, name), *others, _rest(report, name)]
     else:
-        topics = (_output, layerwise.scores, layerwise.layers, layerwise.probe, _relearning, _membership, _eight_bits)
+        topics = (_output, layerwise.scores, layerwise.layers, layerwise.probe, _attacks, _membership, _eight_bits)
         judged = [judge(report, name) for judge in (*topics, _rest)]
     found = [finding for finding in judged if finding]
     return [headline(report, name, found), *found]
@@ -121,7 +135,7 @@ def headline(report: AuditReport, name: str, judged: Sequence[Finding]) -> Findi
     if kinds.get("rest") == "intact" and not _classes_can_tell(report, name):
         rest += " on average"
     if not of_role(report, "retrained"):
-        kind, text = _without_retrained(kinds)
+        kind, text = _without_retrained(kinds, OUTPUT if whole_classes(report) else OUTPUT_ON_ROWS)
     elif not signals_of(report, name):
         kind, text = "unknown", NO_SIGNAL if report.signals else NOT_JUDGED
     else:
@@ -142,9 +156,9 @@ def _from_signals(report: AuditReport, name: str, judged: Sequence[Finding]) -> 
     return worst, "; ".join(filter(None, [f"{BESIDE[worst]}: {beside[worst]}", by_signals.too_much]))
 
 
-def _without_retrained(kinds: Mapping[Topic, Kind]) -> tuple[Kind, str]:
+def _without_retrained(kinds: Mapping[Topic, Kind], words: Mapping[Kind, str]) -> tuple[Kind, str]:
     at_output, in_layers = kinds.get("output", "unknown"), kinds.get("layers", "unknown")
-    first = OUTPUT.get(at_output, "what the output knows was not measured")
+    first = words.get(at_output, "what the output knows was not measured")
     if at_output != "known" and "scores" in kinds:
         first = IN_ANSWERS_ONLY
     still = [text for topic, text in STILL.items() if topic in kinds]
@@ -161,9 +175,12 @@ def _output(report: AuditReport, name: str) -> Finding | None:
         return None
     whose, target = aim
     original = report.value("accuracy", model="original", split=split)
-    against = [f"{whose} {percent(target)}", *([f"the original {percent(original)}"] if original is not None else [])]
+    against = [
+        f"{whose} {percent(number(target))}",
+        *([f"the original {percent(original)}"] if original is not None else []),
+    ]
     numbers = f"it gets {percent(number(mine))} of the {split_label(split)} images right ({', '.join(against)})"
-    side = above(mine, target)
+    side = above(mine, number(target)) if target.low is None else apart(mine, target)
     if side > 0:
         return Finding(name, "output", "known", f"the output has not forgotten: {numbers}.")
     if whole_classes(report):
@@ -178,17 +195,19 @@ def _output(report: AuditReport, name: str) -> Finding | None:
     return Finding(name, "output", "unclear", f"{alike}: {numbers}.")
 
 
-def _aim_of_accuracy(report: AuditReport, mine: Measurement, name: str) -> tuple[str, float] | None:
+def _aim_of_accuracy(report: AuditReport, mine: Measurement, name: str) -> tuple[str, Measurement] | None:
     """What accuracy on forgotten images is held against, and that accuracy.
 
-    A forgotten class is one that is not named; forgotten rows are named as well as any unseen image.
+    A forgotten class is one that is not named; forgotten rows are named as well as unseen images of their classes.
     """
     if whole_classes(report):
         classes = report.dataset.get("class_names")
-        whose, value = "chance", mine.chance or (1 / len(classes) if classes else None)
-    else:
-        whose, value = "its own on images that it never saw", report.value("accuracy", model=name, split="retain_test")
-    return None if value is None else (whose, value)
+        chance = mine.chance or (1 / len(classes) if classes else None)
+        return None if chance is None else ("chance", Measurement("accuracy", name, chance))
+    if (matched := output(report, "accuracy_matched", name, "retain_test")) is not None:
+        return "its own on images of the same classes that it never saw", matched
+    unseen = output(report, "accuracy", name, "retain_test")
+    return None if unseen is None else ("its own on images that it never saw", unseen)
 
 
 def _rest(report: AuditReport, name: str) -> Finding | None:
@@ -196,6 +215,7 @@ def _rest(report: AuditReport, name: str) -> Finding | None:
     if mine is None or original is None:
         return None
     numbers = f"{percent(mine)} of the retain test images right, the original {percent(original)}"
+    numbers += _classes_of_rows(report, name)
     limit = f"{100 * RETAIN_LOSS:.0f} points"
     lost = _lost_classes(report, name)
     if original - mine > RETAIN_LOSS:
@@ -203,12 +223,33 @@ def _rest(report: AuditReport, name: str) -> Finding | None:
         return Finding(name, "rest", "hurt", f"the rest has suffered: {numbers}, {loss}.")
     if lost:
         return Finding(name, "rest", "hurt", f"single classes have suffered: {lost}; of all, {numbers}.")
+    if _rows_hurt(report, name):
+        return Finding(name, "rest", "hurt", f"the classes of the forgotten rows have suffered: {numbers}.")
     stated = f"a loss of up to {limit} counts as none"
     if _classes_can_tell(report, name):
         known = f"no single class has lost more than chance, as far as {_fewest(report, name)} images of one can tell"
         return Finding(name, "rest", "intact", f"the rest is intact: {numbers} ({stated}; {known}).")
     stated += ", and single classes can have lost more"
     return Finding(name, "rest", "intact", f"the rest is intact on average: {numbers} ({stated}).")
+
+
+def _classes_of_rows(report: AuditReport, name: str) -> str:
+    """Accuracy on unseen images of the classes of forgotten rows, which must stay; "" for a request of classes."""
+    models = {"": name, "the original ": "original"}
+    models |= {f"{model} ": model for model in of_role(report, "retrained")}
+    known = {whose: output(report, "accuracy_matched", model, "retain_test") for whose, model in models.items()}
+    if known[""] is None:
+        return ""
+    told = ", ".join(f"{whose}{percent(number(each))}" for whose, each in known.items() if each)
+    return f"; of unseen images of the forgotten rows' classes {told}"
+
+
+def _rows_hurt(report: AuditReport, name: str) -> bool:
+    """Whether unseen images of the forgotten rows' classes lost more than the limit, and more than chance explains."""
+    mine, original = (output(report, "accuracy_matched", each, "retain_test") for each in (name, "original"))
+    if mine is None or original is None:
+        return False
+    return number(original) - number(mine) > RETAIN_LOSS and above(mine, number(original)) < 0
 
 
 def _lost_classes(report: AuditReport, name: str) -> str:
@@ -254,41 +295,68 @@ def _fewest(report: AuditReport, name: str) -> int:
     return min(counts.images for counts in report.retained[name].values())
 
 
-def _relearning(report: AuditReport, name: str) -> Finding | None:
-    """After how many steps of fine-tuning is half of the original's accuracy back?"""
-    original = report.value("accuracy", model="original", split="forget_test")
-    curves = {(curve.model, curve.mode): curve for curve in report.relearning if curve.steps}
-    mode = next((mode for mode in ("head", "full") if (name, mode) in curves), None)
-    if original is None or mode is None:
+def _attacks(report: AuditReport, name: str) -> Finding | None:
+    """At which strength of an attack is half of the original's accuracy back?"""
+    original, own = (report.value("accuracy", model=model, split="forget_test") for model in ("original", name))
+    mine = [curve for curve in report.attacks if curve.model == name and curve.x]
+    if original is None or own is None or own >= original / 2 or not mine:
         return None
-    curve, half = curves[name, mode], original / 2
-    if curve.accuracy[0] >= half:
-        return None
-    retrained = [curves[model, mode] for model in of_role(report, "retrained") if (model, mode) in curves]
-    trained = "only its classifier is" if mode == "head" else "all of its weights are"
-    text = (
-        f"when {trained} fine-tuned on a few forget images, half of the original's accuracy on others is back "
-        f"{_when(curve, half)}"
-    )
-    if retrained:
-        text += f", in {'the retrained model' if len(retrained) == 1 else 'the retrained models'} "
-        text += ", ".join(dict.fromkeys(_when(each, half) for each in retrained))
-    kind: Kind = "not back" if _steps(curve, half) is None else "back"
-    judged = any(each.metric == "relearning_area" for each in signals_of(report, name))
-    if retrained and not judged and _steps(curve, half) < min(_steps(each, half) for each in retrained):
+    half, retrained = original / 2, of_role(report, "retrained")
+    others = {
+        curve.attack: [each for each in report.attacks if each.attack == curve.attack and each.model in retrained]
+        for curve in mine
+    }
+    sooner = [
+        curve
+        for curve in mine
+        if others[curve.attack] and _place(curve, half) < min(_place(other, half) for other in others[curve.attack])
+    ]
+    back = [curve for curve in mine if _place(curve, half) < math.inf]
+    kind: Kind = "back" if back else "not back"
+    ordered = sorted(back, key=lambda curve: curve not in sooner)  # stable
+    told = ordered[:FEW_ATTACKS]
+    clauses = [_comeback(curve, others[curve.attack], half, first=not k) for k, curve in enumerate(told)]
+    if more := ordered[FEW_ATTACKS:]:
+        clauses.append(f"these attacks bring it back too: {_listed(more)}")
+    if never := [curve for curve in mine if curve not in back]:
+        what = "it" if back else "half of the original's accuracy on other forget images"
+        clauses.append(f"these attacks do not bring {what} back: {_listed(never)}")
+    text = "; ".join(clauses)
+    judged = {each.note for each in signals_of(report, name) if each.metric == "attack_area"}
+    if any(curve.attack not in judged for curve in sooner):
         kind, text = "unclear", f"{text}: sooner, in single runs whose spread was not measured"
-    return Finding(name, "relearning", kind, f"{text}.")
+    return Finding(name, "attacks", kind, f"{text}.")
 
 
-def _steps(curve: RelearningCurve, accuracy: float) -> float:
-    """The steps after which a curve first reaches an accuracy; infinity where it never does."""
-    reached = (step for step, now in zip(curve.steps, curve.accuracy, strict=True) if now >= accuracy)
-    return next(reached, math.inf)
+def _comeback(curve: AttackCurve, retrained: Sequence[AttackCurve], half: float, *, first: bool) -> str:
+    """When half of the original's accuracy is back, and when it is in the retrained models."""
+    what = "half of the original's accuracy on others is back " if first else ""
+    text = f"{attack_words(curve.attack).way}, {what}{_when(curve, half)}"
+    if retrained:
+        whose = "the retrained model" if len(retrained) == 1 else "the retrained models"
+        text += f", in {whose} {', '.join(dict.fromkeys(_when(each, half) for each in retrained))}"
+    return text
 
 
-def _when(curve: RelearningCurve, accuracy: float) -> str:
-    steps = _steps(curve, accuracy)
-    return f"not within {curve.steps[-1]} steps" if steps == math.inf else f"after {steps} steps"
+def _listed(curves: Sequence[AttackCurve]) -> str:
+    return ", ".join(f"{words.title} ({words.by})" for words in (attack_words(curve.attack) for curve in curves))
+
+
+def _place(curve: AttackCurve, accuracy: float) -> float:
+    """The number of the first point of a curve that reaches an accuracy; infinity where none does."""
+    return next((k for k, now in enumerate(curve.accuracy) if now >= accuracy), math.inf)
+
+
+def _when(curve: AttackCurve, accuracy: float) -> str:
+    place = _place(curve, accuracy)
+    strength = curve.x[-1] if place == math.inf else curve.x[int(place)]
+    words = {
+        "steps": f"after {strength:g} steps",
+        "images a class": f"with {strength:g} images a class",
+        "bits": f"at {strength:g} bits",
+        "sparsity": f"at a share of {percent(strength)}",
+    }[curve.unit]
+    return words if place < math.inf else f"not even {words}"
 
 
 def _membership(report: AuditReport, name: str) -> Finding | None:
@@ -320,7 +388,7 @@ def _eight_bits(report: AuditReport, name: str) -> Finding | None:
 
 def _unchanged(report: AuditReport, names: Sequence[str]) -> Finding | None:
     """The metrics that give the original and what unlearning made of it the same on forgotten data."""
-    metrics = ("accuracy", "confidence", "linear_probe", "knn", "mia_loss", "mia_confidence", "relearning_area")
+    metrics = ("accuracy", "confidence", "linear_probe", "knn", "mia_loss", "mia_confidence", "attack_area")
     equal = [text for metric in metrics if (text := _equal(report, metric, names))]
     if not equal:
         return None
@@ -356,6 +424,8 @@ def _equal(report: AuditReport, metric: str, others: Sequence[str]) -> str | Non
 
 def _references(report: AuditReport) -> Finding:
     explained = "CKA is the similarity of two models' features of the same images: 1 is the same, 0 is unrelated."
+    if not whole_classes(report):
+        explained += f" {OF_ROWS}"
     if retrained := of_role(report, "retrained"):
         if len(retrained) == 1:
             target = (

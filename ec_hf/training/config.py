@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -16,6 +16,11 @@ from ec_hf.losses.contrast import CONTRASTS
 from ec_hf.losses.schedules import LAYER_WEIGHTS
 
 __all__ = ["ECConfig", "EraserConfig"]
+
+LEAST_TEMPERATURE = 1e-3
+CHECKED_IMAGES = 20_000
+"""Images up to which all are decoded before training. Measured: 0.13 ms for a PNG of 32 pixels, 0.8 ms for a JPEG of
+224 and 3.1 ms for one of 500."""
 
 
 @dataclass
@@ -109,8 +114,7 @@ class EraserConfig:
     )
 
     def __post_init__(self) -> None:
-        if isinstance(self.objective_kwargs, str):
-            self.objective_kwargs = _json_object("objective_kwargs", self.objective_kwargs)
+        self.objective_kwargs = _json_object("objective_kwargs", self.objective_kwargs)
         self.points = _one_or_list(self.points)
         if self.points == "none":
             self.points = []
@@ -123,6 +127,11 @@ class EraserConfig:
         _check_choice(self, "batch_norm", ["frozen", "retain"])
         _check_choice(self, "pooling", ["mean", "cls", "all"])
         _check_above_0(self, ("temperature", "ec_weight", "heads_learning_rate", "heads_epochs"))
+        if self.temperature < LEAST_TEMPERATURE:
+            raise ValueError(
+                f"temperature={self.temperature}: below {LEAST_TEMPERATURE} the contrast has no gradient left. Common "
+                "values are 0.05 to 1."
+            )
         _check_0_or_more(self, ("retain_weight", "repulsion", "probe_weight"))
         if self.saliency is not None and not 0 < self.saliency <= 1:
             raise ValueError(f"saliency={self.saliency}: expected a share above 0 and at most 1.")
@@ -168,6 +177,11 @@ class ECConfig(EraserConfig, TrainingArguments):
     )
     image_column: str | None = HfArg(default=None, help="Column of the images; default: found by its type.")
     label_column: str | None = HfArg(default=None, help="Column of the labels; default: found by its type.")
+    check_images: bool | None = HfArg(
+        default=None,
+        help="Decode every image once before training, so that a damaged one is found at once and named. Default: "
+        f"up to {CHECKED_IMAGES:,} images, which takes 2 seconds (32 pixels) to a minute (500 pixels) on 2 cores.",
+    )
 
     learning_rate: float = HfArg(
         default=1e-4, help="Peak learning rate. Small networks trained from scratch want what they were trained with."
@@ -183,12 +197,17 @@ class ECConfig(EraserConfig, TrainingArguments):
     remove_unused_columns: bool = HfArg(default=False, help="Leave as it is: the collator needs the image column.")
 
     def __post_init__(self) -> None:
+        self.objective_kwargs = _json_object("objective_kwargs", self.objective_kwargs)
         TrainingArguments.__post_init__(self)
         EraserConfig.__post_init__(self)
         if self.per_device_forget_batch_size == 0:
             self.per_device_forget_batch_size = self.per_device_train_batch_size
-        _check_above_0(self, ("per_device_forget_batch_size",))
-        _check_0_or_more(self, ("retain_floor",))
+        _check_above_0(self, ("per_device_train_batch_size", "per_device_forget_batch_size"))
+        _check_0_or_more(self, ("retain_floor", "min_steps"))
+        if math.isnan(self.learning_rate) or self.learning_rate < 0:
+            raise ValueError(f"learning_rate={self.learning_rate}: expected 0 or more.")
+        if self.forget_target is not None and math.isnan(self.forget_target):
+            raise ValueError("forget_target=nan: expected a share such as 0.1, or a negative value to never stop.")
         for name in ("retain_floor", "forget_target"):
             if (getattr(self, name) or 0) > 1:
                 raise ValueError(
@@ -233,7 +252,12 @@ def _check_0_or_more(config: EraserConfig, names: Sequence[str]) -> None:
             raise ValueError(f"{name}={getattr(config, name)}: expected 0 or more.")
 
 
-def _json_object(name: str, text: str) -> dict[str, Any]:
+def _json_object(name: str, text: Any) -> dict[str, Any] | None:
+    """The object that a setting is, or that its text holds."""
+    if text is None or isinstance(text, Mapping):
+        return text  # type: ignore[return-value]
+    if not isinstance(text, str):
+        raise TypeError(f'{name}={text!r}: expected names and values, such as {{"retain_weight": 1.0}}.')
     try:
         value = json.loads(text)
     except ValueError as error:

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from ec_hf.files import HEADS
 from ec_hf.losses.contrast import check_contrast
 from ec_hf.losses.schedules import PointWeights
+from ec_hf.models.adapters import base_of, check_adapters, describe_adapters, is_adapted, load_adapters
 from ec_hf.models.batch_norm import clean_statistics
 from ec_hf.models.heads import ECHeads
 from ec_hf.models.loading import weights_hash
@@ -26,6 +27,9 @@ from ec_hf.models.points import (
     pool,
     select_points,
     take,
+)
+from ec_hf.models.points import (
+    image_shape as configured_shape,
 )
 from ec_hf.objectives.base import Objective, Progress, Setting
 from ec_hf.objectives.registry import get_objective
@@ -60,7 +64,8 @@ class Eraser:
     `ec_hf.data.pairing` and `ec_hf.models.inputs` make such.
 
     Args:
-        model: the original classifier; it is changed in place.
+        model: the original classifier; it is changed in place. With adapters of PEFT on it, such as LoRA, these are
+            what is changed, and the model without them is the original.
         config: settings; the defaults of `EraserConfig` if left out. They are read, never changed.
         forget_classes: label ids, where the forget set is whole classes; None where it is single images.
         num_forget_classes: number of classes that have an image in the forget set, where that is known.
@@ -68,6 +73,8 @@ class Eraser:
         image_shape: (channels, height, width) of the images; those that the model is configured for if left out.
 
     Attributes:
+        model: the classifier; of a PEFT model the one inside, with the adapters in it.
+        adapters: kind and place of the adapters, empty without any.
         points: the supervision points, shallow to deep.
         last: the deepest hidden state.
         classifier: the layers that give the logits, by name; host objectives see what these read, the penultimate
@@ -97,9 +104,12 @@ class Eraser:
         heads: ECHeads | str | Path | None = None,
         image_shape: tuple[int, int, int] | None = None,
     ) -> None:
-        self.model = model
-        self.original = weights_hash(model)
         self.config = config = config or EraserConfig()
+        self.original, self.adapters = weights_hash(model), describe_adapters(model)
+        self._given = model
+        if is_adapted(model):
+            check_adapters(model, image_shape or configured_shape(model))
+        self.model = model = base_of(model)
         self.num_labels = int(model.config.num_labels or 0)
         states = describe_hidden_states(model, image_shape)
         self.classifier = classifier_of(model, image_shape)
@@ -121,7 +131,7 @@ class Eraser:
             and any(point in (self.last, *penultimate) for point in self.points[-1:]),
         )
         needs_teacher = self.host.needs_teacher or (config.calibrated and bool(self.points))
-        self.teacher = Teacher(model) if needs_teacher else None
+        self.teacher = Teacher(self._given) if needs_teacher else None
         self.loss = ECLoss(
             self.host,
             self.points,
@@ -284,16 +294,19 @@ class Eraser:
             torch.save(self.loss.state_dict(), Path(folder) / ADVERSARIES)
 
     def load(self, folder: str | Path) -> None:
-        """Load model, heads and adversaries from a folder that they were saved into.
+        """Load model, heads and adversaries from a folder that they were saved into; of a PEFT model its adapters.
 
         Raises:
             ValueError: for a folder with another model, of which keys are missing or unexpected.
         """
-        saved = type(self.model).from_pretrained(folder).state_dict()
-        missing, unexpected = self.model.load_state_dict(saved, strict=False)
-        missing = [key for key in missing if not key.startswith(f"{HEADS}.")]
-        if missing or unexpected:
-            raise ValueError(f"{folder} does not fit the model: {missing} are missing, {unexpected} unexpected.")
+        if self.adapters:
+            load_adapters(self._given, folder)
+        else:
+            saved = type(self.model).from_pretrained(folder).state_dict()
+            missing, unexpected = self.model.load_state_dict(saved, strict=False)
+            missing = [key for key in missing if not key.startswith(f"{HEADS}.")]
+            if missing or unexpected:
+                raise ValueError(f"{folder} does not fit the model: {missing} are missing, {unexpected} unexpected.")
         if self.points:
             self.heads.load_state_dict(ECHeads.from_pretrained(folder).state_dict())
         adversaries = Path(folder) / ADVERSARIES
@@ -309,11 +322,31 @@ class Eraser:
                 f"calibrated=True does not go with objective {self.host.name!r}, which pulls the last features "
                 'towards all other classes: set objective="delete", objective_kwargs={"retain_weight": 1.0}.'
             )
+        if self.adapters:
+            self._check_with_adapters()
         if num_forget_classes is None and forget_classes is not None:
             num_forget_classes = len(forget_classes)
         if num_forget_classes is not None:
             self.objective.check(num_forget_classes, whole_classes=forget_classes is not None)
             check_contrast(config.contrast, num_forget_classes if points else None)
+
+    def _check_with_adapters(self) -> None:
+        config = self.config
+        if not self.objective.trains or self.objective.from_scratch:
+            raise ValueError(
+                f"objective {config.objective!r} edits the weights themselves, and with adapters these stay as they "
+                "are: choose an objective that trains, or give the model without adapters."
+            )
+        if config.batch_norm == "retain":
+            raise ValueError(
+                "batch_norm='retain' moves the model's statistics, and with adapters all but these stays as it is: "
+                "use batch_norm='frozen'."
+            )
+        if config.saliency is not None or self.objective.saliency is not None:
+            raise ValueError(
+                "saliency chooses weights by their gradient, which is zero for half of a new adapter's: leave it out, "
+                "or give the model without adapters."
+            )
 
     def _new_heads(self) -> ECHeads:
         with torch.random.fork_rng(devices=[]):

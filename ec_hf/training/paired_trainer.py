@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from datasets import Dataset as HFDataset
 from torch import Tensor, stack
 from torch.utils.data import DataLoader, Dataset, Subset
 
+from ec_hf.data.images import DECODING_ERRORS, require_readable
 from ec_hf.data.pairing import PairedBatchSampler, PairedDataset
 from ec_hf.models.inputs import ImageCollator, label_ids_of
 from ec_hf.objectives.base import Progress
-from ec_hf.training.config import ECConfig
-from ec_hf.training.hub_trainer import PublishingTrainer
-from ec_hf.training.loss import LossTerms
+from ec_hf.training.checks import check_classes
+from ec_hf.training.config import CHECKED_IMAGES, ECConfig
+from ec_hf.training.loss import DivergedError, LossTerms
+from ec_hf.training.saving import SavingTrainer
 
 __all__ = ["PairedTrainer"]
 
 EVALUATION_TIMES = ("_runtime", "_samples_per_second", "_steps_per_second", "_preparation_time")
 
 
-class PairedTrainer(PublishingTrainer):
+class PairedTrainer(SavingTrainer):
     """A `Trainer` whose training set is a `PairedDataset`.
 
     Attributes:
@@ -35,6 +37,7 @@ class PairedTrainer(PublishingTrainer):
     train_dataset: PairedDataset
     data_collator: Any
     sampler: PairedBatchSampler
+    eval_dataset: Any
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -49,8 +52,12 @@ class PairedTrainer(PublishingTrainer):
 
     def get_train_dataloader(self) -> DataLoader:
         """Batches of `per_device_forget_batch_size` forget images followed by the retain images."""
+        self.sampler = self._new_sampler()
+        return self.accelerator.prepare(self.loader(self.train_dataset, batch_sampler=self.sampler))
+
+    def _new_sampler(self) -> PairedBatchSampler:
         data, args = self.train_dataset, self.args
-        self.sampler = PairedBatchSampler(
+        return PairedBatchSampler(
             len(data.forget),
             len(data.retain),
             forget_batch_size=args.per_device_forget_batch_size,
@@ -58,7 +65,16 @@ class PairedTrainer(PublishingTrainer):
             seed=args.data_seed if args.data_seed is not None else args.seed,
             num_processes=args.world_size,
         )
-        return self.accelerator.prepare(self.loader(data, batch_sampler=self.sampler))
+
+    def total_steps(self) -> int:
+        """Number of optimiser steps of a whole run."""
+        args = self.args
+        batches = len(self._new_sampler()) // args.world_size
+        return (
+            args.max_steps
+            if args.max_steps > 0
+            else math.ceil(args.num_train_epochs * math.ceil(batches / args.gradient_accumulation_steps))
+        )
 
     def loader(self, dataset: Dataset, **kwargs: Any) -> DataLoader:
         """A loader with the collator and the `dataloader_*` settings of this run; not shared out among processes."""
@@ -91,6 +107,7 @@ class PairedTrainer(PublishingTrainer):
         forget, retain = map(self._classes_of, (self.train_dataset.forget, self.train_dataset.retain))
         if forget is None or retain is None:
             return {}
+        check_classes(forget | retain)
         return {"num_forget_classes": len(forget), "forget_classes": None if forget & retain else sorted(forget)}
 
     def _classes_of(self, dataset: Dataset) -> set[int] | None:
@@ -99,6 +116,29 @@ class PairedTrainer(PublishingTrainer):
         if not (isinstance(dataset, HFDataset) and isinstance(collator, ImageCollator)):
             return None
         return set(label_ids_of(dataset, collator, self.args.label_column).tolist())
+
+    def check_images(self) -> None:
+        """Decode all images of the run once, as `check_images` says; each process looks at its share of the rows.
+
+        Raises:
+            ValueError: some cannot be read.
+        """
+        args, evaluated = self.args, self.eval_dataset if isinstance(self.eval_dataset, Mapping) else {}
+        parts = {"forget": self.train_dataset.forget, "retain": self.train_dataset.retain}
+        parts |= {f"evaluation {name}": part for name, part in evaluated.items()}
+        few = sum(map(len, parts.values())) <= CHECKED_IMAGES
+        if few if args.check_images is None else args.check_images:
+            share = {"process": args.process_index, "processes": args.world_size}
+            require_readable(parts, args.image_column, **share)
+
+    def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> Any:
+        """As `Trainer`; where an image cannot be read, the error names the set and the row."""
+        try:
+            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        except DECODING_ERRORS as error:
+            part = self.eval_dataset[eval_dataset] if isinstance(eval_dataset, str) else eval_dataset
+            require_readable({f"evaluation {metric_key_prefix.removeprefix('eval_')}": part}, self.args.image_column)
+            raise error
 
     def progress(self) -> Progress:
         """Where in the run the next step is."""
@@ -111,6 +151,21 @@ class PairedTrainer(PublishingTrainer):
             epoch_steps=math.ceil(len(self.sampler) / batches_a_step),
             forget_steps=math.ceil(len(self.train_dataset.forget) / forget_images_a_step),
         )
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        """Stop at a gradient that is NaN or infinite, ahead of the optimiser; under fp16 its scaler skips the step."""
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        if norm is not None and self.accelerator.scaler is None and not math.isfinite(norm):
+            raise DivergedError(
+                f"step {self.state.global_step}: the gradient is {float(norm)}{self.culprits()}. The run has diverged "
+                "and its model is no result; checkpoints that were saved before stay. Lower learning_rate or "
+                "ec_weight, or raise temperature."
+            )
+        return norm
+
+    def culprits(self) -> str:
+        """Which components of the loss made the gradient what it is, in words; empty where that is not known."""
+        return ""
 
     def images_seen(self) -> dict[str, int]:
         """Images of each set that all processes saw in training or before it; what was looked at counts once."""

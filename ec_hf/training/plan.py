@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
+
+from transformers import TrainingArguments
 
 from ec_hf.command import public, without_paths
 from ec_hf.files import RECORD
 from ec_hf.losses.schedules import PointWeights
 from ec_hf.models.points import SupervisionPoint
 from ec_hf.objectives.base import Objective
-from ec_hf.training.config import ECConfig
+from ec_hf.training.config import ECConfig, EraserConfig
 from ec_hf.training.eraser import Eraser
 
 __all__ = ["RunPlan", "settings_in_effect"]
@@ -36,7 +38,7 @@ RECORDED = (
 FREE_TO_CHANGE = frozenset({
     "max_steps", "num_train_epochs", "per_device_train_batch_size", "per_device_forget_batch_size",
     "gradient_accumulation_steps", "heads", "cache_teacher", "image_column", "label_column", "min_steps",
-    "forget_target", "retain_floor", "bf16", "fp16", "points", "layer_weights",
+    "forget_target", "retain_floor", "bf16", "fp16", "points", "layer_weights", "check_images",
 })  # fmt: skip
 """Settings that a resumed run may have otherwise: they name the same erasure, go on longer, or move the stop."""
 
@@ -165,11 +167,20 @@ class RunPlan:
             )
 
 
-def settings_in_effect(config: ECConfig, eraser: Eraser) -> dict[str, Any]:
-    """All settings of a run as JSON values, with what the objective decides in place of what was left to it."""
-    settings = config.own_settings() | {name: config.to_dict()[name] for name in RECORDED}
-    decided = {"heads": public(config.heads), "saliency": eraser.saliency, "batch_norm": eraser.batch_norm}
-    return without_paths(settings | decided)
+def settings_in_effect(config: TrainingArguments, eraser: Eraser) -> dict[str, Any]:
+    """All settings of a run as JSON values, with what the objective decides in place of what was left to it.
+
+    Args:
+        config: an `ECConfig`, or the arguments of another `Trainer`, in which the eraser has its own settings.
+        eraser: the eraser of the run.
+    """
+    own = {each.name: getattr(eraser.config, each.name) for each in fields(EraserConfig)}
+    own = config.own_settings() if isinstance(config, ECConfig) else own
+    settings = own | {name: config.to_dict()[name] for name in RECORDED}
+    heads = public(getattr(config, "heads", None))
+    decided = {"heads": heads, "saliency": eraser.saliency, "batch_norm": eraser.batch_norm}
+    adapters = {"adapters": eraser.adapters} if eraser.adapters else {}
+    return without_paths(settings | decided | adapters)
 
 
 def method(objective: Objective, *, with_points: bool) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -10,6 +11,10 @@ from transformers.utils import logging
 logger = logging.get_logger(__name__)
 
 FORGET, RETAIN = "eval_forget_accuracy", "eval_retain_accuracy"
+
+
+class BelowFloorError(RuntimeError):
+    """A run that did more harm to the retain set than `retain_floor` allows, with no earlier state to go back to."""
 
 
 def accuracies(log_history: list[dict[str, Any]]) -> dict[int, tuple[float, float]]:
@@ -31,13 +36,16 @@ class StoppingRule(TrainerCallback):
     Args:
         target: forget accuracy, as a share, at or below which the forgetting is done.
         floor: share by which retain accuracy may fall below the original's.
-        min_steps: steps before which it does not stop.
+        min_steps: steps before which it does not stop. In a run that is shorter than that it would never stop; it is
+            then half of the run.
+        total_steps: length of the run, where it is known.
     """
 
-    def __init__(self, target: float, floor: float, min_steps: int = 0) -> None:
+    def __init__(self, target: float, floor: float, min_steps: int = 0, total_steps: int | None = None) -> None:
         self.target = target
         self.floor = floor
-        self.min_steps = min_steps
+        self.lowered_from = min_steps if total_steps is not None and min_steps > total_steps else None
+        self.min_steps = min_steps if self.lowered_from is None or total_steps is None else total_steps // 2
 
     def describe(self, watches: bool) -> str:
         """In words, when it stops a run.
@@ -51,9 +59,34 @@ class StoppingRule(TrainerCallback):
             return (
                 "no stopping rule: it needs eval_dataset={'forget': ..., 'retain': ...}, eval_on_start, eval_strategy"
             )
+        lowered = "" if self.lowered_from is None else f" (min_steps={self.lowered_from} is above the run's length)"
         return (
-            f"stops after {self.min_steps} steps or later, once forget accuracy is at most {self.target:.1%} "
+            f"stops after {self.min_steps} steps{lowered} or later, once forget accuracy is at most {self.target:.1%} "
             f"and retain accuracy has fallen by at most {self.floor:.1%}"
+        )
+
+    def is_done(self, log_history: list[dict[str, Any]], step: int) -> bool:
+        """Whether the rule stops a run at this step."""
+        if not step or not self.is_good(log_history, step) or step < self.min_steps:
+            return False
+        return accuracies(log_history)[step][0] <= self.target
+
+    def harm(self, log_history: list[dict[str, Any]], *, resumable: bool) -> BelowFloorError:
+        """The error of a run that ended below the floor, with what may be done.
+
+        Args:
+            log_history: of the run.
+            resumable: whether it has left a checkpoint.
+        """
+        seen = accuracies(log_history)
+        before, after = seen[0][1], seen[max(seen)][1]
+        accepted = math.ceil(1000 * (before - after) - 1e-6) / 1000
+        return BelowFloorError(
+            f"Retain accuracy ended at {after:.2%}, below its floor of {before - self.floor:.2%} (the original's "
+            f"{before:.2%} less retain_floor={self.floor:g}), and no checkpoint was saved while it was above. The "
+            "model is no result. A lower learning_rate or ec_weight, a higher retain_weight or fewer steps spare the "
+            "retain set; smaller eval_steps and save_steps keep an earlier state. To accept the loss, start the same "
+            f"run with retain_floor={accepted:g}{' and resume_from_checkpoint=True' if resumable else ''}."
         )
 
     def is_good(self, log_history: list[dict[str, Any]], step: int | None = None) -> bool | None:
@@ -71,7 +104,7 @@ class StoppingRule(TrainerCallback):
         good = self.is_good(state.log_history, state.global_step)
         if good is None or state.global_step == 0:
             return control
-        forget, retain = accuracies(state.log_history)[state.global_step]
+        _, retain = accuracies(state.log_history)[state.global_step]
         if not good:
             if state.is_world_process_zero:
                 logger.warning(
@@ -82,6 +115,6 @@ class StoppingRule(TrainerCallback):
             return control
         if not args.load_best_model_at_end:  # else the user's own metric names the checkpoint to keep
             state.best_global_step = state.global_step
-        if forget <= self.target and state.global_step >= self.min_steps:
+        if self.is_done(state.log_history, state.global_step):
             control.should_training_stop = True
         return control

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ec_hf.models.adapters import adapters_off, is_adapted
+
 __all__ = ["Teacher"]
 
 LOOKED_AT_AGAIN = 8
@@ -19,18 +21,24 @@ class Teacher:
     """Logits of a model as it is now, whatever becomes of it.
 
     Args:
-        original: a classifier; it is copied.
+        original: a classifier; it is copied. A model with adapters is not: without them it is the original, so they
+            are switched off for each question.
 
     Attributes:
-        model: the copy, in eval mode. Its parameters take no gradient, its input may.
+        model: the copy, in eval mode, or the model with adapters. No question puts a gradient on its parameters, its
+            input may have one.
     """
 
     def __init__(self, original: nn.Module) -> None:
-        self.model = copy.deepcopy(original).eval().requires_grad_(False)
+        self.adapted = is_adapted(original)
+        self.model = original if self.adapted else copy.deepcopy(original).eval().requires_grad_(False)
         self._forget_logits: Tensor | None = None
 
     def __call__(self, pixel_values: Tensor) -> Tensor:
         """Logits (rows, classes), computed where the pixels are."""
+        if self.adapted:
+            with adapters_off(self.model):
+                return self.model(pixel_values=pixel_values).logits
         return self.model.to(pixel_values.device)(pixel_values=pixel_values).logits
 
     def remember(
@@ -53,7 +61,8 @@ class Teacher:
                     _check_repeatable(batch["pixel_values"][:LOOKED_AT_AGAIN], batch_of_rows)
                 logits.append(self(batch["pixel_values"]))
         self._forget_logits = torch.cat(logits)
-        self.model.cpu()  # comes back should it be asked for something else
+        if not self.adapted:
+            self.model.cpu()  # comes back should it be asked for something else
 
     def remembered(self, batch: Mapping[str, Any]) -> Tensor | None:
         """Logits of the forget half of a paired batch, None where nothing was remembered.

@@ -14,22 +14,27 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import ConcatDataset, Dataset
 from transformers import PreTrainedModel, TrainerCallback
-from transformers.trainer import TRAINING_ARGS_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, get_last_checkpoint
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_callback import TrainerState
+from transformers.trainer_utils import TrainOutput
 
 from ec_hf.data.fingerprint import fingerprint
 from ec_hf.data.pairing import PairedDataset
-from ec_hf.files import RECORD, ModelFolder
+from ec_hf.models.adapters import merged
 from ec_hf.models.heads import ECHeads
 from ec_hf.models.inputs import collator_for
 from ec_hf.models.loading import load_model, require_finite
+from ec_hf.training.checkpoints import damage, last_whole
 from ec_hf.training.checks import check_model, check_sets, check_settings
 from ec_hf.training.config import ECConfig
+from ec_hf.training.divergence import finite_loss, parts_without_gradient, require_finite_logits
 from ec_hf.training.eraser import Eraser
-from ec_hf.training.loss import DivergedError
+from ec_hf.training.interruption import Interruption
+from ec_hf.training.loop import Loop
+from ec_hf.training.memory import explained_memory
 from ec_hf.training.paired_trainer import PairedTrainer
 from ec_hf.training.plan import RunPlan, settings_in_effect
-from ec_hf.training.record import peak_memory_mb, run_record
+from ec_hf.training.record import peak_memory_mb
 from ec_hf.training.stopping import StoppingRule
 
 
@@ -51,7 +56,8 @@ class ECTrainer(PairedTrainer):
     point to it.
 
     Args:
-        model: the original classifier, or the Hub id, folder or timm name to load it from.
+        model: the original classifier, or the Hub id, folder or timm name to load it from. A PEFT model is erased
+            through its adapters; `save_model` then writes these, and `save_merged` a plain model.
         args: settings; `ECConfig` with its defaults if left out.
         forget_dataset: what must be forgotten, rows with an image (or ``pixel_values``) and a label.
         retain_dataset: what must be kept, in the same form; no row of it may stand in the forget set.
@@ -112,7 +118,7 @@ class ECTrainer(PairedTrainer):
             eval_dataset=eval_dataset or None,
             processing_class=processing_class,
             compute_metrics=compute_metrics,
-            callbacks=[_Loop(self), *callbacks],
+            callbacks=[Loop(self), *callbacks],
             **kwargs,
         )
         image = self.data_collator([self.train_dataset[0]])["pixel_values"]
@@ -124,10 +130,13 @@ class ECTrainer(PairedTrainer):
             **self.forgotten_classes(),
         )
         args.check_batch_norm(self.eraser.batch_norm)
-        self.stopping_rule = StoppingRule(self._forget_target(), args.retain_floor, args.min_steps)
+        self.stopping_rule = StoppingRule(self._forget_target(), args.retain_floor, args.min_steps, self.total_steps())
+        self.interruption = Interruption()
         self.add_callback(self.stopping_rule)
+        self.add_callback(self.interruption)
         self.plan = self._plan()
         self.cost: dict[str, float] = {}
+        self.on_record: dict[str, Any] = {}  # what whoever started the run adds to its record
         self.log_of_original: list[dict[str, float]] = []  # where it was evaluated before the objective looked at it
 
     # What is known before anything is trained
@@ -184,38 +193,37 @@ class ECTrainer(PairedTrainer):
     ) -> TrainOutput:
         """Fit the heads if need be, attach them, erase, and take them off again.
 
-        Where retain accuracy ends below its floor, the last checkpoint that was above it is put back.
+        Where retain accuracy ends below its floor, the last checkpoint that was above it is put back. Where none was
+        saved, the run fails: a model that lost more than `retain_floor` allows is never handed out as a result, and
+        the original is no result either. Its checkpoints stay, and the error says how to accept the loss.
+
+        SIGTERM ends the run at the end of its step, with a checkpoint.
 
         Args:
-            resume_from_checkpoint: a checkpoint to go on from, or True for the last one in the output folder.
+            resume_from_checkpoint: a checkpoint to go on from, or True for the last whole one in the output folder.
             **kwargs: passed on to `Trainer.train`.
 
         Raises:
-            DivergedError: for a loss, or an evaluation, that is not finite; earlier checkpoints stay.
-            ValueError: for a checkpoint that is not there, or that belongs to a run on other data or with other
-                settings, and for weights that are not finite at the end.
+            BelowFloorError: as above.
+            DivergedError: for a loss, a gradient or an evaluation that is not finite; earlier checkpoints stay.
+            Interrupted: after SIGTERM, a `SystemExit` of code 143.
+            OSError: for an output folder, or a checkpoint, that cannot be written; earlier checkpoints stay.
+            RuntimeError: for an output folder in which another process trains.
+            ValueError: for a checkpoint that is not there, not whole, or of a run on other data or with other
+                settings; for a new run in a folder with checkpoints of another one; and for weights that are not
+                finite at the end.
         """
-        checkpoint = self._checkpoint_of(resume_from_checkpoint)
-        self.start_counting()
-        if not checkpoint and not self.eraser.heads_fitted:  # a checkpoint brings its own
-            self.fit_heads()
-        self.accelerator.print(self.plan)
-        start = time.perf_counter()
-        evaluates_first = self.args.eval_on_start
-        self._prepare(evaluate=evaluates_first and not checkpoint)
-        self.let_training_wrap_the_model()
-        try:
-            if self.eraser.host.trains:
-                self.args.eval_on_start = evaluates_first and not self.log_of_original
-                with self.eraser.attached():
-                    result = super().train(resume_from_checkpoint=checkpoint, **kwargs)
-                    self._put_last_good_back()
-            else:  # the objective has edited the model, and nothing is left to train
-                if self.args.eval_strategy != "no":
-                    self.evaluate_now()
-                result = TrainOutput(0, 0.0, {})
-        finally:
-            self.args.eval_on_start = evaluates_first
+        with self.folder_held(), explained_memory(self.args):
+            checkpoint = self._checkpoint_of(resume_from_checkpoint)
+            self.check_images()
+            self.start_counting()
+            if not checkpoint and not self.eraser.heads_fitted:  # a checkpoint brings its own
+                self.fit_heads()
+            self.accelerator.print(self.plan)
+            start = time.perf_counter()
+            self._prepare(evaluate=self.args.eval_on_start and not checkpoint)
+            self.let_training_wrap_the_model()
+            result = self._erase(checkpoint, **kwargs)
         require_finite("the model at the end of this run", self.model)
         images = self.images_seen()
         self.cost = {
@@ -227,17 +235,48 @@ class ECTrainer(PairedTrainer):
         }
         return result
 
-    def _checkpoint_of(self, resume_from_checkpoint: str | bool | None) -> str | bool | None:
-        """The checkpoint to go on from, once it is known to belong to this run."""
-        checkpoint = resume_from_checkpoint or None
-        if checkpoint is True:
-            checkpoint = get_last_checkpoint(self.args.output_dir) or True  # `Trainer` says so where there is none
-        if checkpoint and not self.eraser.host.trains:
-            name = self.eraser.objective.name
-            raise ValueError(f"objective {name!r} trains nothing, so there is no checkpoint to resume.")
-        if isinstance(checkpoint, str):
-            self.plan.check_resumed(ModelFolder(checkpoint).read(RECORD))
-        return checkpoint
+    def _erase(self, checkpoint: str | None, **kwargs: Any) -> TrainOutput:
+        """Train, where there is something to train, and see to the retain floor."""
+        if not self.eraser.host.trains:  # the objective has edited the model
+            if self.args.eval_strategy != "no":
+                self.evaluate_now()
+            return TrainOutput(0, 0.0, {})
+        evaluates_first = self.args.eval_on_start
+        self.args.eval_on_start = evaluates_first and not self.log_of_original
+        try:
+            with self.eraser.attached():
+                if checkpoint and self._has_ended(checkpoint):
+                    result = TrainOutput(self.state.global_step, 0.0, {})
+                else:
+                    result = super().train(resume_from_checkpoint=checkpoint, **kwargs)
+                    self.interruption.end_if_it_happened(self.state.global_step, self.args.output_dir)
+                self._put_last_good_back()
+        finally:
+            self.interruption.release()
+            self.args.eval_on_start = evaluates_first
+        return result
+
+    def _checkpoint_of(self, resume_from_checkpoint: str | bool | None) -> str | None:
+        """The checkpoint to go on from, if there is one."""
+        if not self.eraser.host.trains:
+            if resume_from_checkpoint:
+                name = self.eraser.objective.name
+                raise ValueError(f"objective {name!r} trains nothing, so there is no checkpoint to resume.")
+            return None
+        return self.checkpoint_to_resume(resume_from_checkpoint)
+
+    def _has_ended(self, checkpoint: str) -> bool:
+        """Whether the run had nothing left to train; its last state is then loaded. `Trainer` would train a step."""
+        state = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
+        step = state.global_step
+        if step < self.total_steps() and not self.stopping_rule.is_done(state.log_history, step):
+            return False
+        self.accelerator.print(f"{checkpoint} is the end of this run: nothing is left to train.")
+        self.state = state
+        self.eraser.load(checkpoint)
+        if self.args.load_best_model_at_end and state.best_model_checkpoint:
+            self._load_best_model()
+        return True
 
     def _prepare(self, evaluate: bool) -> None:
         """Let the objective look at the original model, or edit it. Once a trainer: state and edits stay."""
@@ -257,13 +296,11 @@ class ECTrainer(PairedTrainer):
         good = self.state.best_model_checkpoint
         if self.args.load_best_model_at_end or self.stopping_rule.is_good(self.state.log_history) is not False:
             return
-        if good and Path(good).is_dir():
-            self.accelerator.print(f"Retain accuracy ended below its floor: the model of {good} is put back.")
-            self.eraser.load(good)
-        else:
-            self.accelerator.print(
-                "Retain accuracy ended below its floor and no checkpoint above it was saved: the model stays as it is."
-            )
+        if not good or damage(Path(good)):
+            resumable = last_whole(Path(self.args.output_dir or "")) is not None
+            raise self.stopping_rule.harm(self.state.log_history, resumable=resumable)
+        self.accelerator.print(f"Retain accuracy ended below its floor: the model of {good} is put back.")
+        self.eraser.load(good)
 
     # The loss
 
@@ -274,65 +311,37 @@ class ECTrainer(PairedTrainer):
         if model.training:
             terms = self.eraser(inputs, self.progress(), model=model)
             self.note(terms)
-            return terms.finite_total(self.state.global_step)
-        logits = model(pixel_values=inputs["pixel_values"]).logits
-        if not torch.isfinite(logits).all():  # argmax would take them for the first class
-            raise DivergedError(
-                f"step {self.state.global_step}: logits of evaluation images are NaN or infinite. The model, or an "
-                "image, is broken: an accuracy of such outputs would say nothing."
-            )
+            self._last_inputs = inputs
+            return finite_loss(terms, inputs, self.state.global_step, self.train_dataset.place)
+        logits = require_finite_logits(model(pixel_values=inputs["pixel_values"]).logits, self.state.global_step)
         loss = F.cross_entropy(logits.float(), inputs["labels"])
         return (loss, {"logits": logits}) if return_outputs else loss
 
-    # Saving and resuming. What is private here is so in `Trainer`, which has no public place for it.
+    def culprits(self) -> str:
+        """By the gradients on the last batch. Not among several processes, where all would have to take part."""
+        if self.args.world_size > 1:
+            return ""
+        terms = self.eraser(self._last_inputs, self.progress(), model=self.model)
+        broken = parts_without_gradient(terms, self.model)
+        return f", by {', '.join(broken)}" if broken else ""
 
     def end(self) -> None:
         """Close trackers and process group together: gloo may abort a process that leaves while another works."""
         self.accelerator.wait_for_everyone()
         super().end()
 
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        """Also write the record and the heads, and no pickle but in a checkpoint, which is for this machine alone.
+    def save_merged(self, output_dir: str | Path) -> None:
+        """Save the model with its adapters merged in, as `save_model` does with a model that has none.
 
-        Weights that are not finite are refused: nothing may take them for a result.
+        Args:
+            output_dir: folder for a plain model, with heads and record, that can be audited, described and pushed.
         """
-        require_finite("the model of this run", self.model)
-        super()._save(output_dir, state_dict)
-        if not self.args.should_save:
-            return
-        folder = ModelFolder(output_dir or self.args.output_dir or "")
-        (folder.path / TRAINING_ARGS_NAME).unlink(missing_ok=True)
-        folder.write(RECORD, run_record(self.plan, self.model.config, self.cost))
-        is_checkpoint = folder.path.name.startswith(PREFIX_CHECKPOINT_DIR)
-        self.eraser.save(folder.path, resumable=is_checkpoint and not self.args.save_only_model)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        """`Trainer` reads the file into the model in memory, whose keys have other names in several families."""
-        self.eraser.load(resume_from_checkpoint)
-
-    def _load_best_model(self) -> None:
-        """As `_load_from_checkpoint`, for the same reason."""
-        assert self.state.best_model_checkpoint is not None  # Trainer calls this only then
-        self.eraser.load(self.state.best_model_checkpoint)
-
-
-class _Loop(TrainerCallback):
-    """What the trainer has to do at points of the loop that `Trainer` offers to callbacks alone."""
-
-    def __init__(self, trainer: ECTrainer) -> None:
-        self.trainer = trainer
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Put the evaluation of the original model at the head of the log."""
-        state.log_history[:0] = self.trainer.log_of_original
-
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Tell the sampler its epoch; after a resume in the middle of one no loader in between passes it on."""
-        self.trainer.sampler.set_epoch(int(state.epoch or 0))
-
-    def on_optimizer_step(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
-        """Let the eraser put masked weights back."""
-        self.trainer.eraser.after_step(optimizer)
+        if self.args.should_save:
+            adapted, self.model = self.model, merged(self.model)
+            try:
+                self._save(str(output_dir))
+            finally:
+                self.model = adapted
 
 
 def accuracy(prediction: Any) -> dict[str, float]:

@@ -9,8 +9,10 @@ from accelerate import PartialState
 from helpers.models import make_images, make_model, make_processor
 
 from ec_hf import ForgetRequest
+from ec_hf.auditing.attacks import base, prompt, relearning
 from ec_hf.auditing.audit import audit
 
+relearning.STEPS, prompt.STEPS, base.SHOTS = (0, 2), 1, (2,)
 state = PartialState(cpu=True)
 report = audit(
     make_model("ViT"),
@@ -22,6 +24,7 @@ report = audit(
     processor=make_processor(),
     batch_size=3,
     embedding=False,
+    attacks="full",
 )
 if state.is_main_process:
     report.save(sys.argv[1])

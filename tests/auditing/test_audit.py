@@ -16,8 +16,8 @@ from helpers.launching import launch
 from helpers.models import LABELS, make_images, make_model, make_processor
 
 from ec_hf import ForgetRequest
+from ec_hf.auditing.attacks import relearning
 from ec_hf.auditing.audit import audit
-from ec_hf.auditing.relearning import relearn
 from ec_hf.auditing.report import AuditReport
 from ec_hf.auditing.similarity import layer_pairs
 from ec_hf.auditing.subjects import model_class_names
@@ -25,6 +25,7 @@ from ec_hf.metrics import infonce, linear_cka
 from ec_hf.models.points import hidden_state_kwargs
 
 REQUEST = ForgetRequest(classes=["bee", "dog"])
+ROWS = ForgetRequest(rows=list(range(30)))
 FAST = {"embedding": False, "int8": False, "seed": 3}
 
 
@@ -353,6 +354,37 @@ def test_splits_of_the_same_images_and_of_one_image_are_noted():
     assert not any("same images" in note or "too few" in note for note in run(test=50).notes)
 
 
+def test_images_that_stand_in_two_splits_are_noted_whatever_their_order():
+    images = make_images(40)
+    notes = " ".join(run(train=images, test=images.shuffle(seed=3)).notes)
+    assert "16 images of forget_train stand in forget_test too" in notes
+    assert "24 images of retain_train stand in retain_test too" in notes
+    some = concatenate_datasets([make_images(30, seed=1), images.select([1])])
+    notes = run(train=images, test=some).notes
+    assert [note for note in notes if "1 image of forget_train stands in forget_test too" in note]
+    assert not any("too, as far as" in note for note in run(train=images).notes)
+
+
+def test_an_original_that_knows_nothing_and_a_retrained_model_that_knows_are_noted():
+    train, test = make_images(120), make_images(120, seed=1)
+    kept = train.filter(lambda row: row["label"] not in (1, 3))
+    original, other, third, retrained = *(trained(train, seed) for seed in (0, 1, 3)), trained(kept, 2)
+    notes = " ".join(run(original, other, third, train=train, test=test).notes)
+    assert "retrained names" in notes and "a retrained model never saw these classes: is it the right" in notes
+    assert "no better than guessing" not in notes
+    notes = " ".join(run(retrained, other, trained(kept, 4), train=train, test=test).notes)
+    assert "original names 0.0 % of the forget_test images right (guessing: 20.0 %), which is no better" in notes
+    assert "never saw these classes" not in notes
+    rows = run(original, other, third, train=train, test=test, request=ROWS)
+    assert "never saw these classes" not in " ".join(rows.notes)
+
+
+def test_a_single_kept_class_and_few_retained_images_are_noted():
+    notes = " ".join(run(test=5, request=ForgetRequest(classes=["ant", "bee", "cat", "dog"])).notes)
+    assert "All retained images are of one class, elk" in notes
+    assert "retain_test has 1 image: too few to tell what a model has kept" in notes
+
+
 def test_layers_of_nan_or_of_one_value_are_noted_and_never_an_all_clear(whole):
     silent = copy.deepcopy(whole.models["unlearned"])
     torch.nn.init.zeros_(silent.classifier.weight)
@@ -496,7 +528,7 @@ def test_models_may_have_processors_of_their_own():
 
 def test_what_is_asked_for_is_measured_too(whole, monkeypatch):
     monkeypatch.setattr("ec_hf.auditing.measures.probes.infonce", partial(infonce, trials=1, steps=20))
-    monkeypatch.setattr("ec_hf.auditing.relearning.relearn", partial(relearn, steps=(0, 1, 4)))
+    monkeypatch.setattr(relearning, "STEPS", (0, 1, 4))
     downstream = make_images(30, seed=2).rename_column("label", "kind").cast_column("kind", Value("int64"))
     downstream = downstream.map(lambda row: {"kind": row["kind"] + 70}).rename_column("kind", "labels")
     models = {"ec": whole.models["unlearned"]}
@@ -506,17 +538,22 @@ def test_what_is_asked_for_is_measured_too(whole, monkeypatch):
         whole.models["retrained"],
         train=80,
         test=50,
-        relearning=True,
+        attacks="quick",
         svc=True,
         idi=True,
         downstream=downstream,
     )
     names = ["original", "ec", "retrained"]
-    assert {(curve.model, curve.mode) for curve in report.relearning} == {
-        (name, mode) for name in names for mode in ("head", "full")
+    quick = ("relearn_head", "relearn_full", "quantization", "pruning")
+    assert {(curve.model, curve.attack) for curve in report.attacks} == {
+        (name, attack) for name in names for attack in quick
     }
-    for mode in ("head", "full"):
-        assert next(report.find("relearning_area", model="ec", note=mode)).split == "forget_test"
+    for attack in quick:
+        area = next(report.find("attack_area", model="ec", note=attack))
+        assert area.split == "forget_test" and area.low <= area.value <= area.high
+        assert report.seconds[attack] >= 0, "attacks stand apart with their own time"
+        signal = next(each for each in report.signals if each.note == attack)
+        assert signal.metric == "attack_area" and signal.value == pytest.approx(area.value)
     shares = [report.value(key, model="ec", split="forget_train") for key in ("mia_svc_efficacy", "mia_svc_member")]
     assert sum(shares) == pytest.approx(1)
     assert list(report.profile("infonce", model="ec", split="forget_train")) == [*report.layers, "logits"]
@@ -535,11 +572,11 @@ def test_downstream_splits_and_logits_may_be_chosen():
     assert (found.layer, found.count) == ("logits", 20)
 
 
-def test_idi_and_relearning_that_cannot_be_are_notes():
+def test_idi_and_attacks_that_cannot_be_are_notes():
     report = run(idi=True, relearning=True, request=ForgetRequest(rows=[1]))
     notes = " ".join(report.notes)
     assert "IDI needs a retrained model" in notes
-    assert "Relearning needs" in notes
+    assert "Attacks need forgotten training images" in notes
 
 
 def test_at_most_so_many_images_are_looked_at():
@@ -631,6 +668,19 @@ SWAPPED = {"id2label": {0: "bee", 1: "ant", 2: "cat", 3: "dog", 4: "elk"}}
             ValueError,
             "cannot take",
         ),
+        ({"shadows": lambda: {"inside": []}}, ValueError, "shadows: 'inside' is no side"),
+        ({"shadows": lambda: [3]}, TypeError, "shadows: expected PreTrainedModels or their names, got int"),
+        (
+            {"shadows": lambda: [make_model("ViT", seed=0)]},
+            ValueError,
+            r"shadow 1 \(out\) and original have the same weights: a model that is judged cannot be its own shadow",
+        ),
+        (
+            {"shadows": lambda: [make_model("ViT", seed=5), make_model("ViT", seed=5)]},
+            ValueError,
+            r"shadow 2 \(out\) shows the same as another shadow model",
+        ),
+        ({"shadows": lambda: [relabelled(num_labels=4)]}, ValueError, "has 4 labels, the original 5"),
         ({"processor": lambda: None}, ValueError, "no image processor"),
         ({"processor": lambda: {"orignal": make_processor()}}, ValueError, "no model 'orignal'"),
         ({"request": lambda: ForgetRequest(classes=["crocodile"])}, ValueError, "crocodile"),
@@ -680,6 +730,7 @@ def test_two_processes_give_the_numbers_of_one(tmp_path):
         assert theirs.value == pytest.approx(ours.value, abs=1e-5), ours
     assert one.confusion == two.confusion
     assert one.retrievals == two.retrievals
+    assert len(one.attacks) == 30 and one.attacks == two.attacks
 
 
 def test_each_kept_class_is_told_beside_the_original(whole):
@@ -704,3 +755,82 @@ def test_rows_beside_whole_classes_are_said_not_to_be_judged(whole):
     mixed = ForgetRequest(classes=["ant", "bee"], rows=[2, 7])
     report = run(*whole.models.values(), train=whole.train, request=mixed)
     assert any("the signals judge the whole classes alone" in note for note in report.notes)
+
+
+def attacks(report, metric):
+    return {each.model: each for each in report.find(metric)}
+
+
+def test_forgotten_rows_are_attacked_by_class_thresholds_without_other_models():
+    report = run(request=ROWS)
+    found = attacks(report, "mia_population")
+    assert set(found) == {"original", "unlearned"}
+    assert all(each.low <= each.value <= each.high and each.count == 25 for each in found.values())
+    tails = attacks(report, "mia_population_tpr")
+    assert tails["original"].note == "of 25 held-out images none may be a false alarm"
+    assert not attacks(report, "mia_lira") and not attacks(run(), "mia_population")
+
+
+def test_unseen_images_of_the_classes_of_forgotten_rows_are_their_target(whole):
+    ants = [k for k, label in enumerate(whole.train["label"]) if label == 0][:9]
+    bees = [k for k, label in enumerate(whole.train["label"]) if label == 1][:3]
+    request = ForgetRequest(rows=[*ants, *bees])
+    report = run(*whole.models.values(), train=whole.train, test=whole.test, request=request)
+    for name, model in whole.models.items():
+        found = next(report.find("accuracy_matched", model=name))
+        logits, _ = direct(model, whole.test)
+        hits, labels = (logits.argmax(-1).numpy() == whole.test["label"]), np.array(whole.test["label"])
+        assert found.value == pytest.approx(0.75 * hits[labels == 0].mean() + 0.25 * hits[labels == 1].mean())
+        assert found.split == "retain_test" and found.count == 20
+    assert "not chance, but what a model gets on images of the same classes" in " ".join(report.references)
+    assert not list(whole.report.find("accuracy_matched"))
+
+
+def test_shadow_models_attack_the_forgotten_rows_and_are_no_models_of_the_report(whole):
+    others = [make_model("ViT", seed=seed) for seed in (11, 12, 13)]
+    report = run(
+        *whole.models.values(), train=whole.train, request=ROWS, shadows={"out": others[:2], "in": others[2:]}
+    )
+    assert set(report.models) == {"original", "unlearned", "retrained"}
+    assert set(attacks(report, "mia_lira")) == set(report.models)
+    assert {"mia_lira", "mia_population"} <= {signal.metric for signal in report.signals}
+    assert not any(signal.metric.endswith("_tpr") for signal in report.signals)  # too few images for 1 %
+    assert "2 trained without the forget set, beside the retrained ones, and 1 trained with it" in " ".join(
+        report.references
+    )
+
+
+def test_shadow_models_may_be_named_with_in_before_those_that_saw_the_rows(whole, tmp_path):
+    for name, seed in (("a", 11), ("b", 12), ("c", 13)):
+        make_model("ViT", seed=seed).save_pretrained(tmp_path / name)
+        make_processor().save_pretrained(tmp_path / name)
+    names = [str(tmp_path / "a"), str(tmp_path / "b"), f"in={tmp_path / 'c'}"]
+    by_name = run(*whole.models.values(), train=whole.train, request=ROWS, shadows=names)
+    others = [make_model("ViT", seed=seed) for seed in (11, 12, 13)]
+    sides = {"out": others[:2], "in": others[2]}
+    given = run(*whole.models.values(), train=whole.train, request=ROWS, shadows=sides)
+    values = [[each.value for each in report.find("mia_lira")] for report in (by_name, given)]
+    assert values[0] == pytest.approx(values[1])
+
+
+def test_a_retrained_model_is_no_shadow_of_its_own(whole):
+    other = make_model("ViT", seed=11)
+    report = run(*whole.models.values(), train=whole.train, request=ROWS, shadows=[other])
+    assert set(attacks(report, "mia_lira")) == {"original", "unlearned"}
+    assert "LiRA needs 2 models that were trained without the forget set" in " ".join(report.notes)
+    assert "mia_lira" not in {signal.metric for signal in report.signals}
+    several = [whole.models["retrained"], other, make_model("ViT", seed=12)]
+    report = run(whole.models["original"], whole.models["unlearned"], several, train=whole.train, request=ROWS)
+    assert "mia_lira" in {signal.metric for signal in report.signals}  # three retrained models are enough
+
+
+def test_shadow_models_tell_a_model_that_learnt_the_rows_by_heart():
+    train, test = make_images(60), make_images(100, seed=1)
+    noisy = np.random.default_rng(0).permutation(5)[np.array(train["label"][:30])]  # labels that no image shows
+    train = train.map(lambda row, i: {"label": int(noisy[i]) if i < 30 else row["label"]}, with_indices=True)
+    kept = train.select(range(30, 60))
+    original, retrained = trained(train, 0), [trained(kept, seed) for seed in (1, 2, 3)]
+    shadows = {"out": [trained(kept, 4), trained(kept, 5)], "in": [trained(train, seed) for seed in (6, 7)]}
+    report = run(original, retrained[0], retrained[1:], train=train, test=test, request=ROWS, shadows=shadows)
+    found = attacks(report, "mia_lira")
+    assert found["original"].value > found["unlearned"].value + 0.1

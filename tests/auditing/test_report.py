@@ -6,7 +6,23 @@ import math
 import pytest
 from helpers.reports import make_report
 
-from ec_hf.auditing.report import SCHEMA_VERSION, AuditReport, Measurement
+from ec_hf.auditing.report import SCHEMA_VERSION, AttackCurve, AuditReport, Measurement
+
+SIGNAL = {
+    "metric": "accuracy",
+    "model": "ours",
+    "split": "forget_test",
+    "layer": None,
+    "value": 0.4,
+    "original": 0.9,
+    "retrained": [0.3],
+    "position": 0.8,
+    "low": 0.7,
+    "high": 0.9,
+    "status": "under-erased",
+    "count": 9,
+    "note": None,
+}
 
 
 def test_a_report_comes_back_from_its_file_as_it_was(tmp_path):
@@ -64,3 +80,24 @@ def test_a_profile_goes_from_shallow_to_deep_whatever_the_order_of_the_rows():
     rows = [Measurement("knn", "a", k / 4, layer=layer) for k, layer in enumerate(("logits", "second", "first"))]
     report = AuditReport(layers=["first", "second"], measurements=rows)
     assert list(report.profile("knn", model="a")) == ["first", "second", "logits"]
+
+
+def test_relearning_of_an_older_report_is_read_as_an_attack():
+    curve = {"model": "ours", "mode": "head", "steps": [0, 5], "accuracy": [0.0, 0.5], "settings": {"seed": 1}}
+    row = {"metric": "relearning_area", "model": "ours", "value": 0.4, "note": "head"}
+    signal = {**SIGNAL, "metric": "relearning_area", "note": "head"}
+    for version in (1, 2):
+        old = {"schema_version": version, "relearning": [curve], "measurements": [row], "signals": [signal]}
+        report = AuditReport.from_dict(old)
+        assert report.schema_version == SCHEMA_VERSION
+        assert report.attacks == [
+            AttackCurve("relearn_head", "ours", "steps", x=[0, 5], accuracy=[0.0, 0.5], settings={"seed": 1})
+        ]
+        assert report.value("attack_area", model="ours", note="relearn_head") == 0.4
+        assert [(each.metric, each.note) for each in report.signals] == [("attack_area", "relearn_head")]
+        assert AuditReport.from_dict(report.to_dict()) == report
+
+
+def test_an_older_report_whose_relearning_lacks_something_is_refused():
+    with pytest.raises(ValueError, match="numbers lack 'mode'"):
+        AuditReport.from_dict({"schema_version": 2, "relearning": [{"model": "ours"}]})

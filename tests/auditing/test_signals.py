@@ -69,7 +69,7 @@ def test_the_spread_of_retrained_models_widens_the_interval():
 def test_noise_of_one_retrained_model_is_that_of_its_kind_or_in_proportion_to_others():
     rows = [
         measured(original=0.9, ours=0.7, retrained=0.5, noise=Noise(0.01, 10)),
-        measured("relearning_area", None, original=0.9, ours=0.7, retrained=0.5),
+        measured("attack_area", None, original=0.9, ours=0.7, retrained=0.5),
     ]
     noisy, quiet = signals_of(rows, ["ours"], ["retrained"]), signals_of(rows[1:], ["ours"], ["retrained"])
     assert noisy[0].high == pytest.approx(noisy[1].high)

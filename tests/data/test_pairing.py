@@ -12,7 +12,7 @@ from datasets import Dataset, concatenate_datasets
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ec_hf.data.pairing import PairedBatchSampler, PairedDataset
+from ec_hf.data.pairing import PairedBatchSampler, PairedDataset, PairedRows
 
 
 def numbered():
@@ -209,3 +209,40 @@ def test_sampler_refuses_sizes_below_one(position):
     names = ["num_forget_rows", "num_retain_rows", "forget_batch_size", "retain_batch_size", "num_processes"]
     with pytest.raises(ValueError, match=f"{names[position]} must be at least 1, got 0"):
         PairedBatchSampler(**dict(zip(names, sizes, strict=True)))
+
+
+# --- forget rows beside the batches of any loader ------------------------------------------------------------------
+
+
+def rows_of(batch):
+    return [(example["row"], example["is_forget"]) for example in batch]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_any_loader_gets_as_many_forget_rows_ahead_of_its_retain_rows(workers):
+    paired = PairedRows(numbered().select(range(4)), numbered().select(range(4, 10)))
+    loader = torch.utils.data.DataLoader(paired, batch_size=4, collate_fn=rows_of, num_workers=workers)
+    first, last = list(loader)
+    assert len(paired) == 6
+    assert [row for row, is_forget in first if not is_forget] == [4, 5, 6, 7]
+    assert sorted(row for row, is_forget in first if is_forget) == [0, 1, 2, 3], "none twice"
+    assert [is_forget for _, is_forget in (*first, *last)] == [True] * 4 + [False] * 4 + [True] * 2 + [False] * 2
+    assert list(torch.utils.data.DataLoader(paired, batch_size=4, collate_fn=rows_of)) == [first, last]
+
+
+def test_the_forget_rows_of_a_batch_depend_on_the_seed_and_its_retain_rows():
+    def drawn(seed, rows):
+        paired = PairedRows(numbered().select(range(8)), numbered().select(range(8, 10)), seed=seed)
+        return [example["row"] for example in paired.__getitems__(rows)][: len(rows)]
+
+    assert drawn(0, [0, 1]) == drawn(0, [np.int64(0), 1])
+    assert len({tuple(drawn(seed, rows)) for seed in range(3) for rows in ([0, 1], [1, 0])}) > 3
+
+
+def test_paired_rows_are_read_as_whole_batches_of_rows_that_are_there():
+    paired = PairedRows(numbered().select([0]), numbered().select(range(1, 4)))
+    assert [row for row, _ in rows_of(paired.__getitems__([2, 0, 1]))] == [0, 0, 0, 3, 1, 2]
+    with pytest.raises(TypeError, match="whole batches"):
+        paired[0]
+    with pytest.raises(IndexError, match="3 is outside the 3 rows"):
+        paired.__getitems__([3])

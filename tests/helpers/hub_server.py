@@ -15,7 +15,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import count
+from pathlib import Path
 from urllib.parse import unquote, urlsplit
+
+import transformers.utils.hub
+from huggingface_hub import constants
 
 TOKEN, OTHER_TOKEN = "hf_" + "alice" * 6, "hf_" + "mallory" * 5
 USERS = {TOKEN: "alice", OTHER_TOKEN: "mallory"}
@@ -311,3 +315,14 @@ def running_hub(lfs: bool = True):
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def point_client_to(url: str, monkeypatch, home: Path, xet: bool = False) -> None:
+    """Point the client of this process at a server, logged in as alice, with an empty cache of its own."""
+    patches = {"ENDPOINT": url, "HUGGINGFACE_CO_URL_TEMPLATE": url + "/{repo_id}/resolve/{revision}/{filename}"}
+    patches |= {"HF_HUB_CACHE": str(home / "hub"), "HF_TOKEN_PATH": str(home / "token"), "HF_HUB_OFFLINE": False}
+    patches |= {"HF_HUB_DISABLE_XET": not xet}
+    for name, value in patches.items():
+        monkeypatch.setattr(constants, name, value)
+    monkeypatch.setattr(transformers.utils.hub, "_hf_api", None)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)

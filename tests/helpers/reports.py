@@ -10,14 +10,15 @@ import numpy as np
 
 from ec_hf.auditing.report import (
     STATUSES,
+    AttackCurve,
     AuditReport,
     Measurement,
     ModelInfo,
-    RelearningCurve,
     Retrieval,
     Signal,
     Status,
 )
+from ec_hf.metrics import attack_area
 
 MODELS = ("original", "unlearned", "delete", "retrained", "random_init")
 SEVERAL = ("original", "unlearned", "delete", "retrained 1", "retrained 2", "retrained 3", "random_init")
@@ -49,7 +50,15 @@ DEPTH = {
 # How fast a curve of relearning rises, a step.
 SPEED = {"original": 1.0, "delete": 0.2, "unlearned": 0.03, "retrained": 0.025, "random_init": 0.004}
 STEPS = [0, 5, 10, 20, 40, 80]
-RELEARNING = {"learning_rate": 0.001, "batch_size": 32, "images": 48, "seed": 0}
+# Attack -> what makes it stronger, its strengths, and how much faster it is than fine-tuning the classifier.
+ATTACKS: dict[str, tuple[Any, list[float], float]] = {
+    "relearn_head": ("steps", [*STEPS], 1.0),
+    "relearn_full": ("steps", [*STEPS], 2.0),
+    "new_head": ("images a class", [5, 10, 50], 1.0),
+    "quantization": ("bits", [8, 6, 5, 4], 0.0),
+    "pruning": ("sparsity", [0.1, 0.3, 0.5, 0.7], 0.0),
+}
+BUDGET = {"learning_rate": 0.001, "batch_size": 32, "images": 48, "seed": 0}
 
 
 def make_report(models: Sequence[str] = MODELS, layers: int = 10, seed: int = 0) -> AuditReport:
@@ -68,7 +77,7 @@ def make_report(models: Sequence[str] = MODELS, layers: int = 10, seed: int = 0)
         measurements += [*_output(model), *_by_layer(model, models, names, rng), *_membership(model)]
         if model not in FIXED:
             measurements += [*_scores(model), *_to_retrained(model, models)]
-    curves = [_curve(model, mode) for model in models for mode in ("head", "full")]
+    curves = [_curve(model, attack) for model in models for attack in ATTACKS]
     measurements += [_area(curve) for curve in curves]
     report = AuditReport(
         models={name: _info(name) for name in models},
@@ -82,7 +91,7 @@ def make_report(models: Sequence[str] = MODELS, layers: int = 10, seed: int = 0)
             else "No retrained model: random weights mark the floor, classes that were never forgotten the ceiling."
         ],
         notes=["Membership inference by SVC was not asked for."],
-        relearning=curves,
+        attacks=curves,
         embedding=_embedding(models, rng),
         confusion={model: _confusion(model, rng) for model in models},
         retrievals=[
@@ -250,15 +259,17 @@ def _mean_note(retrained: Sequence[str]) -> str | None:
     return f"mean over {len(retrained)} retrained models" if len(retrained) > 1 else None
 
 
-def _curve(model: str, mode: str) -> RelearningCurve:
-    start, rate = OUTPUT[_kind(model)][0], SPEED[_kind(model)] * {"head": 1.0, "full": 2.0}[mode]
-    accuracy = [round(start + (0.95 - start) * (1 - float(np.exp(-rate * step))), 4) for step in STEPS]
-    return RelearningCurve(model, mode, list(STEPS), accuracy, dict(RELEARNING))
+def _curve(model: str, attack: str) -> AttackCurve:
+    unit, x, faster = ATTACKS[attack]
+    start, rate = OUTPUT[_kind(model)][0], faster * SPEED[_kind(model)]
+    accuracy = [round(start + (0.95 - start) * (1 - float(np.exp(-rate * strength))), 4) for strength in x]
+    low, high = ([min(max(value + 0.04 * side, 0.0), 1.0) for value in accuracy] for side in (-1, 1))
+    return AttackCurve(attack, model, unit, x=x, accuracy=accuracy, low=low, high=high, settings=dict(BUDGET))
 
 
-def _area(curve: RelearningCurve) -> Measurement:
-    area = float(np.trapezoid(curve.accuracy, curve.steps) / curve.steps[-1])
-    return _row("relearning_area", curve.model, area, split="forget_test", count=300, note=curve.mode)
+def _area(curve: AttackCurve) -> Measurement:
+    area = attack_area(curve.x, curve.accuracy, curve.unit)
+    return _row("attack_area", curve.model, area, split="forget_test", count=300, note=curve.attack)
 
 
 def _embedding(models: Sequence[str], rng: np.random.Generator) -> dict[str, Any]:
@@ -310,7 +321,7 @@ def renamed(report: AuditReport, names: Mapping[str, str]) -> AuditReport:
         measurements=[replace(each, model=name(each.model)) for each in report.measurements],
         signals=[replace(each, model=name(each.model)) for each in report.signals],
         status={name(model): status for model, status in report.status.items()},
-        relearning=[replace(each, model=name(each.model)) for each in report.relearning],
+        attacks=[replace(each, model=name(each.model)) for each in report.attacks],
         retrievals=[replace(each, model=name(each.model)) for each in report.retrievals],
         confusion={name(model): table for model, table in report.confusion.items()},
         embedding={**report.embedding, "points": {name(m): xy for m, xy in report.embedding["points"].items()}},

@@ -239,3 +239,14 @@ def test_values_that_place_nothing_are_refused(values, covariance, message):
 
 def test_the_statuses_are_those_of_the_report():
     assert get_args(Standing) == STATUSES
+
+
+def test_golden_effect_is_the_difference_in_standard_errors():
+    found = place(np.array([0.9, 0.7, 0.5]), np.diag([4e-4, 1e-4, 4e-4]), 1000, noise=Noise(4e-4, 10))
+    # variances: 4e-4 of the original, 4e-4 of the retrained model, and of one more training 4e-4 * (1 + 1)
+    assert found.effect == pytest.approx(0.4 / 0.04)
+    closer = place(
+        np.array([0.9, 0.7, 0.5, 0.1]), np.diag([4e-4, 1e-4, 4e-4, 0]), 1000, noise=Noise(4e-4, 10), allowance=True
+    )
+    assert closer.effect == pytest.approx(0.3 / 0.04)
+    assert place(np.array([0.9, 0.7, 0.9]), np.diag([4e-4, 1e-4, 4e-4]), 1000).effect == pytest.approx(0)

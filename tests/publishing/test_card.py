@@ -191,7 +191,7 @@ def test_every_reader_finds_the_numbers_of_the_report(folder):
             assert value_text(metric, report.value(metric, model=model, split=split)) in text
     for layer in report.layers:
         assert text.count(f"| {layer} |") >= 2, "a table of layers is missing"
-    for name in ("cka", "probe", "relearning", "confusion"):
+    for name in ("cka", "probe", "attacks", "confusion"):
         assert f"](figures/{name}.png)" in text
     for sentence in (
         "**3 classes: three, five, eight (1,200 training images)**",

@@ -3,109 +3,13 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import pytest
-import torch
-from datasets import Dataset, DatasetDict
-from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
+from datasets import DatasetDict
+from helpers.models import make_model, make_processor
 
 from ec_hf.models.loading import load_model
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "recipes"))
 import train_original as recipe
-
-FAST = {
-    "architecture": "resnet",
-    "max_steps": 2,
-    "per_device_train_batch_size": 8,
-    "use_cpu": True,
-    "disable_tqdm": True,
-}
-
-
-def few(dataset):
-    return dataset.select(range(10))
-
-
-def logits(model, processor, image):
-    return model(**processor([image], return_tensors="pt")).logits
-
-
-@pytest.mark.parametrize("architecture", ["vit", "resnet", "test_vit", "test_resnet"])
-def test_what_is_saved_is_the_trained_classifier(architecture, images, held_out, tmp_path, capsys):
-    model, processor = recipe.train_original(tmp_path, images, held_out, **FAST | {"architecture": architecture})
-    image = held_out[0]["image"]
-    saved = AutoModelForImageClassification.from_pretrained(tmp_path).eval()
-    again = logits(saved, AutoImageProcessor.from_pretrained(tmp_path), image)
-    assert torch.allclose(again, logits(model, processor, image), atol=1e-6)
-    assert not model.training
-    assert saved.config.id2label == dict(enumerate(images.features["label"].names))
-    assert saved.config.label2id["cat"] == 2
-    assert not list(tmp_path.glob("*.bin")) + list(tmp_path.glob("checkpoint-*"))
-    assert f"saved in {tmp_path}" in capsys.readouterr().out
-
-
-def test_training_learns_and_reports_its_accuracy(images, held_out, tmp_path, capsys):
-    model, processor = recipe.train_original(tmp_path, images, held_out, **FAST | {"max_steps": 40})
-    right = [logits(model, processor, row["image"]).argmax().item() == row["label"] for row in held_out]
-    assert sum(right) / len(right) > 0.9
-    assert f"{sum(right) / len(right):.2%} on the test images" in capsys.readouterr().out
-
-
-def test_a_seed_fixes_the_weights(images, held_out, tmp_path):
-    weights = []
-    for run, seed in enumerate((1, 1, 2)):
-        torch.manual_seed(run)  # what ran before is of no account
-        model, _ = recipe.train_original(tmp_path / str(run), few(images), few(held_out), seed=seed, **FAST)
-        weights.append(torch.cat([value.flatten() for value in model.parameters()]))
-    assert torch.equal(weights[0], weights[1])
-    assert not torch.equal(weights[0], weights[2])
-
-
-def test_gray_images_give_a_model_that_a_pipeline_runs(images, held_out, tmp_path):
-    gray = [part.map(lambda row: {"image": row["image"].convert("L").resize((28, 28))}) for part in (images, held_out)]
-    recipe.train_original(tmp_path, *gray, **FAST | {"architecture": "vit"})
-    classify = pipeline("image-classification", model=str(tmp_path), device="cpu")
-    assert {answer["label"] for answer in classify(gray[1][0]["image"])} == set(images.features["label"].names)
-
-
-@pytest.mark.parametrize("kind", ["ClassLabel", "text", "integers"])
-def test_a_class_missing_from_training_keeps_its_place(kind, images, held_out, tmp_path):
-    names = images.features["label"].names
-    parts = [images, held_out]
-    if kind != "ClassLabel":
-        labels = [[names[i] if kind == "text" else i for i in part["label"]] for part in parts]
-        parts = [
-            part.remove_columns("label").add_column("label", new) for part, new in zip(parts, labels, strict=True)
-        ]
-    retain = parts[0].filter(lambda label: label not in ("elk", 4), input_columns="label")
-    model, _ = recipe.train_original(tmp_path, retain, parts[1], **FAST)
-    assert list(model.config.id2label.values()) == (names if kind != "integers" else list("01234"))
-
-
-def test_pixel_values_are_used_as_they_are(tmp_path):
-    data = Dataset.from_dict({"pixel_values": torch.rand(16, 1, 12, 12).tolist(), "labels": [0, 1] * 8})
-    model, processor = recipe.train_original(tmp_path, data, data, **FAST | {"architecture": "vit"})
-    assert processor is None and not (tmp_path / "preprocessor_config.json").exists()
-    assert (model.config.num_channels, model.config.image_size) == (1, 12)
-
-
-def test_a_model_on_disk_is_replaced_only_when_told(images, held_out, tmp_path):
-    parts = few(images), few(held_out)
-    recipe.train_original(tmp_path, *parts, **FAST)
-    before = load_model(tmp_path)[0].state_dict()
-    with pytest.raises(FileExistsError, match="holds a model: load it, name another folder, or set overwrite"):
-        recipe.train_original(tmp_path, *parts, seed=1, **FAST)
-    assert all(torch.equal(value, before[key]) for key, value in load_model(tmp_path)[0].state_dict().items())
-    recipe.train_original(tmp_path, *parts, seed=1, overwrite=True, **FAST)
-    assert not all(torch.equal(value, before[key]) for key, value in load_model(tmp_path)[0].state_dict().items())
-
-
-def test_unknown_architectures_and_missing_labels_are_refused_before_training(images, held_out, tmp_path):
-    with pytest.raises(ValueError, match=r"unknown architecture 'vitt': neither in .*'vit'.* nor a timm"):
-        recipe.train_original(tmp_path, images, held_out, **FAST | {"architecture": "vitt"})
-    unlabelled = held_out.map(lambda row: {"label": -1}, features=held_out.features)
-    with pytest.raises(ValueError, match="'label' has rows without a label"):
-        recipe.train_original(tmp_path, images, unlabelled, **FAST)
 
 
 def test_the_command_line_trains_on_a_folder(images, held_out, tmp_path, monkeypatch, capsys):
@@ -118,51 +22,12 @@ def test_the_command_line_trains_on_a_folder(images, held_out, tmp_path, monkeyp
     assert "1 process(es)" in out and "on the test images; saved in" in out
 
 
-# Batches and moves
-
-
-def test_only_training_batches_are_moved_and_by_other_draws_each_time(images):
-    collator = recipe.ImageCollator(recipe.build("vit", 32, 3, ["a"])[1], num_channels=3)
-    plain = images.with_transform(recipe.Batches(collator))
-    moved = images.with_transform(recipe.Batches(collator, recipe.COLOUR))
-    assert torch.equal(plain[:8]["pixel_values"], plain[:8]["pixel_values"])
-    assert not torch.equal(moved[:8]["pixel_values"], moved[:8]["pixel_values"])
-    assert torch.equal(moved[:8]["labels"], plain[:8]["labels"])
-
-
-STILL = {"degrees": 0, "zoom": 0, "shift": 0, "flip": 0}
-
-
-def test_shifts_are_whole_pixels_and_mirroring_is_exact():
-    images = torch.rand(200, 1, 8, 10)
-    assert torch.allclose(recipe.move(images, **STILL), images, atol=1e-5)
-    assert torch.allclose(recipe.move(images, **STILL | {"flip": 1}), images.flip(-1), atol=1e-5)
-    offsets = set()
-    for before, after in zip(images, recipe.move(images, **STILL | {"shift": 0.2}), strict=True):
-        found = [
-            (i, j)
-            for i in range(-2, 3)
-            for j in range(-2, 3)
-            if torch.allclose(after[:, 3:5, 3:7], before[:, 3 + i : 5 + i, 3 + j : 7 + j], atol=1e-5)
-        ]
-        assert len(found) == 1
-        offsets.update(found)
-    assert {i for i, _ in offsets} == {j for _, j in offsets} == {-2, -1, 0, 1, 2}
-
-
-def test_turns_and_zooms_differ_for_each_image_and_stay_in_range():
-    bar = torch.zeros(100, 1, 65, 65)
-    bar[..., 32, 12:53] = 1  # 41 long
-    y, x = torch.meshgrid(torch.arange(65.0) - 32, torch.arange(65.0) - 32, indexing="ij")
-
-    def angles_and_lengths(images):
-        weight = images / images.sum((-1, -2), keepdim=True)
-        xx, yy, xy = ((weight * product).sum((1, 2, 3)) for product in (x * x, y * y, x * y))
-        return torch.rad2deg(torch.atan2(2 * xy, xx - yy) / 2), (12 * (xx + yy)).sqrt()
-
-    angles, lengths = angles_and_lengths(recipe.move(bar, **STILL | {"degrees": 10}))
-    assert 8 < angles.max() <= 10.5 and -10.5 <= angles.min() < -8
-    assert lengths.sub(41).abs().max() < 1
-    angles, lengths = angles_and_lengths(recipe.move(bar, **STILL | {"zoom": 0.1}))
-    assert angles.abs().max() < 0.1
-    assert 41 / 1.12 < lengths.min() < 39 and 43 < lengths.max() < 41 / 0.88
+def test_the_command_line_fine_tunes_a_base_model(images, held_out, tmp_path, monkeypatch, capsys):
+    DatasetDict({"train": images, "test": held_out}).save_to_disk(tmp_path / "data")
+    make_model("ViT").save_pretrained(tmp_path / "base")
+    make_processor().save_pretrained(tmp_path / "base")
+    flags = f"--dataset_name {tmp_path / 'data'} --output_dir {tmp_path / 'model'} --base_model {tmp_path / 'base'}"
+    monkeypatch.setattr(sys, "argv", ["train_original.py", *flags.split(), "--max_steps", "1", "--use_cpu"])
+    recipe.main()
+    assert load_model(tmp_path / "model")[0].config.model_type == "vit"
+    assert f"from {tmp_path / 'base'}" in capsys.readouterr().out

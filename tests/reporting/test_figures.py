@@ -133,10 +133,10 @@ def test_retrieval_reads_only_what_it_shows_and_marks_what_the_original_finds():
 
 def test_what_was_not_measured_is_left_out_not_drawn_empty():
     assert draw(AuditReport(), images=Images()) == {}
-    assert list(draw(make_report(("original",), layers=4))) == ["probe", "embedding", "relearning", "confusion"]
+    assert list(draw(make_report(("original",), layers=4))) == ["probe", "embedding", "attacks", "confusion"]
     report = make_report(SMALL, layers=4)
     undefined = [replace(row, value=None, low=None, high=None) for row in report.measurements]
-    assert list(draw(replace(report, measurements=undefined, embedding={}))) == ["relearning", "confusion"]
+    assert list(draw(replace(report, measurements=undefined, embedding={}))) == ["attacks", "confusion"]
     no_target = draw(make_report(("original", "unlearned"), layers=4), names=["cka"])["cka"]
     assert len(no_target.axes) == 2, "no row of similarities to a retrained model"
 
@@ -218,3 +218,15 @@ def test_no_pyplot_state_is_made():
     code += "figures.draw(AuditReport()); "
     code += "assert 'matplotlib.pyplot' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_each_attack_has_a_panel_and_retrained_models_share_a_line_and_a_band():
+    report = make_report(SEVERAL, layers=4)
+    figure = draw(report, names=["attacks"])["attacks"]
+    titles = ["classifier fine-tuned", "all weights fine-tuned", "new classifier", "weights rounded", "weights pruned"]
+    assert [axis.get_title() for axis in figure.axes] == titles
+    for axis in figure.axes:
+        assert {"original", "unlearned", "retrained (mean of 3)"} <= set(lines(axis))
+        assert "retrained 1" not in lines(axis)
+        assert len(axis.collections) == len(SEVERAL) - 2, "a band for each line"
+    assert [text.get_text() for text in figure.axes[3].get_xticklabels()] == ["8", "6", "5", "4"]

@@ -131,7 +131,7 @@ def test_a_model_whose_name_begins_like_another_has_findings_of_its_own():
 def test_parts_that_were_not_measured_are_left_out():
     report = make_report(("original", "unlearned"), layers=4)
     bare = replace(report, layers=[], measurements=[row for row in report.measurements if row.layer is None])
-    bare = replace(bare, relearning=[], confusion={}, embedding={}, retrievals=[], dataset={}, request={})
+    bare = replace(bare, attacks=[], confusion={}, embedding={}, retrievals=[], dataset={}, request={})
     reader = Reader(page(bare))
     assert reader.images == []
     assert "Figures" not in reader.text and "None" not in reader.text

@@ -12,6 +12,7 @@ from ec_hf.auditing.report import STATUSES, Measurement, ModelInfo, Signal
 from ec_hf.metrics import METRICS
 from ec_hf.reporting.labels import SHORT, arrow, value_text
 from ec_hf.reporting.tables import (
+    attack_table,
     layer_tables,
     main_table,
     output_table,
@@ -49,16 +50,16 @@ def test_main_table_has_a_column_a_model_directions_intervals_and_chance():
 
 def test_every_measurement_is_in_a_table_of_its_own_kind():
     report = make_report()
-    chosen = [output_table(report), *layer_tables(report)]
-    values = sum(value != "—" for table in chosen for row in table.rows for value in row.values)
+    chosen, models = [attack_table(report), output_table(report), *layer_tables(report)], len(report.models)
+    values = sum(value != "—" for table in chosen for row in table.rows for value in row.values[:models])
     assert values == len(report.measurements)
     assert {row.label for row in layer_tables(report)[0].rows} == {*report.layers, "logits"}
     assert [row.label for row in layer_tables(report)[0].rows] == [*report.layers, "logits"], "shallow to deep"
 
 
 def test_measurements_that_differ_by_their_note_have_rows_of_their_own():
-    labels = [row.label for row in output_table(make_report()).rows]
-    assert "relearning area, forget test ≈, head" in labels and "relearning area, forget test ≈, full" in labels
+    labels = [row.label for row in attack_table(make_report()).rows]
+    assert "classifier fine-tuned, by steps" in labels and "all weights fine-tuned, by steps" in labels
 
 
 def test_a_number_that_is_not_defined_is_a_dash_with_its_reason_below():
@@ -105,6 +106,21 @@ def test_forgotten_rows_are_read_on_the_training_split():
 )
 def test_arrows_say_which_way_is_better(metric, split, reference, sign):
     assert arrow(metric, split, reference) == sign
+
+
+def test_of_forgotten_rows_of_kept_classes_nothing_is_to_be_low():
+    assert (
+        arrow("accuracy", "forget_train", rows=True)
+        == arrow("linear_cka", "forget_train", "original", rows=True)
+        == "≈"
+    )
+    assert arrow("accuracy", "retain_test", rows=True) == "↑"
+    assert arrow("linear_cka", "forget_train", "retrained", rows=True) == "↑"
+    report = make_report()
+    report.request["classes"] = []
+    assert "accuracy, forget train ≈" in to_markdown(report) and "accuracy, forget test ↓" in to_markdown(
+        make_report()
+    )
 
 
 def test_short_names_are_of_known_metrics_and_all_differ():
@@ -182,12 +198,13 @@ def test_many_retrained_models_share_a_column_of_means_and_ranges():
 
 def test_signals_of_one_metric_are_told_apart_by_their_notes():
     report = make_report(("original", "unlearned", "retrained"))
-    area = Signal(
-        "relearning_area", "unlearned", "forget_test", None, 0.5, 0.9, [0.4], 0.8, 0.7, 0.9, "under-erased", 9
-    )
-    report.signals[:] = [replace(area, note=mode) for mode in ("head", "full")]
+    area = Signal("attack_area", "unlearned", "forget_test", None, 0.5, 0.9, [0.4], 0.8, 0.7, 0.9, "under-erased", 9)
+    report.signals[:] = [replace(area, note=mode) for mode in ("relearn_head", "relearn_full")]
     labels = [row.label for row in signal_tables(report)[0].rows]
-    assert labels == ["relearning area, forget test, head", "relearning area, forget test, full"]
+    assert labels == [
+        "under attack, forget test, classifier fine-tuned, by steps",
+        "under attack, forget test, all weights fine-tuned, by steps",
+    ]
 
 
 def test_the_penultimate_layer_has_a_row_before_the_logits():
@@ -206,3 +223,17 @@ def test_names_cannot_bring_html_into_a_table():
 def test_reports_without_numbers_say_so():
     assert to_markdown(AuditReport()) == ""
     assert "no measurement" in shown(AuditReport(), 80)
+
+
+def test_the_areas_between_curves_stand_beside_the_areas():
+    report = make_report(("original", "unlearned", "retrained"))
+    table = attack_table(report)
+    assert table.heads == [*report.models, "original - retrained", "unlearned - retrained"]
+    for row in table.rows:
+        original, unlearned, retrained = (float(value.split()[0]) for value in row.values[:3])
+        assert [float(gap) for gap in row.values[3:]] == pytest.approx(
+            [original - retrained, unlearned - retrained], abs=0.11
+        )
+    assert "held-out forget images" in table.notes[0]
+    assert attack_table(make_report(("original", "unlearned"))).heads == ["original", "unlearned"]
+    assert attack_table(replace(report, measurements=[])).rows == []

@@ -72,9 +72,9 @@ def as_model(report: AuditReport, other: str) -> AuditReport:
             itself = replace(row, value=1.0, low=1.0, high=1.0) if row.reference == other else None
             row = replace(same, model="unlearned") if same else itself or row
         rows.append(row)
-    curves = [replace(c, model="unlearned") for c in report.relearning if c.model == other]
-    curves += [c for c in report.relearning if c.model != "unlearned"]
-    return with_signals(replace(report, measurements=rows, relearning=curves))
+    curves = [replace(c, model="unlearned") for c in report.attacks if c.model == other]
+    curves += [c for c in report.attacks if c.model != "unlearned"]
+    return with_signals(replace(report, measurements=rows, attacks=curves))
 
 
 def superficial(report: AuditReport) -> AuditReport:
@@ -246,7 +246,7 @@ def test_a_report_of_an_older_version_is_not_judged():
     assert summary.kind == "unknown"
     assert "the position of each signal" in summary.text and "must be audited again" in summary.text
     assert "forgotten" not in summary.text
-    assert {each.topic for each in findings(old)} == {"summary", "relearning", "rest", "references"}
+    assert {each.topic for each in findings(old)} == {"summary", "attacks", "rest", "references"}
 
 
 def test_a_model_without_a_signal_is_not_judged_by_those_of_others():
@@ -258,10 +258,10 @@ def test_a_model_without_a_signal_is_not_judged_by_those_of_others():
 def test_what_comes_back_sooner_than_in_retraining_is_no_all_clear():
     report = report_of()
     faster = [
-        replace(curve, accuracy=[0.0, *[0.9] * (len(curve.steps) - 1)]) if curve.model == "unlearned" else curve
-        for curve in report.relearning
+        replace(curve, accuracy=[0.0, *[0.9] * (len(curve.x) - 1)]) if curve.model == "unlearned" else curve
+        for curve in report.attacks
     ]
-    summary = found(replace(report, relearning=faster), "summary")
+    summary = found(replace(report, attacks=faster), "summary")
     assert summary.kind == "unclear"
     assert summary.text.startswith("may be forgotten: when only its classifier is fine-tuned")
 
@@ -358,7 +358,7 @@ def test_scores_that_are_near_random_weights_tell_no_classes_apart():
         where = {"split": "forget_test", "layer": "logits", "chance": 0.2}
         return Measurement("linear_probe", model, value, low=value - 0.09, high=value + 0.09, **where)
 
-    report = replace(alone(), measurements=[], relearning=[])
+    report = replace(alone(), measurements=[], attacks=[])
     values = {"unlearned": 0.238, "original": 0.375, "random_init": 0.212}
     report.measurements.extend(measured(model, value) for model, value in values.items())
     assert found(report, "scores") is None
@@ -410,8 +410,57 @@ def test_forgotten_rows_without_a_retrained_model_are_held_against_unseen_images
     report.request["classes"] = []
     report = change(report, "accuracy", lambda v, d: 0.5)
     assert found(report, "output").kind == "unclear"
-    worse = change(report, "accuracy", lambda v, d: 0.1, split="forget_test")
+    worse = change(report, "accuracy", lambda v, d: 0.1, split="forget_train")
     assert "worse on what it forgot than on what it never saw" in found(worse, "output").text
+
+
+def of_rows(report: AuditReport, **matched: float) -> AuditReport:
+    """The report as of a request of rows: model -> accuracy on unseen images of the rows' classes, ± 4 points."""
+    known = [
+        Measurement("accuracy_matched", name, value, split="retain_test", low=value - 0.04, high=value + 0.04)
+        for name, value in matched.items()
+    ]
+    request = {**report.request, "classes": []}
+    return replace(report, request=request, measurements=[*report.measurements, *known])
+
+
+def test_the_target_of_forgotten_rows_is_what_unseen_images_of_their_classes_get():
+    report = change(alone(), "accuracy", lambda v, d: 0.55, split="forget_train")
+    report = of_rows(report, unlearned=0.54, original=0.54)
+    output = found(report, "output")
+    assert output.kind == "unclear"
+    assert "its own on images of the same classes that it never saw 54.0 %" in output.text
+    assert (
+        "the forgotten rows are known no better than unseen images of their classes" in found(report, "summary").text
+    )
+    assert "no longer named" not in found(report, "summary").text
+    known = change(report, "accuracy", lambda v, d: 0.95, split="forget_train", model="unlearned")
+    assert found(known, "summary").kind == "known"
+    assert "still known better than unseen images of their classes" in found(known, "summary").text
+    destroyed = change(report, "accuracy", lambda v, d: 0.2, split="forget_train", model="unlearned")
+    assert "known worse than unseen images of their classes" in found(destroyed, "summary").text
+
+
+def test_test_images_that_match_a_request_of_rows_are_not_what_was_forgotten():
+    report = change(alone(), "accuracy", lambda v, d: 0.95, split="forget_train")
+    report = change(of_rows(report), "accuracy", lambda v, d: 0.1, split="forget_test")
+    assert "95.0 % of the forget train images" in found(report, "output").text
+
+
+@pytest.mark.parametrize(("now", "kind"), [(0.2, "hurt"), (0.52, "intact"), (0.55, "intact")])
+def test_the_classes_of_forgotten_rows_must_stay(now, kind):
+    report = of_rows(report_of(), unlearned=now, original=0.54, retrained=0.53)
+    rest = found(report, "rest")
+    assert rest.kind == kind
+    told = f"of unseen images of the forgotten rows' classes {100 * now:.1f} %, the original 54.0 %, retrained 53.0 %"
+    assert told in rest.text
+    assert ("the rest has suffered" in found(report, "summary").text) == (kind == "hurt")
+
+
+def test_what_rows_of_kept_classes_should_come_to_is_said():
+    said = "not where it stops naming them"
+    assert said in text_of(of_rows(report_of())) and said in text_of(of_rows(alone()))
+    assert said not in text_of(report_of())
 
 
 # Of every report
@@ -460,7 +509,7 @@ def test_reports_without_layers_or_models_are_judged_as_far_as_they_go():
         (report_of, "output", "as retrained"),
         (report_of, "layers", "as retrained"),
         (report_of, "neighbours", "as retrained"),
-        (report_of, "relearning", "back"),
+        (report_of, "attacks", "back"),
         (report_of, "rest", "intact"),
         (report_of, "blind metrics", "blind"),
         (report_of, "references", "with retrained"),
@@ -553,3 +602,53 @@ def test_a_class_of_few_images_that_is_gone_has_suffered_and_too_few_are_no_all_
     of_model = [each for each in findings(report) if each.model == "unlearned"]
     assert of_model[0].text.endswith("; the rest is intact on average.")
     assert "single classes can have lost more" in next(each.text for each in of_model if each.topic == "rest")
+
+
+# Attacks
+
+
+def attacked(report: AuditReport, attack: str, accuracy: list[float], model: str = "unlearned") -> AuditReport:
+    """The report in which an attack on a model has this curve."""
+    curves = [
+        replace(curve, accuracy=accuracy) if (curve.model, curve.attack) == (model, attack) else curve
+        for curve in report.attacks
+    ]
+    return replace(report, attacks=curves)
+
+
+def test_the_headline_is_no_better_than_an_attack_that_succeeded():
+    report = report_of()
+    signal = Signal(
+        "attack_area", "unlearned", "forget_test", None, 0.6, 0.9, [0.1], 0.4, 0.3, 0.5, "under-erased", 300, "pruning"
+    )
+    report = replace(report, signals=[*report.signals, signal])
+    summary, finding = found(report, "summary"), found(report, "attacks")
+    assert summary.kind == "under-erased" and summary.text.startswith("not forgotten")
+    told = "when more and more of its small weights are set to 0, it gets 60.0 % of the forget test images right"
+    assert told in summary.text and told in finding.text
+    assert "original 90.0 %, retrained 10.0 %" in summary.text
+
+
+def test_what_attacks_bring_back_is_told_in_words_of_each_attack():
+    report = attacked(report_of(), "quantization", [0.0, 0.0, 0.9, 0.9])
+    text = found(report, "attacks").text
+    assert (
+        "when its weights are rounded to fewer and fewer bits, half of the original's accuracy on others is back "
+        in text
+    )
+    assert "at 5 bits, in the retrained model not even at 4 bits" in text
+    assert "these attacks bring it back too: new classifier (images)" in text
+    assert "these attacks do not bring it back: weights pruned (sparsity)" in text
+
+
+def test_attacks_that_bring_nothing_back_are_named():
+    report = replace(report_of(), attacks=[each for each in report_of().attacks if each.unit in ("bits", "sparsity")])
+    finding = found(report, "attacks")
+    assert finding.kind == "not back"
+    attacks = "weights rounded (bits), weights pruned (sparsity)"
+    what = "half of the original's accuracy on other forget images"
+    assert finding.text == f"these attacks do not bring {what} back: {attacks}."
+
+
+def test_a_model_that_never_forgot_needs_no_attack():
+    assert all(each.topic != "attacks" for each in findings(as_model(report_of(), "original")))

@@ -11,7 +11,7 @@ from ec_hf.auditing.collected import BySplit
 from ec_hf.auditing.question import Question
 from ec_hf.auditing.report import Measurement, RetainedClass
 from ec_hf.auditing.similarity import NOT_FINITE
-from ec_hf.metrics import bootstrap_mean
+from ec_hf.metrics import bootstrap_mean, share_by_class_mix
 
 __all__ = ["confusion", "mean_over_images", "output_means", "retained_classes", "several_note"]
 
@@ -56,6 +56,24 @@ def output_means(collected: BySplit, question: Question) -> list[Measurement]:
                 if metric in figures:
                     fields = {"split": split, "reference": "retrained", "note": several_note(question)}
                     rows.append(mean_over_images(metric, model, figures[metric], question.seed, **fields))
+    return [*rows, *_matched_accuracies(collected, question)]
+
+
+def _matched_accuracies(collected: BySplit, question: Question) -> list[Measurement]:
+    """Accuracy on unseen images of the forgotten rows' classes: what a model should get on the rows that it forgot."""
+    shown, mix = collected["retain_test"], collected["forget_train"].labels
+    used = int(np.isin(shown.labels, mix).sum())
+    if question.whole_classes or not used:
+        return []
+    rows = []
+    for model in question.trained:
+        hits = shown.outputs[model]["hit"]
+        fields: dict[str, Any] = {"split": "retain_test", "chance": 1 / len(question.class_names), "count": used}
+        if not np.isfinite(hits).all():
+            rows.append(Measurement("accuracy_matched", model, None, note=NOT_FINITE, **fields))
+            continue
+        value, low, high = share_by_class_mix(hits, shown.labels, mix)
+        rows.append(Measurement("accuracy_matched", model, value, low=low, high=high, **fields))
     return rows
 
 

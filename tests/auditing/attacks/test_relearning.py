@@ -7,9 +7,8 @@ import torch
 from helpers.models import FAMILIES, TIMM, make_images, make_model, make_processor
 from torch import nn
 
-from ec_hf.auditing.quantization import quantized
-from ec_hf.auditing.relearning import head_parameters, relearn
-from ec_hf.metrics import relearning_area
+from ec_hf.auditing.attacks.relearning import head_parameters, relearn
+from ec_hf.metrics import attack_area
 from ec_hf.models.inputs import ImageCollator
 from ec_hf.models.points import image_shape
 
@@ -63,7 +62,7 @@ def test_the_head_is_what_moves_the_logits_and_not_the_last_hidden_state(family)
     assert any(parameter.shape[0] == 5 for name, parameter in model.named_parameters() if name in names)
 
 
-@pytest.mark.parametrize("mode", ["head", "full"])
+@pytest.mark.parametrize("mode", ["head", "full", "lora"])
 @pytest.mark.parametrize("family", ["ViT", "ResNet", "MobileNetV2", "timm ConvNeXt"])
 def test_a_model_relearns_on_a_copy_and_the_same_way_each_time(family, mode, forget):
     model = make_model(family).train()
@@ -73,8 +72,8 @@ def test_a_model_relearns_on_a_copy_and_the_same_way_each_time(family, mode, for
     torch.manual_seed(2)
     torch.rand(5)
     assert relearn(model, *forget, COLLATE, mode=mode, steps=(0, 1, 3), name="ours", seed=3) == curve
-    assert (curve.model, curve.mode, curve.steps, len(curve.accuracy)) == ("ours", mode, [0, 1, 3], 3)
-    assert curve.settings["learning_rate"] == {"head": 1e-2, "full": 1e-4}[mode]
+    assert (curve.model, curve.attack, curve.x, len(curve.accuracy)) == ("ours", f"relearn_{mode}", [0, 1, 3], 3)
+    assert curve.settings["learning_rate"] == {"head": 1e-2, "full": 1e-4, "lora": 1e-3}[mode]
     assert curve.settings["images"] == 20
     assert 0 < curve.settings["parameters"] <= model.num_parameters()
     assert (curve.settings["parameters"] == model.num_parameters()) == (mode == "full")
@@ -89,13 +88,13 @@ def test_accuracy_rises_from_that_of_the_model_and_a_frozen_model_relearns_as_we
     start = (model(pixel_values=batch["pixel_values"]).logits.argmax(-1) == batch["labels"]).float().mean().item()
     assert curve.accuracy[0] == pytest.approx(start)
     assert curve.accuracy[-1] > max(start, 0.9)
-    assert 0 < relearning_area(curve.steps, curve.accuracy) <= 1
+    assert 0 < attack_area(curve.x, curve.accuracy, curve.unit) <= 1
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"mode": "heads"}, 'expected "head" or "full"'),
+        ({"mode": "heads"}, "expected one of"),
         ({"steps": (1, 2)}, "ascend from 0"),
         ({"steps": (0, 2, 2)}, "ascend from 0"),
         ({"steps": ()}, "ascend from 0"),
@@ -126,45 +125,3 @@ def test_a_masked_class_is_refused_with_words(forget):
         masked.classifier.bias[1] = -torch.inf
     with pytest.raises(ValueError, match="is a class masked in this model"):
         relearn(masked, *forget, COLLATE)
-
-
-@pytest.mark.parametrize("family", ["ViT", "ResNet", "timm EfficientNet"])
-@pytest.mark.parametrize("bits", [4, 8])
-def test_rounded_weights_lie_on_a_grid_for_each_output_channel(family, bits):
-    model = make_model(family)
-    before = weights(model)
-    rounded = quantized(model, bits)
-    assert same(before, model.state_dict())
-    steps = 2 ** (bits - 1) - 1
-    layers = {name for name, module in model.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))}
-    for name, weight in rounded.state_dict().items():
-        layer, _, kind = name.rpartition(".")
-        if layer not in layers or kind != "weight":
-            assert torch.equal(weight, before[name]), name
-            continue
-        old, new = before[name].flatten(1), weight.flatten(1)
-        places = new / (old.abs().amax(1, keepdim=True) / steps)
-        assert (places - places.round()).abs().max() < 1e-3
-        assert ((new - old).abs() <= 0.5001 * old.abs().amax(1, keepdim=True) / steps).all()
-        assert not torch.equal(new, old)
-
-
-def test_a_layer_of_zeros_stays_so_and_a_changed_weight_below_half_a_step_is_undone():
-    model = make_model("ViT")
-    nn.init.zeros_(model.classifier.weight)
-    assert quantized(model).classifier.weight.abs().max() == 0
-    other = copy.deepcopy(quantized(make_model("ViT")))
-    weight = other.classifier.weight
-    rounded = weight.clone()
-    with torch.no_grad():
-        step = weight.abs().amax(1, keepdim=True) / 127
-        moved = weight.abs() < weight.abs().amax(1, keepdim=True)
-        weight += 0.4 * step * moved
-    assert not torch.allclose(weight, rounded, atol=1e-6)
-    torch.testing.assert_close(quantized(other).classifier.weight, rounded)
-
-
-@pytest.mark.parametrize("bits", [1, 17])
-def test_bits_outside_the_range_are_refused(bits):
-    with pytest.raises(ValueError, match="expected 2 to 16"):
-        quantized(make_model("ViT"), bits)

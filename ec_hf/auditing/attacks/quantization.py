@@ -4,21 +4,43 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from ec_hf.auditing.attacks.base import Attack, AttackImages, Outcome
+from ec_hf.auditing.attacks.fitting import hits_on, logits_of
 from ec_hf.auditing.forward import features_of
 from ec_hf.auditing.measures.outputs import mean_over_images
 from ec_hf.auditing.question import Question, drawn_evenly
 from ec_hf.auditing.report import Measurement
 from ec_hf.auditing.subjects import Subject
 
-__all__ = ["int8_accuracies", "quantized"]
+__all__ = ["Quantization", "int8_accuracies", "quantized"]
 
 ROUNDED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 INT8_IMAGES = 1000
+BITS = (8, 6, 5, 4)
+
+
+@dataclass(frozen=True)
+class Quantization(Attack):
+    """Stores the weights in fewer and fewer bits; nothing is learnt."""
+
+    unit: Literal["bits"] = "bits"
+    level: Literal["quick", "full"] = "quick"
+
+    def run(self, subject: Subject, images: AttackImages) -> Outcome:
+        """See `Attack.run`."""
+        tests, hits = images.tests(subject.collator), []
+        for bits in BITS:
+            rounded = quantized(subject.model, bits)
+            hits.append(hits_on(logits_of(rounded), tests, rounded))
+        return Outcome(BITS, np.stack(hits), self.unit, {"rounding": "to nearest, for each output channel"})
 
 
 def quantized(model: PreTrainedModel, bits: int = 8) -> PreTrainedModel:

@@ -1,0 +1,1 @@
+"""The commands of `ec-hf` that train: their flags, and what they print."""

@@ -1,0 +1,256 @@
+"""`ec-hf erase`: from a model, a dataset and a request to a finished folder."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import count
+from pathlib import Path
+from typing import Any, Literal
+
+from ec_hf.commands.parsing import UsageError, flag, parse, read_settings
+from ec_hf.training.config import ECConfig
+
+__all__ = ["BAD", "DESCRIPTION", "NOT_FORGOTTEN", "OFTEN", "EraseArguments", "erase_command", "read_request", "run"]
+
+UNNAMED = "trainer_output"  # what TrainingArguments calls the folder where none was named
+NOT_FORGOTTEN = 3
+BAD = ("untouched", "under-erased", "known", "unknown", "blind")
+"""Statuses that do not pass `--fail_unless_forgotten`. Without a retrained model "unclear" is the best there is."""
+
+
+@dataclass
+class EraseArguments:
+    """What to forget, from which model and data, and what to compare with."""
+
+    model_name_or_path: str | None = flag("Hub id, local folder or timm name of the model.")
+    model_revision: str | None = flag("Branch, tag or commit of the model.")
+    dataset_name: str | None = flag("Hub id, local folder, or mnist5k, which comes with the package.")
+    dataset_config: str | None = flag("Configuration of the dataset on the Hub.")
+    forget_classes: list[str] | None = flag("Class names or ids to forget.")
+    forget_request: str | None = flag("JSON file with a ForgetRequest; replaces the classes.")
+    id_column: str | None = flag("Column that identifies an image; its duplicates are forgotten together.")
+    hold_out: float = flag(
+        "Share of the training images, about 1,000 at most of each side, that decide when to stop; 0 to 0.5.", 0.1
+    )
+    retrained_name_or_path: list[str] | None = flag(
+        "A retrained model that is there already, or several of other seeds (ec-hf retrain)."
+    )
+    with_retrained: bool = flag("Also train a model on the retain set alone, the reference for forgetting.", False)
+    base_model: str | None = flag(
+        "With --with_retrained: pretrained network that the retrained model starts from, with a new head."
+    )
+    retrain_from: Literal["base", "new"] = flag(
+        "With --with_retrained: base for --base_model, new for the model's architecture with new weights.", "base"
+    )
+    retrain_settings: str | None = flag("With --with_retrained: YAML file with flags of ec-hf retrain.")
+    retrain_seeds: int = flag("With --with_retrained: so many retrained models; three show how far they differ.", 1)
+    with_delete: bool = flag("Also erase with DELETE at the logits only, for contrast.", False)
+    manifest_detail: Literal["hashes", "classes", "rows"] = flag(
+        "What the card and a push tell of the request: hashes and counts, class names, all of it.", "hashes"
+    )
+    finish: Literal["keep", "mask", "drop"] = flag(
+        "What becomes of the logits of the forgotten classes in the copy that is pushed.", "keep"
+    )
+    with_heads: str | None = flag(
+        "Push the EC heads too: 'folder' for ec_heads/ beside the model, or a repository id."
+    )
+    json: bool = flag("Print the result as one JSON object on stdout, and everything else on stderr.", False)
+    fail_unless_forgotten: bool = flag(
+        f"End with exit code {NOT_FORGOTTEN} where the audit does not find the request forgotten.", False
+    )
+
+
+OFTEN = {
+    "model and data": ("model_name_or_path", "dataset_name", "forget_classes", "forget_request", "output_dir"),
+    "how to erase": (
+        "learning_rate",
+        "num_train_epochs",
+        "max_steps",
+        "per_device_train_batch_size",
+        "objective",
+        "points",
+        "ec_weight",
+        "calibrated",
+        "seed",
+        "use_cpu",
+        "bf16",
+    ),
+    "when to stop": ("hold_out", "forget_target", "retain_floor", "min_steps", "eval_strategy", "eval_steps"),
+    "what to compare with": ("retrained_name_or_path", "with_retrained", "base_model", "retrain_from", "with_delete"),
+    "the result": ("json", "fail_unless_forgotten", "push_to_hub", "hub_model_id", "manifest_detail", "finish"),
+}
+"""What `--help` lists."""
+
+DESCRIPTION = f"""Erase classes, rows or people from an image classifier, and show layer by layer what is left.
+
+    ec-hf erase --model_name_or_path ID --dataset_name ID --forget_classes cat dog
+    ec-hf erase settings.yaml --forget_request request.json --output_dir out
+    ec-hf erase ... --with_retrained --base_model ID        # and train the reference for it
+    accelerate launch --multi_gpu --num_processes 2 -m ec_hf.cli erase ...
+
+A first argument that ends in .yaml gives defaults for any of the flags.
+
+Exit codes: 0 the folder is finished, 1 an error, 2 wrong usage, {NOT_FORGOTTEN} the folder is finished and, with
+--fail_unless_forgotten, the audit's status is one of {", ".join(BAD)}."""
+
+
+def erase_command(argv: Sequence[str]) -> int:
+    """``ec-hf erase``: see `ec_hf.erase`."""
+    what, config = parse(EraseArguments, ECConfig, argv=argv, description=DESCRIPTION, prog="ec-hf erase", often=OFTEN)
+    if missing := [f"--{name}" for name in ("model_name_or_path", "dataset_name") if not getattr(what, name)]:
+        raise UsageError(f"{', '.join(missing)} missing; --help lists the flags")
+    return run(what, config)
+
+
+def run(
+    what: EraseArguments,
+    config: ECConfig,
+    *,
+    folders: str = "outputs/erased",
+    model: Callable[[ECConfig], Any] | None = None,
+    **kwargs: Any,
+) -> int:
+    """Erase as the flags say, and print what came out.
+
+    Args:
+        what: what to forget, from which model and data.
+        config: settings of the erasure.
+        folders: where no output folder is named, it is this and a number.
+        model: gives the original model where no name does; called with the settings.
+        **kwargs: passed on to `ec_hf.erase`, over what the flags say.
+
+    Returns:
+        The exit code: 0, or `NOT_FORGOTTEN` where the flags ask for it.
+
+    Raises:
+        UsageError: for flags that do not go together.
+        ValueError: as `ec_hf.erase`.
+    """
+    config = replace(config, output_dir=new_folder(config, folders))
+    request, reference = read_request(what), reference_of(what, config)
+
+    from accelerate import PartialState
+    from transformers.utils import logging
+
+    from ec_hf.pipeline import erase
+    from ec_hf.publishing.hub import PushError
+    from ec_hf.training.loss import DivergedError
+
+    logging.set_verbosity_warning()
+    with _stdout_for_json(what.json) as answer:
+        state = PartialState(cpu=config.use_cpu)
+        state.print(f"{state.num_processes} process(es), backend {state.backend or 'none'}, device {state.device}")
+        chosen: dict[str, Any] = {
+            "retrained": reference,
+            **{name: getattr(what, name) for name in PASSED_ON},
+            "with_heads": what.with_heads or False,
+            **kwargs,
+        }
+        original: Any = model(config) if model else what.model_name_or_path
+        data: Any = what.dataset_name
+        try:
+            done = erase(original, data, request, args=config, output_dir=str(config.output_dir), **chosen)
+        except PushError as error:
+            sys.exit(str(error))
+        except DivergedError as error:
+            raise ValueError(str(error)) from error
+        if state.is_main_process:
+            _show(done)
+            if answer:
+                print(json.dumps(done.to_dict()), file=answer, flush=True)
+        done.trainer.end()
+    return NOT_FORGOTTEN if what.fail_unless_forgotten and done.status in BAD else 0
+
+
+PASSED_ON = ("model_revision", "dataset_config", "id_column", "hold_out", "with_delete", "manifest_detail", "finish")
+"""Flags that are keywords of `ec_hf.erase`."""
+
+
+def read_request(what: Any) -> Any:
+    """What to forget, from the file or the class flags.
+
+    Raises:
+        UsageError: neither is given.
+        ValueError: the file is no request.
+    """
+    from ec_hf.data.requests import ForgetRequest
+
+    if what.forget_request:
+        return ForgetRequest.load(what.forget_request)
+    if what.forget_classes:
+        return ForgetRequest(classes=what.forget_classes)
+    raise UsageError("Say what to forget: --forget_classes NAME ... or --forget_request FILE.json.")
+
+
+def reference_of(what: EraseArguments, config: ECConfig) -> Any:
+    """The retrained models that are named, or a function that trains them; None for none.
+
+    Raises:
+        UsageError: it is not said what the retrained model starts from.
+    """
+    if what.retrained_name_or_path or not what.with_retrained:
+        return what.retrained_name_or_path
+    if what.retrain_from == "base" and not what.base_model and what.model_name_or_path:
+        raise UsageError(
+            "--with_retrained trains a model without the forget set, and must know what your model was trained from. "
+            "Give --base_model ID for a fine-tuned network, or --retrain_from new for one that was trained from "
+            "random weights; or pass a retrained model that is there already as --retrained_name_or_path."
+        )
+    given: dict[str, Any] = {"seed": config.seed, "use_cpu": config.use_cpu, "disable_tqdm": config.disable_tqdm}
+    given |= read_settings(what.retrain_settings) if what.retrain_settings else {}
+    if what.retrain_from == "base":
+        given["base_model"] = what.base_model
+
+    from ec_hf.training.classifier import ClassifierConfig
+
+    columns: dict[str, Any] = {"image_column": config.image_column, "label_column": config.label_column}
+    try:
+        ClassifierConfig(output_dir="unused", **columns | given)
+    except TypeError as error:
+        raise UsageError(f"{what.retrain_settings}: {error}; ec-hf retrain --help-all lists the settings") from error
+
+    def trained(original: Any, data: Any) -> list[str]:
+        from ec_hf.training.classifier import train_once
+
+        settings = ClassifierConfig(output_dir=str(Path(str(config.output_dir)) / "retrained"), **columns | given)
+        retained = data.splits["retain_train"], data.splits["retain_test"]
+        return train_once(settings, what.retrain_seeds, *retained, like=original.model, processor=original.processor)
+
+    return trained
+
+
+def new_folder(config: ECConfig, folders: str) -> str:
+    """The output folder that is named, else the first of FOLDERS-1, FOLDERS-2 and so on that is not there."""
+    if config.output_dir != UNNAMED:
+        return str(config.output_dir)
+    return next(str(path) for path in (Path(f"{folders}-{i}") for i in count(1)) if not path.exists())
+
+
+def _show(done: Any) -> None:
+    """What was found, as a table and in words."""
+    from rich.console import Console
+
+    from ec_hf.reporting.tables import to_rich
+    from ec_hf.reporting.verdict import findings
+
+    console = Console()
+    console.print(to_rich(done.report))
+    console.print(*map(str, findings(done.report)), sep="\n", markup=False)
+    print(f"\nIn {done.folder}: the unlearned model, its card, EC heads, manifest, audit and figures")
+    if done.url:
+        print(f"Published at {done.url}")
+
+
+@contextlib.contextmanager
+def _stdout_for_json(wanted: bool) -> Iterator[Any]:
+    """Where the JSON goes, while all that is printed goes to stderr; None where no JSON is wanted."""
+    if not wanted:
+        yield None
+        return
+    stdout = sys.stdout
+    with contextlib.redirect_stdout(sys.stderr):
+        yield stdout

@@ -1,0 +1,401 @@
+"""`erase`: from a model, a dataset and a request to a finished folder, in one call."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from datasets import Dataset, DatasetDict
+from transformers import PreTrainedModel, TrainerCallback
+from transformers.trainer_utils import get_last_checkpoint
+
+from ec_hf.auditing.audit import audit
+from ec_hf.auditing.earlier import checked_again
+from ec_hf.auditing.report import AuditReport
+from ec_hf.auditing.settings import AuditSettings
+from ec_hf.auditing.subjects import info, retrained_by_name
+from ec_hf.command import public
+from ec_hf.data.erasure import ErasureData
+from ec_hf.data.holding_out import SHARE
+from ec_hf.data.manifests import earlier_manifests
+from ec_hf.data.requests import ForgetRequest
+from ec_hf.data.sources import load_images
+from ec_hf.files import CARD, CONFIG, MANIFEST, ModelFolder, local_folder
+from ec_hf.models.loading import load_model
+from ec_hf.publishing.card import card
+from ec_hf.publishing.contents import unlearned_name
+from ec_hf.publishing.disclosure import DETAILS
+from ec_hf.reporting.findings import Finding
+from ec_hf.reporting.verdict import findings
+from ec_hf.reporting.writing import write_audit
+from ec_hf.training.config import ECConfig
+from ec_hf.training.trainer import ECTrainer
+
+__all__ = ["Erased", "Original", "erase", "images_of"]
+
+Reference = Callable[["Original", ErasureData], Any]
+"""Trains, or finds, the retrained model of a request, when the data is split."""
+
+
+@dataclass(frozen=True)
+class Original:
+    """The model that is to unlearn.
+
+    Attributes:
+        model: the model; it is never changed.
+        processor: its image processor; None for images that hold ``pixel_values``.
+        history: manifests of the requests that it met before, oldest first.
+        by_name: whether it was loaded by its name, under which the report may name it.
+    """
+
+    model: PreTrainedModel
+    processor: Any = None
+    history: Sequence[dict[str, Any]] = ()
+    by_name: bool = False
+
+    @classmethod
+    def of(cls, model: PreTrainedModel | str | Path, processor: Any = None, revision: str | None = None) -> Original:
+        """A model by its name, or one in memory; its history is read where it was loaded from.
+
+        Raises:
+            FileNotFoundError: as `load_model`.
+            OSError: as `load_model`.
+            ValueError: as `load_model`, and for a manifest that cannot be read.
+        """
+        if isinstance(model, (str, Path)):
+            loaded, its_own = load_model(model, revision=revision)
+            commit = getattr(loaded.config, "_commit_hash", None)  # a local model has none
+            history = earlier_manifests(loaded.config._name_or_path, revision=commit)
+            return cls(loaded, processor or its_own, history, by_name=True)
+        source = getattr(model.config, "_name_or_path", None)
+        return cls(model, processor, earlier_manifests(source) if source and Path(source).is_dir() else ())
+
+
+@dataclass(frozen=True)
+class Erased:
+    """What `erase` gives.
+
+    Attributes:
+        model: the unlearned model.
+        processor: its image processor.
+        report: what the audit found.
+        folder: the finished folder: model, processor, heads, record, manifest, audit, figures, card.
+        data: what the request made of the dataset, and which images decided.
+        trainer: the `ECTrainer`, with the log of the run.
+        url: where it was published, if it was.
+    """
+
+    model: PreTrainedModel
+    processor: Any
+    report: AuditReport
+    folder: Path
+    data: ErasureData
+    trainer: ECTrainer
+    url: str | None = None
+
+    @property
+    def headline(self) -> Finding:
+        """The audit's headline on this model."""
+        name = unlearned_name(self.report)
+        return next(each for each in findings(self.report) if each.model == name and each.topic == "summary")
+
+    @property
+    def status(self) -> str:
+        """What the headline comes to, for programs.
+
+        With a retrained model it is one of `ec_hf.auditing.report.STATUSES`; without one it is "known" or "unclear".
+        """
+        return self.headline.kind
+
+    def to_dict(self) -> dict[str, Any]:
+        """Folder, status, headline and accuracies as JSON values."""
+        accuracies: dict[str, dict[str, float | None]] = {}
+        for each in self.report.find("accuracy"):
+            accuracies.setdefault(each.model, {})[str(each.split)] = each.value
+        return {
+            "folder": str(self.folder),
+            "model": unlearned_name(self.report),
+            "status": self.status,
+            "headline": self.headline.text,
+            "accuracies": accuracies,
+            "decided_on": self.data.held_out.to_dict(),
+            "cost": dict(self.trainer.cost),
+            "url": self.url,
+        }
+
+
+def erase(
+    model: PreTrainedModel | str | Path | Original,
+    dataset: Mapping[str, Dataset] | Dataset | str | Path,
+    request: ForgetRequest,
+    *,
+    output_dir: str | Path,
+    args: ECConfig | None = None,
+    processor: Any = None,
+    model_revision: str | None = None,
+    dataset_config: str | None = None,
+    id_column: str | None = None,
+    hold_out: float = SHARE,
+    retrained: Any | Reference = None,
+    with_delete: bool = False,
+    heads_cache: str | Path | None = None,
+    audit_settings: Mapping[str, Any] | None = None,
+    manifest_detail: str = "hashes",
+    finish: str = "keep",
+    with_heads: bool | str = False,
+    callbacks: Sequence[TrainerCallback] = (),
+    **settings: Any,
+) -> Erased:
+    """Erase a request from an image classifier, audit what is left, and leave a finished folder.
+
+    When to stop, and whether to go back, is decided on images held out of training; the audit alone sees test
+    images. What earlier requests named, as the manifest of an unlearned model tells, is not retained and is checked
+    again. Started on several processes, all return the same.
+
+    Args:
+        model: Hub id, local folder or timm name, or a model in memory, which is not changed.
+        dataset: Hub id, local folder or "mnist5k", or the splits: ``{"train": ..., "test": ...}``. Without a test
+            split, a part of the training images is taken for it.
+        request: what to forget.
+        output_dir: the folder; it may hold neither a model nor, unless the run is resumed, checkpoints.
+        args: settings of the erasure.
+        processor: image processor, where the model does not bring its own.
+        model_revision: branch, tag or commit of the model on the Hub.
+        dataset_config: name of a subset, where the dataset has several.
+        id_column: column that identifies an image; its duplicates are forgotten together.
+        hold_out: share of the training images on which the run decides, 0 to 0.5; see `ec_hf.data.holding_out`.
+        retrained: a model that never saw what is forgotten, or several, as for `audit`; or a function that gives them,
+            called with the `Original` and the `ErasureData` before anything is erased.
+        with_delete: also erase with DELETE at the logits alone, and audit it for contrast.
+        heads_cache: folder where fitted EC heads are kept for later requests to the same model and data.
+        audit_settings: fields of `AuditSettings`; the seed is that of `args` if left out.
+        manifest_detail: what card and push tell of the request, one of "hashes", "classes" and "rows".
+        finish: what becomes of the forgotten classes' logits in the copy that is pushed: keep, mask or drop.
+        with_heads: whether to push the EC heads too, as for `ec_hf.push`.
+        callbacks: further callbacks of the trainer.
+        **settings: fields of `ECConfig`, over those of `args`.
+
+    Returns:
+        Model, report and folder. The folder's model loads where `ec_hf` is not installed.
+
+    Raises:
+        FileExistsError: output_dir holds a model or an interrupted run.
+        PushError: publishing failed; the folder is finished.
+        TypeError: for unknown settings, and as `split`.
+        ValueError: for a request, columns, labels or settings that do not fit, before anything is trained.
+
+    Example:
+        >>> done = erase("me/vit", "me/animals", ForgetRequest(classes=["cat"]), output_dir="out")  # doctest: +SKIP
+        >>> done.status, done.folder  # doctest: +SKIP
+    """
+    config = replace(args or ECConfig(), output_dir=str(output_dir), **settings)
+    check_new_folder(config)
+    if manifest_detail not in DETAILS:
+        raise ValueError(f"manifest_detail={manifest_detail!r}: expected one of {', '.join(DETAILS)}")
+    measured_by = AuditSettings(**{"seed": config.seed, **(audit_settings or {})})
+    state = PartialState(cpu=config.use_cpu)
+    state.print(request.summary())
+    original = model if isinstance(model, Original) else Original.of(model, processor, model_revision)
+    images, name = images_of(dataset, dataset_config)
+    data = ErasureData.of(
+        images,
+        request,
+        history=original.history,
+        share=hold_out,
+        seed=config.seed,
+        label_column=config.label_column,
+        id_column=id_column,
+    )
+    state.print(data.summary())
+    state.wait_for_everyone()  # no process writes before all have looked
+    config = replace(config, label_column=data.columns["label_column"], **_fit_for(config, data))
+
+    if callable(retrained) and not isinstance(retrained, PreTrainedModel):
+        retrained = retrained(original, data)
+    for each in retrained_by_name(retrained).values():
+        if isinstance(each, (str, Path)):
+            local_folder(each)  # a folder that is not there is told before anything is trained
+    trainer = _erase(original, config, data, heads_cache, callbacks)
+    unlearned = {_method_name(config, trainer): trainer.model}
+    if with_delete:
+        unlearned["delete"] = _erase_logits(original, config, data)
+    report = _audited(original, unlearned, retrained, data, trainer, measured_by, name)
+    if state.is_main_process:
+        folder = ModelFolder(output_dir)
+        folder.write(MANIFEST, data.manifest(name))
+        write_audit(report, folder.path)
+        folder.write(CARD, card(folder.path, manifest_detail=manifest_detail))
+    state.wait_for_everyone()
+    url = None
+    if config.push_to_hub:
+        choices: dict[str, Any] = {"manifest_detail": manifest_detail, "finish": finish, "with_heads": with_heads}
+        url = trainer.push_to_hub(commit_message="Unlearned model", **choices)
+    return Erased(trainer.model, trainer.processing_class, report, Path(output_dir), data, trainer, url and str(url))
+
+
+def check_new_folder(config: ECConfig) -> None:
+    """Refuse an output folder that holds a model, or checkpoints of a run that is not to go on.
+
+    Raises:
+        FileExistsError: it does.
+    """
+    folder = Path(str(config.output_dir))
+    if config.resume_from_checkpoint:
+        return
+    if (folder / CONFIG).exists():
+        raise FileExistsError(f"--output_dir {folder} holds a model already: name another folder.")
+    if folder.is_dir() and get_last_checkpoint(str(folder)):
+        raise FileExistsError(
+            f"--output_dir {folder} holds checkpoints of a run that did not end: --resume_from_checkpoint true goes "
+            "on with it; for a new run name another folder."
+        )
+
+
+def images_of(
+    dataset: Mapping[str, Dataset] | Dataset | str | Path, config: str | None = None
+) -> tuple[Mapping[str, Dataset], str | None]:
+    """The splits of a dataset, and its name.
+
+    Args:
+        dataset: a name, as for `load_images`, one split, or splits by name.
+        config: name of a subset, where a dataset on the Hub has several.
+
+    Raises:
+        FileNotFoundError: as `load_images`.
+        TypeError: for anything else.
+        ValueError: as `load_images`.
+    """
+    if isinstance(dataset, (str, Path)):
+        return load_images(dataset, config=config), str(dataset)
+    if isinstance(dataset, Dataset):
+        return DatasetDict(train=dataset), None
+    if not isinstance(dataset, Mapping) or not all(isinstance(part, Dataset) for part in dataset.values()):
+        raise TypeError(
+            f"dataset: expected a name, a datasets.Dataset or {{'train': ..., 'test': ...}} of these, got "
+            f"{type(dataset).__name__}; streamed data is not supported"
+        )
+    return dataset, None
+
+
+def floor_for(floor: float, images: int) -> float:
+    """How far retain accuracy on so many images may fall before the true fall is known to be larger than `floor`.
+
+    Where the true fall is `floor`, 95 % of samples of so many images show no larger one than this: the normal
+    approximation, with answers that change on twice that share of the images. One image may always be lost.
+
+    Args:
+        floor: share by which retain accuracy may fall.
+        images: number of retain images that decide.
+    """
+    return max(floor + 1.64 * math.sqrt(2 * floor / images), 1 / images)
+
+
+def _fit_for(config: ECConfig, data: ErasureData) -> dict[str, Any]:
+    """The retain floor of this run, where there is one; said in the output."""
+    count = len(data.held_out.evaluated["retain"])
+    if not 0 < config.retain_floor < 1:
+        return {}
+    floor = min(1.0, floor_for(config.retain_floor, count))
+    PartialState().print(
+        f"Retain accuracy may fall by {config.retain_floor:.1%}; on {count:,} images, where some of a fall is chance, "
+        f"that is {floor:.1%}."
+    )
+    return {"retain_floor": floor}
+
+
+def _erase(
+    original: Original,
+    config: ECConfig,
+    data: ErasureData,
+    heads_cache: str | Path | None,
+    callbacks: Sequence[TrainerCallback],
+) -> ECTrainer:
+    """Erase from a copy of the original, and save it; fitted heads are kept for every later request."""
+    cached = Path(heads_cache) if heads_cache and not config.heads else None
+    fitted = cached if cached and ModelFolder(cached).damage() is None else None
+    trainer = _trainer_for(original, config, data, heads=fitted, callbacks=callbacks)
+    trainer.on_record["evaluated"] = data.held_out.to_dict()
+    if cached and not trainer.eraser.heads_fitted:
+        trainer.fit_heads()
+        if trainer.is_world_process_zero():
+            trainer.heads.save_pretrained(cached)
+    name = config.resume_from_checkpoint
+    trainer.train(resume_from_checkpoint=True if name and name.lower() == "true" else name)
+    trainer.save_model(_internal_call=True)  # it is pushed once it is audited
+    return trainer
+
+
+def _trainer_for(original: Original, config: ECConfig, data: ErasureData, **kwargs: Any) -> ECTrainer:
+    return ECTrainer(
+        model=copy.deepcopy(original.model),
+        args=config,
+        forget_dataset=data.held_out.train["forget"],
+        retain_dataset=data.held_out.train["retain"],
+        eval_dataset=data.held_out.evaluated,
+        processing_class=original.processor,
+        **kwargs,
+    )
+
+
+def _erase_logits(original: Original, config: ECConfig, data: ErasureData) -> PreTrainedModel:
+    """DELETE with retain cross-entropy and no supervision points: what changing the last layer's output gives."""
+    args = replace(
+        config,
+        objective="delete",
+        objective_kwargs={"retain_weight": 1.0},
+        points=[],
+        heads=None,
+        output_dir=str(Path(str(config.output_dir)) / "delete"),
+        save_strategy="no",
+        retain_floor=1.0,  # it is shown as it comes out
+        push_to_hub=False,
+    )
+    trainer = _trainer_for(original, args, data)
+    trainer.train()
+    return trainer.model
+
+
+def _method_name(config: ECConfig, trainer: ECTrainer) -> str:
+    """What the unlearned model is called in the report."""
+    if not trainer.eraser.points:
+        return config.objective
+    return "EC" if config.objective == "contrastive" else f"{config.objective} + EC"
+
+
+def _audited(
+    original: Original,
+    unlearned: Mapping[str, PreTrainedModel],
+    retrained: Any,
+    data: ErasureData,
+    trainer: ECTrainer,
+    settings: AuditSettings,
+    name: str | None,
+) -> AuditReport:
+    """Audit all models, and ask the unlearned ones again about earlier requests."""
+    report = audit(
+        original.model,
+        unlearned,
+        retrained=retrained,
+        splits=data.splits,
+        request=data.request,
+        processor=trainer.processing_class,
+        dataset_name=public(name),
+        image_column=trainer.args.image_column,
+        label_column=data.columns["label_column"],
+        **asdict(settings),
+    )
+    report.measurements += checked_again(
+        data.earlier_sets(),
+        {"original": original.model, **unlearned},
+        trainer.data_collator,
+        label_column=data.columns["label_column"],
+    )
+    report.notes += [*data.notes, *data.held_out.sentences()]
+    if original.by_name:
+        report.models["original"] = info(original.model, "original", by_name=True)
+    return report

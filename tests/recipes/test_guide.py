@@ -1,0 +1,96 @@
+"""The guide's Python runs as it stands."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.models import make_images, make_model, make_processor
+from helpers.stock import collate_fn, stock_trainer, with_pixels
+from transformers import AutoModelForImageClassification, Trainer
+
+from ec_hf import ForgetRequest, split
+
+GUIDE = Path(__file__).parents[2] / "recipes" / "README.md"
+SECTIONS = dict(re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", GUIDE.read_text(), re.DOTALL | re.MULTILINE))
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Runs the blocks of sections, one after another, with the names that the guide takes for granted."""
+    monkeypatch.chdir(tmp_path)
+    names = {"model": make_model("ViT"), "processor": make_processor(), "train_dataset": make_images()}
+    names |= {"collate_fn": collate_fn, "TheirTrainer": type("TheirTrainer", (Trainer,), {})}
+    names["parts"] = split(names["train_dataset"], ForgetRequest(classes=["cat", "dog"]))
+
+    def run(*sections, **given):
+        names.update(given)
+        for section in sections:
+            for block in re.findall(r"```python\n(.*?)```", SECTIONS[section], re.DOTALL):
+                exec(block, names)
+        return names
+
+    return run
+
+
+def moved(model):
+    """Whether a model is another one than the original, and plain."""
+    before = make_model("ViT").state_dict()
+    assert list(model.state_dict()) == list(before) and not hasattr(model, "ec_heads")
+    return any(not torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_trainer_with_three_lines_more_erases(run):
+    parts = {
+        name: with_pixels(part) for name, part in split(make_images(), ForgetRequest(classes=["cat", "dog"])).items()
+    }
+    names = run("Your own Trainer", parts=parts)
+    assert moved(AutoModelForImageClassification.from_pretrained("own-trainer"))
+    assert names["Erasing"].compute_loss is Trainer.compute_loss
+    added = [line for line in SECTIONS["Your own Trainer"].splitlines() if re.search(r"# [123](:|$)", line)]
+    assert len(added) == 3
+
+
+def test_the_loop_of_plain_torch_erases(run):
+    assert moved(run("A bare loop")["model"])
+
+
+@pytest.mark.skipif(importlib.util.find_spec("lightning") is None, reason="lightning is not installed")
+def test_the_module_of_lightning_erases(run):
+    names = run("A bare loop")
+    before = {name: value.clone() for name, value in names["model"].state_dict().items()}
+    names = run("Lightning")
+    assert any(not torch.equal(value, before[name]) for name, value in names["model"].state_dict().items())
+
+
+def test_the_objective_of_the_guide_is_one(run, own_registry):
+    names = run("A bare loop", "Your own objective")
+    assert names["eraser"].objective.name == "flatten" and moved(names["model"])
+
+
+def test_a_deletion_in_a_run_in_progress_leaves_the_rows_out_and_goes_on(run):
+    model, seen = make_model("ViT"), []
+    stock_trainer("fine-tuning", model, with_pixels(make_images()), save_strategy="steps", save_steps=3).train()
+
+    class Watching(Trainer):
+        def training_step(self, model, inputs, *args, **kwargs):
+            seen.extend(inputs["labels"].tolist())
+            return super().training_step(model, inputs, *args, **kwargs)
+
+    names = run("A deletion while fine-tuning is in progress", EPOCHS=2, Trainer=Watching)
+    assert set(seen) == {0, 1, 4}, "cat and dog are left out"
+    assert 0 < names["done"] < 2
+    erased, final = (AutoModelForImageClassification.from_pretrained(each) for each in ("erased", "fine-tuning-on"))
+    assert moved(final) and not torch.equal(erased.classifier.weight, final.classifier.weight)
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # PEFT asks for it
+def test_the_adapters_of_the_guide_erase(run):
+    peft = pytest.importorskip("peft")
+    names = run("LoRA")
+    assert isinstance(names["adapted"], peft.PeftModel)
+    assert moved(AutoModelForImageClassification.from_pretrained("merged"))
+    peft.PeftModel.from_pretrained(make_model("ViT"), "adapter")
