@@ -42,7 +42,8 @@ def blocks_of(model: nn.Module, pixel_values: Tensor) -> tuple[dict[str, int], i
         model.train(was_training)
         for name, each in parameters.items():
             each.requires_grad_(wanted[name])
-    buffers = {name: block for name, _ in model.named_buffers() if (block := _around(name, blocks)) is not None}
+    around = {name: _around(name, blocks) for name, _ in model.named_buffers()}
+    buffers = {name: place for name, place in around.items() if place is not None}
     return blocks | buffers, len(output.hidden_states) + 1
 
 

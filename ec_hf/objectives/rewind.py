@@ -110,7 +110,8 @@ def new_weights(model: Any, base: str | None = None) -> dict[str, Tensor]:
     own = model.state_dict()
     if other := [name for name, value in own.items() if name not in theirs or theirs[name].shape != value.shape]:
         raise ValueError(
-            f"base={base!r} is no checkpoint that the model was fine-tuned from: {shown(other)} differ in name or shape"
+            f"base={base!r} is no checkpoint that the model was fine-tuned from: {shown(other)} have another name or "
+            "shape there"
         )
     return theirs
 
