@@ -14,7 +14,7 @@ from ec_hf.data.sources import load_images
 from ec_hf.models.inputs import collator_for
 from ec_hf.models.loading import load_model
 from ec_hf.objectives import Progress
-from train_original import train_original
+from ec_hf.training.classifier import ClassifierConfig, train_classifier
 
 
 def erase(eraser, parts, collate, *, batch=64, epochs=4, lr=3e-3):
@@ -47,7 +47,7 @@ def erase(eraser, parts, collate, *, batch=64, epochs=4, lr=3e-3):
 if __name__ == "__main__":
     images, folder = load_images("mnist5k"), Path(sys.argv[1] if len(sys.argv) > 1 else "outputs/original")
     if len(sys.argv) == 1 and not (folder / "config.json").exists():
-        train_original(folder, images["train"], images["test"])
+        train_classifier(ClassifierConfig(output_dir=str(folder)), images["train"], images["test"])
     model, processor = load_model(folder)
     parts = split(images["train"], ForgetRequest(classes=[3, 5, 8]))
     eraser = Eraser(model.to(Accelerator().device), EraserConfig("delete", calibrated=True), forget_classes=[3, 5, 8])

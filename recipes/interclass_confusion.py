@@ -27,7 +27,7 @@ from ec_hf import ECConfig, ECTrainer, ForgetRequest, split
 from ec_hf.data.sources import load_images
 from ec_hf.metrics import bootstrap_mean
 from ec_hf.models.inputs import collator_for
-from train_original import train_original
+from ec_hf.training.classifier import ClassifierConfig, train_classifier
 
 DIGITS = ("2", "3", "5", "8")
 PAIR = ("3", "5")
@@ -86,6 +86,10 @@ def answers(model: PreTrainedModel, processor: Any, images: Dataset) -> np.ndarr
     return torch.cat(found).numpy()
 
 
+def _config(folder: Path, training: Mapping[str, Any]) -> ClassifierConfig:
+    return ClassifierConfig(output_dir=str(folder), **QUIET, **training)
+
+
 def compare(
     train: Dataset,
     test: Dataset,
@@ -104,12 +108,12 @@ def compare(
         pair: label ids of the two classes.
         folder: for the models.
         methods: name -> fields of `ECConfig`.
-        training: fields of `train_original`.
+        training: fields of `ClassifierConfig`.
         erasing: fields of `ECConfig` that all methods have.
     """
     mixed, rows = confused(train, pair, MISLABELLED)
     parts = split(mixed, ForgetRequest(rows=rows))
-    original, processor = train_original(folder / "original", mixed, test, **QUIET, **training)
+    original, processor = train_classifier(_config(folder / "original", training), mixed, test)
     found = {"original": answers(original, processor, test)}
     for name, settings in methods.items():
         trainer = ECTrainer(
@@ -128,7 +132,7 @@ def compare(
         )
         trainer.train()
         found[name] = answers(trainer.model.eval(), processor, test)
-    retrained, _ = train_original(folder / "retrained", parts["retain"], test, **QUIET, **training)
+    retrained, _ = train_classifier(_config(folder / "retrained", training), parts["retain"], test)
     return found | {"retrained": answers(retrained, processor, test)}
 
 

@@ -60,7 +60,7 @@ SIGNALS = (
 
 VERSIONS = {
     "ec_hf": __version__,
-    "torch": torch.__version__,
+    "torch": str(torch.__version__),
     "transformers": transformers.__version__,
     "accelerate": accelerate.__version__,
 }

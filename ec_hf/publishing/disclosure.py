@@ -186,9 +186,9 @@ def disclosed_record(record: Mapping[str, Any], detail: str = "hashes", named: N
     hidden = (named or Named()) | named_by({}, record=record, detail=detail)
     shown = {key: _without_names(value, hidden) for key, value in record.items() if key not in ("command", *OWN)}
     kept = {key: value for key, value in record.items() if key in OWN}
-    if record.get("command"):
-        shown["command"] = _shown_command(words_of(record["command"]), record, hidden, detail)
-    return {key: (kept | shown)[key] for key in record}
+    words = words_of(record.get("command"))
+    command = {"command": _shown_command(words, record, hidden, detail) if words else None}
+    return {key: (kept | shown | command)[key] for key in record}
 
 
 def _without_names(value: Any, hidden: Named) -> Any:

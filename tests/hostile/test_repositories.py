@@ -230,7 +230,7 @@ def test_a_damaged_folder_is_one_clear_line_and_no_traceback(hub, folder, tmp_pa
 @pytest.mark.parametrize("text", ["a: [1", "a: b: c", "\t- x", "[" * 50_000, "&a [*a, *a", "- 1"])
 def test_a_settings_file_that_is_none_is_named(tmp_path, capsys, text):
     (tmp_path / "settings.yaml").write_text(text)
-    assert cli.main(["audit", str(tmp_path / "settings.yaml")]) == 1
+    assert cli.main(["audit", str(tmp_path / "settings.yaml")]) == 2
     shown = capsys.readouterr().err.strip().splitlines()
     assert "settings.yaml" in shown[0] and len(shown) == 2
 

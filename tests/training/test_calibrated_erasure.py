@@ -61,13 +61,13 @@ def test_an_adversary_trains_along_unless_its_weight_is_zero(tmp_path, monkeypat
     assert any(not torch.equal(value, other[name]) for name, value in one.items())
 
 
-def test_a_checkpoint_without_the_adversaries_is_gone_on_from(tmp_path):
+def test_a_checkpoint_that_lost_its_adversaries_is_not_gone_on_from(tmp_path):
     options = {"objective": "delete", "calibrated": True, "save_strategy": "steps", "save_steps": 1}
-    trainer(tmp_path, **options, save_only_model=True).train()
+    trainer(tmp_path, **options).train()
+    (tmp_path / "checkpoint-1" / "adversaries.pt").unlink()
     resumed = trainer(tmp_path / "again", **options)
-    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
-    assert resumed.state.global_step == 2
-    assert (tmp_path / "again" / "checkpoint-2" / "adversaries.pt").exists()
+    with pytest.raises(ValueError, match=r"adversaries\.pt is missing"):
+        resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
 
 
 def test_settings_out_of_range_are_refused(tmp_path):
