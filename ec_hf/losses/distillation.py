@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ec_hf.losses.precision import full_precision
 
-__all__ = ["cross_entropy", "delete_kl", "distillation", "hide_classes"]
+__all__ = ["cross_entropy", "delete_kl", "distillation", "hide", "hide_classes"]
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, reduction: str = "mean") -> Tensor:
@@ -78,6 +78,23 @@ def hide_classes(teacher_logits: Tensor, labels: Tensor, forget_classes: Sequenc
     mask[:, sorted(hidden)] = True
     mask.scatter_(1, labels[:, None], True)
     return full_precision(teacher_logits).detach().masked_fill(mask, -math.inf)
+
+
+def hide(teacher_logits: Tensor, classes: Sequence[int]) -> Tensor:
+    """A teacher's logits (n, classes) with −∞ at some classes of every row, detached, in float32 or in float64.
+
+    Args:
+        teacher_logits: (n, classes).
+        classes: label ids; not all of them.
+
+    Raises:
+        ValueError: no class is left.
+    """
+    hidden = full_precision(teacher_logits).detach().clone()
+    hidden[:, sorted(set(classes))] = -math.inf
+    if torch.isneginf(hidden).all(dim=1).any():
+        raise ValueError("all classes would be hidden from the teacher, and nothing is left to distil")
+    return hidden
 
 
 def delete_kl(

@@ -27,18 +27,24 @@ def clean_statistics(
             made from forget images, do not enter the statistics either.
         update: False normalises by the running statistics and leaves them as they are. True does what training does,
             with the retain images of all processes as the batch: their mean and variance normalise all images and
-            enter the running statistics.
+            enter the running statistics. A layer whose weights are frozen keeps its statistics too.
     """
     layers = [module for module in model.modules() if isinstance(module, _BatchNorm)]
     for layer in layers:
         layer.eval()
     hook = partial(_normalise_by_retain, retain=slice(num_forget, num_rows))
-    handles = [layer.register_forward_pre_hook(hook) for layer in layers if update and layer.track_running_stats]
+    follow = [layer for layer in layers if update and layer.track_running_stats and not _frozen(layer)]
+    handles = [layer.register_forward_pre_hook(hook) for layer in follow]
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _frozen(layer: nn.Module) -> bool:
+    weights = list(layer.parameters())
+    return bool(weights) and not any(each.requires_grad for each in weights)
 
 
 def _normalise_by_retain(layer: Any, args: tuple[Tensor, ...], *, retain: slice) -> Tensor:

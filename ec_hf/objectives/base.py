@@ -128,6 +128,8 @@ class Objective(ABC):
             state or at the penultimate layer, where that is the last supervision point.
         trains: it has a loss; closed forms are done after `prepare`, and EC, if any, trains after them.
         from_scratch: `prepare` starts the weights anew, so there is nothing for supervision points to erase.
+        renews: `prepare` starts a part of the weights anew: batch norm follows the retain images, and no forget target
+            stops the run before the model is back.
         saliency: share of the weights that may move, where `ECConfig.saliency` does not say; None for all.
         source: paper or code it follows.
         conflict: where it and EC would meet in one place, and how that is settled.
@@ -139,6 +141,7 @@ class Objective(ABC):
     covers_last_point: ClassVar[bool] = False
     trains: ClassVar[bool] = True
     from_scratch: ClassVar[bool] = False
+    renews: ClassVar[bool] = False
     saliency: ClassVar[float | None] = None
     source: ClassVar[str] = ""
     conflict: ClassVar[str] = ""

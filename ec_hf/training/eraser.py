@@ -120,7 +120,8 @@ class Eraser:
         self.objective, self.host = objectives_of(config, with_points=bool(self.points))
         self._check(forget_classes, num_forget_classes)
         self.forget_classes = None if forget_classes is None else tuple(sorted(forget_classes))
-        self.batch_norm = "retain" if self.objective.from_scratch else config.batch_norm
+        new = self.objective.from_scratch or self.objective.renews
+        self.batch_norm = "retain" if new else config.batch_norm
         self.saliency = config.saliency if config.saliency is not None else self.objective.saliency
         self.weights = PointWeights.of(
             config.layer_weights,  # type: ignore[arg-type] # numbers of a command line are text
@@ -142,6 +143,7 @@ class Eraser:
         ).to(model.device, torch.promote_types(model.dtype, torch.float32))
         self.mask: SaliencyMask | None = None
         self.prepared = False
+        self._trainable = {name: each.requires_grad for name, each in model.named_parameters()}
         self._hidden_state_kwargs = hidden_state_kwargs(model)
 
     @property
@@ -233,6 +235,8 @@ class Eraser:
         finally:
             self.heads.detach()
             self.heads.requires_grad_(True)
+            for name, each in self.model.named_parameters():
+                each.requires_grad_(self._trainable.get(name, each.requires_grad))  # an objective may freeze some
             if self.mask is not None:
                 self.mask.release()
 

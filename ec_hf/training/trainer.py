@@ -147,7 +147,7 @@ class ECTrainer(PairedTrainer):
         return self.eraser.heads
 
     def _forget_target(self) -> float:
-        if self.eraser.objective.from_scratch:
+        if self.eraser.objective.from_scratch or self.eraser.objective.renews:
             return -1.0  # new weights train to the end of the schedule
         return 1 / self.model.config.num_labels if self.args.forget_target is None else self.args.forget_target
 
