@@ -80,7 +80,14 @@ def settings() -> tuple[EraseArguments, ECConfig]:
 
 def how_heads_are_fitted(what: EraseArguments, config: ECConfig) -> tuple:
     """What fitted heads depend on, beside the model and its training set."""
-    return config.points, config.pooling, config.heads_epochs, config.heads_learning_rate, what.hold_out
+    return (
+        config.objective,
+        config.points,
+        config.pooling,
+        config.heads_epochs,
+        config.heads_learning_rate,
+        what.hold_out,
+    )
 
 
 def digest(value: Any) -> str:

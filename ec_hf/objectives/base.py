@@ -151,6 +151,15 @@ class Objective(ABC):
         if "name" not in cls.__dict__:
             cls.name = cls.__name__.lower()
 
+    def leaves_to_ec(self, state: int, states: int) -> bool:
+        """Whether EC has work at a hidden state, for ``points="auto"``; elsewhere the objective does it by itself.
+
+        Args:
+            state: index of the hidden state, from the input side.
+            states: number of hidden states.
+        """
+        return True
+
     def check(self, forget_classes: int, whole_classes: bool) -> None:
         """Refuse, before anything is trained, a forget set that the objective cannot forget.
 

@@ -80,7 +80,15 @@ class Rewind(Objective):
         """How much of a block's weights is new; the classifier's block is number `count` - 1."""
         if block == count - 1:
             return 1.0
-        return self.alpha if block >= round((1 - self.depth) * count) else 0.0
+        return self.alpha if block >= self.cut(count) else 0.0
+
+    def cut(self, count: int) -> int:
+        """Number of the first block that starts anew, of `count` blocks."""
+        return round((1 - self.depth) * count)
+
+    def leaves_to_ec(self, state: int, states: int) -> bool:
+        """Below the cut."""
+        return state < self.cut(states + 1)
 
     def __call__(self, step: Step) -> dict[str, Tensor]:
         """Components "retain_ce" and "blind_teacher", where they have a weight."""

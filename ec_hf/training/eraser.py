@@ -115,9 +115,11 @@ class Eraser:
         self.classifier = classifier_of(model, image_shape)
         penultimate = penultimate_point(self.classifier.values(), len(states))
         self.points, self.last = select_points(model, [*states, *penultimate], config.points), states[-1]
+        self.objective, self.host = objectives_of(config, with_points=bool(self.points))
+        if config.points == "auto":
+            self.points = tuple(p for p in self.points if self.objective.leaves_to_ec(p.index, len(states)))
         self.heads_fitted = heads is not None or not self.points
         self.heads = self._new_heads() if heads is None else self._given_heads(heads)
-        self.objective, self.host = objectives_of(config, with_points=bool(self.points))
         self._check(forget_classes, num_forget_classes)
         self.forget_classes = None if forget_classes is None else tuple(sorted(forget_classes))
         new = self.objective.from_scratch or self.objective.renews

@@ -10,6 +10,7 @@ import torch
 from helpers.models import make_model
 from helpers.trainers import make_trainer
 
+from ec_hf import Eraser, EraserConfig
 from ec_hf.models.depth import blocks_of
 from ec_hf.objectives import Part, Setting, Step, get_objective
 
@@ -84,11 +85,25 @@ def test_the_blind_teacher_gives_forgotten_classes_no_probability():
 
 
 def test_a_run_of_rewind_is_not_stopped_by_the_output_and_follows_retain_statistics(tmp_path, fitted_heads):
-    trainer = make_trainer(tmp_path, forget=("bee",), heads=fitted_heads, objective="rewind", max_steps=3)
+    points = [point.index for point in fitted_heads.points]
+    trainer = make_trainer(
+        tmp_path, forget=("bee",), heads=fitted_heads, points=points, objective="rewind", max_steps=3
+    )
     assert trainer.eraser.batch_norm == "retain"
     assert trainer.stopping_rule.target < 0
     trainer.train()
     assert math.isfinite(trainer.state.log_history[-1]["train_loss"])
+
+
+@pytest.mark.parametrize("family", ["ViT", "ResNet"])
+def test_ec_supervises_what_rewind_leaves_as_it_is_where_no_points_are_named(family):
+    model = make_model(family)
+    eraser = Eraser(model, EraserConfig("rewind"), forget_classes=[2])
+    blocks, count = blocks_of(model, IMAGES)
+    cut = round(count / 2)
+    assert eraser.points and all(point.index < cut for point in eraser.points)
+    assert {blocks[name] for name, _ in model.named_parameters()} >= {point.index for point in eraser.points}
+    assert not Eraser(make_model(family), EraserConfig("rewind", {"depth": 1.0}), forget_classes=[2]).points
 
 
 @pytest.mark.parametrize("name", ["cf_k", "eu_k"])

@@ -1,0 +1,70 @@
+"""The recipe that puts methods between an original and retrained models."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+from datasets import DatasetDict
+from helpers.models import NAMES, make_images, make_model, make_processor
+
+from ec_hf.auditing.report import AuditReport, Signal
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "recipes"))
+import positions as recipe
+
+SETTINGS = {"use_cpu": True, "max_steps": 2, "heads_epochs": 1}
+
+
+def signal(metric, position):
+    return Signal(metric, "ec", "forget_test", "penultimate", 0.5, 0.9, [0.4], position, None, None, "unclear", 10)
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("case")
+    DatasetDict(train=make_images(100), test=make_images(60, seed=1)).save_to_disk(folder / "data")
+    for name, seed in (("original", 0), ("retrained-1", 1), ("retrained-2", 2)):
+        make_model("ViT", seed=seed).save_pretrained(folder / name)
+        make_processor().save_pretrained(folder / name)
+    return {
+        "dataset_name": str(folder / "data"),
+        "forget_classes": [NAMES[1]],
+        "original": str(folder / "original"),
+        "retrained": [str(folder / "retrained-1"), str(folder / "retrained-2")],
+        "audit": {"embedding": False, "int8": False},
+        "common": SETTINGS,
+        "methods": {"delete": {"objective": "delete", "points": []}, "rewind": {"objective": "rewind"}},
+    }
+
+
+def test_every_method_has_a_row_and_every_signal_a_place(case, tmp_path):
+    report, costs = recipe.run(case, tmp_path)
+    lines = recipe.table(report, costs).splitlines()
+    assert [line.split(" | ")[0].strip("| ") for line in lines[2:7]] == [
+        "delete", "rewind", "original", "retrained 1", "retrained 2"
+    ]  # fmt: skip
+    placed = {(each.metric, each.layer, each.note) for each in report.signals if each.position is not None}
+    assert len(lines) == 2 + 5 + 1 + 2 + len(placed)
+    assert costs["rewind"]["retain_images_seen"] == 3 * 64  # one batch tells the order of the blocks
+
+
+def test_a_model_that_is_there_is_not_made_again(case, tmp_path):
+    some = {**case, "methods": {"delete": case["methods"]["delete"]}}
+    _, first = recipe.run(some, tmp_path)
+    before = (tmp_path / "delete" / "model.safetensors").stat().st_mtime_ns
+    _, second = recipe.run(some, tmp_path)
+    assert first == second and (tmp_path / "delete" / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_nearness_is_the_mean_distance_of_what_has_a_position():
+    found = [
+        ("knn", 0.8),
+        ("linear_probe", 1.5),
+        ("knn", None),
+        ("accuracy", 9.0),
+    ]
+    report = AuditReport(signals=[signal(*each) for each in found])
+    assert recipe.nearness(report, "ec") == (pytest.approx(0.35), 0.5)
+    assert recipe.nearness(report, "other") == (None, None)
