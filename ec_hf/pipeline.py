@@ -194,9 +194,7 @@ def erase(
         >>> done.status, done.folder  # doctest: +SKIP
     """
     if args is not None and settings.get("preset", args.preset) != args.preset:
-        raise ValueError(
-            f"preset={settings['preset']!r} fills in what is left out of `args`: give it to ECConfig there"
-        )
+        raise ValueError(f"preset={settings['preset']!r} fills in what `args` leaves out: give it to that ECConfig")
     settings["output_dir"] = str(output_dir)
     config = ECConfig(**settings) if args is None else replace(args, **settings)
     check_new_folder(config)

@@ -22,6 +22,8 @@ from ec_hf.objectives.checks import positive
 __all__ = ["Ssd", "chosen_alpha", "importance"]
 
 logger = logging.get_logger(__name__)
+TIE = 1e-5
+"""Ratios that differ by this share are one and the same: float32 and the order of sums."""
 CHUNK = 2**28
 """Gradient entries held at a time: 1 GB in float32."""
 
@@ -42,7 +44,9 @@ class Ssd(Objective):
         α = the p-th percentile of I_F / I_D over all weights,   p = 100 − ln(1 + 100 · |F| / |D|)
 
     so of one class of ten 2.4 % of the weights shrink. Weights that no image moves, 0 / 0, are left out; so are frozen
-    ones, which the authors do not have.
+    ones, which the authors do not have. Where more weights than that are moved by forget images alone, I_F / I_D is
+    the same for all of them, and the percentile is that largest value: the authors' code would change nothing, and
+    here all of them shrink.
 
     Published settings: α 10, λ 1 for classes; α 5 for ViT; α 50, λ 0.1 for faces; since the follow-up α as above. The
     fixed ones belong to batch means. With those of images I_F / I_D is at most all images over forget images, 10 for
@@ -111,7 +115,7 @@ class Ssd(Objective):
 
 
 def chosen_alpha(ratios: Tensor, forget_images: int, retain_images: int) -> float:
-    """The percentile of I_F / I_D that ASSD takes for α, interpolated between two weights.
+    """The percentile of I_F / I_D that ASSD takes for α, interpolated between two weights, below the largest of all.
 
     Args:
         ratios: (weights,), finite.
@@ -119,7 +123,8 @@ def chosen_alpha(ratios: Tensor, forget_images: int, retain_images: int) -> floa
         retain_images: |D| − |F|.
     """
     percentile = 100 - math.log1p(100 * forget_images / (forget_images + retain_images))
-    return float(np.percentile(ratios.numpy(), percentile))
+    below_ties = float(ratios.max()) * (1 - TIE)
+    return min(float(np.percentile(ratios.numpy(), percentile)), below_ties)
 
 
 def importance(model: Any, batches: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
