@@ -85,9 +85,8 @@ def test_settings_that_say_one_thing_together_come_from_one_side(given, left):
 
 
 def test_flags_win_over_a_preset_and_the_rest_is_filled_in():
-    (config,) = HfArgumentParser(ECConfig).parse_args_into_dataclasses(
-        "--use_cpu --objective delete --preset published --learning_rate 0.0001 --max_steps 3".split()
-    )
+    flags = ["--objective", "delete", "--preset", "published", "--learning_rate", "0.0001", "--max_steps", "3"]
+    (config,) = HfArgumentParser(ECConfig).parse_args_into_dataclasses(["--use_cpu", *flags])
     assert (config.learning_rate, config.max_steps, config.forget_epochs) == (1e-4, 3, None)
     assert (config.per_device_train_batch_size, str(config.optim.value), config.points) == (128, "sgd", [])
     (config,) = HfArgumentParser(ECConfig).parse_args_into_dataclasses(["--use_cpu"])
