@@ -193,7 +193,10 @@ def erase(
         >>> done = erase("me/vit", "me/animals", ForgetRequest(classes=["cat"]), output_dir="out")  # doctest: +SKIP
         >>> done.status, done.folder  # doctest: +SKIP
     """
-    config = replace(args or ECConfig(), output_dir=str(output_dir), **settings)
+    if args is not None and settings.get("preset", args.preset) != args.preset:
+        raise ValueError(f"preset={settings['preset']!r} fills in what `args` leaves out: give it to that ECConfig")
+    settings["output_dir"] = str(output_dir)
+    config = ECConfig(**settings) if args is None else replace(args, **settings)
     check_new_folder(config)
     if manifest_detail not in DETAILS:
         raise ValueError(f"manifest_detail={manifest_detail!r}: expected one of {', '.join(DETAILS)}")
@@ -346,6 +349,7 @@ def _erase_logits(original: Original, config: ECConfig, data: ErasureData) -> Pr
     """DELETE with retain cross-entropy and no supervision points: what changing the last layer's output gives."""
     args = replace(
         config,
+        preset="default",
         objective="delete",
         objective_kwargs={"retain_weight": 1.0},
         points=[],

@@ -203,6 +203,12 @@ def test_no_test_image_steers_a_run_and_no_image_that_decides_is_trained_on(monk
     assert all(torch.equal(*pair) for pair in zip(model.parameters(), fresh, strict=True)), "the given model stays"
 
 
+def test_a_preset_beside_settings_that_are_complete_is_refused_since_it_could_fill_in_nothing(tmp_path):
+    request, complete = ForgetRequest(classes=["bee"]), ECConfig(use_cpu=True, objective="scrub")
+    with pytest.raises(ValueError, match=r"preset='published' fills in what `args` leaves out"):
+        ec_hf.erase("model", "data", request, output_dir=tmp_path, args=complete, preset="published")
+
+
 def test_the_retain_floor_leaves_room_for_chance_where_few_images_decide():
     assert pipeline.floor_for(0.01, 6) == pytest.approx(1 / 6), "one image may be lost"
     rng = np.random.default_rng(0)

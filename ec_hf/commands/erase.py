@@ -72,6 +72,7 @@ OFTEN = {
         "max_steps",
         "per_device_train_batch_size",
         "objective",
+        "preset",
         "points",
         "ec_weight",
         "calibrated",

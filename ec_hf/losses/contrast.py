@@ -23,7 +23,6 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ec_hf.distributed import gather, gather_with_grad, rank_offset
@@ -43,6 +42,10 @@ __all__ = [
 ]
 
 
+LEAST_LENGTH = 1e-12
+"""Rows that are no longer than this count as zeros."""
+
+
 class Contrast(NamedTuple):
     """A contrastive loss and how many of its anchors had to do without a same-class partner.
 
@@ -58,13 +61,19 @@ class Contrast(NamedTuple):
 def similarity(rows: Tensor, columns: Tensor, normalize: bool = True) -> Tensor:
     """Inner products (n, m) of features (n, width) and (m, width), of their directions unless `normalize` is off.
 
-    In float32 or in float64, also under autocast.
+    In float32 or in float64, also under autocast. A row of zeros has no direction: it stays as it is, and so its
+    gradient is that of an inner product and not that of a division by almost nothing.
     """
     with torch.autocast(rows.device.type, enabled=False):
         rows, columns = full_precision(rows), full_precision(columns)
         if normalize:
-            rows, columns = F.normalize(rows, dim=1), F.normalize(columns, dim=1)
+            rows, columns = _directions(rows), _directions(columns)
         return rows @ columns.T
+
+
+def _directions(rows: Tensor) -> Tensor:
+    lengths = rows.norm(dim=1, keepdim=True)
+    return rows / torch.where(lengths > LEAST_LENGTH, lengths, 1.0)
 
 
 def check_temperature(temperature: float) -> None:
@@ -146,6 +155,10 @@ def csul(
     normalised features loss_i lies within log|P(i)| ± 2/τ, with raw ones it has no lower bound. An anchor whose P(i)
     is empty takes the published constant of single-class unlearning, |N(i)|, as its denominator. An anchor whose N(i)
     is empty contributes nothing and is left out of the mean; if all are, the loss is a zero that still has a graph.
+
+    This is the paper's equation. The authors' code weights log Σ_p with m / |N(i)| instead of 1, m the rows of retain:
+    the push from the own class is then stronger, the more of the batch has that class. Of whole classes no retain row
+    has the class, so the two have the same gradient there.
 
     Source: Lee et al., "Contrastive Unlearning", arXiv 2401.10458 (τ 0.7 in the authors' code).
 

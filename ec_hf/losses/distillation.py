@@ -63,7 +63,7 @@ def hide_classes(teacher_logits: Tensor, labels: Tensor, forget_classes: Sequenc
         (n, classes), in float32 or in float64, detached.
 
     Raises:
-        ValueError: no class is left, or one is named that the logits do not have.
+        ValueError: no class is left, in any row, or one is named that the logits do not have.
     """
     classes = teacher_logits.shape[1]
     hidden = set(forget_classes or ())
@@ -77,6 +77,11 @@ def hide_classes(teacher_logits: Tensor, labels: Tensor, forget_classes: Sequenc
     mask = torch.zeros_like(teacher_logits, dtype=torch.bool)
     mask[:, sorted(hidden)] = True
     mask.scatter_(1, labels[:, None], True)
+    if len(hidden) == classes - 1 and mask.all(dim=1).any():  # a look that a GPU is asked for in this case alone
+        raise ValueError(
+            f"a row has the only class, of {classes}, that is not in forget_classes {sorted(hidden)}, so nothing is "
+            "left to distil: forget_classes must hold the label of every forget image"
+        )
     return full_precision(teacher_logits).detach().masked_fill(mask, -math.inf)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
@@ -24,7 +25,7 @@ from ec_hf.data.columns import (
 )
 from ec_hf.models.points import image_shape
 
-__all__ = ["ImageCollator", "collator_for", "eight_bits", "label_ids_of"]
+__all__ = ["ImageCollator", "collator_for", "eight_bits", "label_ids_of", "normalisation"]
 
 PIL_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
@@ -221,3 +222,23 @@ def _place(examples: Sequence[Mapping[str, Any]], place: int) -> str:
         return f"image {place} of the batch"
     row = examples[place]["paired_row"]
     return f"forget row {row}" if examples[place]["is_forget"] else f"row {row} of forget and retain set together"
+
+
+def normalisation(processor: Any) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Mean and standard deviation of each channel by which an image processor normalises pixels from 0 to 1.
+
+    Returns:
+        Both, each with one number a channel or one for all; None without a processor, and for one that scales pixels
+        to another range or does not say.
+    """
+    timm = getattr(processor, "data_config", None) or {}
+    mean = getattr(processor, "image_mean", None) or timm.get("mean")
+    std = getattr(processor, "image_std", None) or timm.get("std")
+    factor = getattr(processor, "rescale_factor", None) if getattr(processor, "do_rescale", True) else 1.0
+    if not math.isclose(1 / 255 if factor is None else factor, 1 / 255, rel_tol=1e-3):
+        return None
+    if processor is not None and getattr(processor, "do_normalize", True) is False:
+        return (0.0,), (1.0,)
+    if mean is None or std is None:
+        return None
+    return tuple(map(float, np.atleast_1d(mean))), tuple(map(float, np.atleast_1d(std)))

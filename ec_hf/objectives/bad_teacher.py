@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -11,7 +11,8 @@ from torch import Tensor
 from ec_hf.losses.distillation import distillation
 from ec_hf.models.loading import new_like
 from ec_hf.objectives.base import Objective, Setting, Step
-from ec_hf.objectives.checks import not_negative, positive, prepared
+from ec_hf.objectives.checks import not_negative, positive, prepared, share
+from ec_hf.objectives.published import adam
 
 __all__ = ["BadTeacher"]
 
@@ -22,33 +23,50 @@ class BadTeacher(Objective):
 
         loss = T² · mean_i KL(p_b(x_i) ‖ p(x_i)) over forget + λ · T² · mean_j KL(p₀(x_j) ‖ p(x_j)) over retain
 
-    p_b is a randomly initialised network of the same configuration. The mean is over rows; that of the published code
-    is over rows and classes, which makes its gradient C times smaller (Adam does not mind, SGD does).
+    p_b is a randomly initialised network of the same configuration. The published loss is one mean over the rows of a
+    batch that is drawn from all of forget and a share of retain, which has as many rows of each as there are: as
+    halves of a batch that is λ = share · |retain| / |forget|, 2.7 for one class of CIFAR-10 and 30 for one of
+    CIFAR-100. What differs by a factor is left: the published mean is over rows and classes, C times smaller, and the
+    sum here is 1 + λ times as large (Adam does not mind, SGD does). T² is 1 as published.
 
-    Published settings: T 1, λ 1, Adam, learning rate 1e-4, one epoch over forget and 30 % of retain.
+    Published settings: T 1, Adam, learning rate 1e-4, batch 256, one epoch over forget and 30 % of retain.
 
     Args:
         temperature: T > 0.
-        retain_weight: λ ≥ 0.
+        retain_weight: λ ≥ 0; None for the published one.
+        retain_share: share of the retain set, from 0 to 1, that the published λ is of.
 
     Raises:
         ValueError: a setting out of range.
     """
 
     temperature: float = 1.0
-    retain_weight: float = 1.0
+    retain_weight: float | None = None
+    retain_share: float = 0.3
     _bad: Any = field(default=None, init=False, repr=False, compare=False)
+    _weight: float | None = field(default=None, init=False, repr=False, compare=False)
 
     name = "bad_teacher"
     needs_teacher = True
     source = "Can Bad Teaching Induce Forgetting?, AAAI 2023, arXiv 2205.08096"
+    published: ClassVar = adam(
+        1e-4,
+        num_train_epochs=0.3,
+        per_device_train_batch_size=256,
+        objective_kwargs={"temperature": 1.0, "retain_weight": None, "retain_share": 0.3},
+    )
 
     def __post_init__(self) -> None:
         positive(self, "temperature")
-        not_negative(self, "retain_weight")
+        share(self, "retain_share")
+        if self.retain_weight is not None:
+            not_negative(self, "retain_weight")
 
     def prepare(self, setting: Setting) -> None:
-        """Build the incompetent teacher from the model's configuration, drawn from the run's seed."""
+        """Build the incompetent teacher from the model's configuration, drawn from the run's seed, and find λ."""
+        self._weight = self.retain_weight
+        if self._weight is None:
+            self._weight = self.retain_share * setting.count("retain") / setting.count("forget")
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(setting.seed)  # torch.manual_seed would also set every GPU's state
             bad = new_like(setting.model)
@@ -59,7 +77,7 @@ class BadTeacher(Objective):
         with torch.no_grad():
             incompetent = prepared(self, self._bad)(pixel_values=step.forget.pixel_values).logits
         losses = {"forget_kl": distillation(step.forget.logits, incompetent, self.temperature)}
-        if self.retain_weight:
+        if weight := prepared(self, self._weight):
             kept = distillation(step.retain.logits, step.teacher_logits("retain"), self.temperature)
-            losses["retain_kl"] = self.retain_weight * kept
+            losses["retain_kl"] = weight * kept
         return losses

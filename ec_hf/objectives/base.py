@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -104,6 +105,9 @@ class Setting:
         features: call it with pixel values for what `Part.features` holds of them: (rows, width), with gradient.
         forget_classes: label ids, where the forget set is whole classes.
         seed: of the run.
+        images: number of images by set, "forget" and "retain", where it is known; `count` counts them otherwise.
+        normalisation: mean and standard deviation of each channel with which pixels from 0 to 1 were normalised, where
+            that is known.
     """
 
     model: Any
@@ -112,6 +116,14 @@ class Setting:
     features: Callable[[Tensor], Tensor]
     forget_classes: tuple[int, ...] | None
     seed: int
+    images: Mapping[str, int] | None = None
+    normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+
+    def count(self, part: Literal["forget", "retain"]) -> int:
+        """Number of images of one set; it reads all of them where nobody said it."""
+        if self.images is not None:
+            return self.images[part]
+        return sum(len(batch["labels"]) for batch in getattr(self, part)())
 
 
 class Objective(ABC):
@@ -132,6 +144,8 @@ class Objective(ABC):
             stops the run before the model is back.
         saliency: share of the weights that may move, where `ECConfig.saliency` does not say; None for all.
         source: paper or code it follows.
+        published: the settings of its authors, by the name of the setting: those of its constructor, and of
+            `ec_hf.ECConfig` the schedule. ``preset="published"`` takes them where nothing else is said.
         conflict: where it and EC would meet in one place, and how that is settled.
     """
 
@@ -145,6 +159,7 @@ class Objective(ABC):
     saliency: ClassVar[float | None] = None
     source: ClassVar[str] = ""
     conflict: ClassVar[str] = ""
+    published: ClassVar[Mapping[str, Any]] = MappingProxyType({})
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from ec_hf.losses.distillation import cross_entropy
 from ec_hf.objectives.base import Setting, Step
 from ec_hf.objectives.checks import prepared
 from ec_hf.objectives.plus_retain import PlusRetain
+from ec_hf.objectives.published import sgd
 
 __all__ = ["BoundaryExpand"]
 
@@ -26,7 +28,8 @@ class BoundaryExpand(PlusRetain):
     the model never has it, so there is nothing to cut off at the end. It stays as drawn, where the published code
     trains it along at a learning rate of 1e-5, so that a resume and every process have the same one.
 
-    Published settings: no retain data; SGD 0.9, learning rate 1e-6 to 1e-5 on CIFAR, 10 epochs over the forget set.
+    Published settings: no retain data; SGD 0.9, learning rate 1e-5, batch 64, 10 epochs over the forget set
+    (CIFAR-10); others took 1e-6 to 1e-5.
 
     Args:
         retain_weight: weight ≥ 0 of the cross-entropy on retain; above 0 the method is "BE+R".
@@ -40,6 +43,9 @@ class BoundaryExpand(PlusRetain):
     name = "boundary_expand"
     uses = "forget"
     source = "Boundary Unlearning, CVPR 2023, arXiv 2303.11570"
+    published: ClassVar = sgd(
+        1e-5, forget_epochs=10, per_device_train_batch_size=64, objective_kwargs={"retain_weight": 0.0}
+    )
 
     def prepare(self, setting: Setting) -> None:
         """Draw the row of the extra class from the run's seed."""

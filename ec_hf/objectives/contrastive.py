@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from torch import Tensor
 
 from ec_hf.losses.contrast import check_contrast, global_contrast
 from ec_hf.objectives.base import Step
 from ec_hf.objectives.plus_retain import PlusRetain
+from ec_hf.objectives.published import sgd
 
 __all__ = ["Contrastive"]
 
@@ -17,9 +19,10 @@ __all__ = ["Contrastive"]
 class Contrastive(PlusRetain):
     """A contrast at the penultimate features plus λ times the cross-entropy on retain.
 
-    Published settings: CSUL's code "csul", τ 0.7, contrast and cross-entropy 3 : 1, so λ 1/3, SGD 0.9, learning rate
-    1e-3, four retain batches for each forget batch; UUEF's code "uuef", τ 1, λ 1, the same learning rate. The defaults
-    here are this project's choice by measurement.
+    Published settings: CSUL's code "csul", τ 0.7, 3 · contrast + 1 · cross-entropy at a learning rate of 1e-3. With
+    SGD that is λ 1/3 at 3e-3, as the contrast has weight 1 here. SGD 0.9, batch 64, one pass over the forget set with
+    four retain batches for each forget batch; here each of these steps has a new forget batch, so four passes. UUEF's
+    code "uuef", τ 1, λ 1, learning rate 1e-3. The defaults here are this project's choice by measurement.
 
     Args:
         form: a name of `ec_hf.losses.contrast.CONTRASTS`.
@@ -39,6 +42,13 @@ class Contrastive(PlusRetain):
     name = "contrastive"
     covers_last_point = True
     source = "Contrastive Unlearning, arXiv 2401.10458"
+    published: ClassVar = sgd(
+        3e-3,
+        forget_epochs=4,
+        per_device_train_batch_size=64,
+        batch_norm="retain",
+        objective_kwargs={"form": "csul", "temperature": 0.7, "detach_retain": False, "retain_weight": 1 / 3},
+    )
     conflict = "the last point: EC leaves it to this objective, so that it is not pulled twice"
 
     def __post_init__(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -44,6 +45,7 @@ class Damp(Objective):
 
     name = "damp"
     trains = False
+    published: ClassVar = {"objective_kwargs": {"strength": 1.0}}
     source = "Class Unlearning via Depth-Aware Removal of Forget-Specific Directions (DAMP), arXiv 2604.15166"
 
     def __post_init__(self) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
 from ec_hf.losses.distillation import delete_kl
 from ec_hf.objectives.base import Step
 from ec_hf.objectives.plus_retain import PlusRetain
+from ec_hf.objectives.published import sgd
 
 __all__ = ["Delete"]
 
@@ -38,6 +40,12 @@ class Delete(PlusRetain):
     uses = "forget"
     needs_teacher = True
     source = "DELETE, CVPR 2025, arXiv 2503.23751"
+    published: ClassVar = sgd(
+        1e-4,
+        forget_epochs=20,
+        per_device_train_batch_size=128,
+        objective_kwargs={"mask": "sample", "retain_weight": 0.0},
+    )
 
     def __post_init__(self) -> None:
         if self.mask not in ("classes", "sample"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -39,6 +40,7 @@ class Esc(Objective):
     name = "esc"
     uses = "forget"
     trains = False
+    published: ClassVar = {"objective_kwargs": {"share": 0.015}}
     source = "ESC: Erasing Space Concept for Knowledge Deletion, CVPR 2025"
 
     def __post_init__(self) -> None:

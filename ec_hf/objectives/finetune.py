@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from torch import Tensor
 
 from ec_hf.losses.distillation import cross_entropy
 from ec_hf.objectives.base import Objective, Step
+from ec_hf.objectives.published import sgd
 
 __all__ = ["Finetune"]
 
@@ -19,6 +22,9 @@ class Finetune(Objective):
     name = "finetune"
     uses = "retain"
     source = "fine-tuning (FT) baseline"
+    published: ClassVar = sgd(
+        0.01, weight_decay=5e-4, num_train_epochs=10, per_device_train_batch_size=256, batch_norm="retain"
+    )
 
     def __call__(self, step: Step) -> dict[str, Tensor]:
         """Component "retain_ce"."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -10,6 +11,7 @@ from ec_hf.losses.distillation import cross_entropy
 from ec_hf.objectives.base import Step
 from ec_hf.objectives.checks import positive
 from ec_hf.objectives.plus_retain import PlusRetain
+from ec_hf.objectives.published import sgd
 
 __all__ = ["GradientAscent"]
 
@@ -36,6 +38,13 @@ class GradientAscent(PlusRetain):
 
     name = "gradient_ascent"
     uses = "forget"
+    published: ClassVar = sgd(
+        1e-4,
+        weight_decay=5e-4,
+        forget_epochs=5,
+        per_device_train_batch_size=256,
+        objective_kwargs={"bound": None, "retain_weight": 0.0},
+    )
     source = "Warnecke et al., arXiv 2108.11577; as in the code of arXiv 2304.04934"
 
     def __post_init__(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from ec_hf.files import HEADS
 from ec_hf.losses.distillation import cross_entropy
 from ec_hf.objectives.base import Objective, Step
 from ec_hf.objectives.checks import not_negative, share
+from ec_hf.objectives.published import sgd
 
 __all__ = ["L1Sparse"]
 
@@ -40,6 +42,14 @@ class L1Sparse(Objective):
 
     name = "l1_sparse"
     uses = "retain"
+    published: ClassVar = sgd(
+        0.01,
+        weight_decay=5e-4,
+        num_train_epochs=10,
+        per_device_train_batch_size=256,
+        batch_norm="retain",
+        objective_kwargs={"alpha": 1e-4, "without": 0.0},
+    )
     source = "Model Sparsity Can Simplify Machine Unlearning, NeurIPS 2023, arXiv 2304.04934"
 
     def __post_init__(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from ec_hf.distributed import rank_generator
 from ec_hf.losses.distillation import cross_entropy
 from ec_hf.objectives.base import Step
 from ec_hf.objectives.plus_retain import PlusRetain
+from ec_hf.objectives.published import sgd
 
 __all__ = ["RandomLabel", "random_labels"]
 
@@ -37,6 +39,14 @@ class RandomLabel(PlusRetain):
     retain_weight: float = field(default=1.0, kw_only=True)
 
     name = "random_label"
+    published: ClassVar = sgd(
+        5e-3,
+        weight_decay=5e-4,
+        num_train_epochs=10,
+        per_device_train_batch_size=256,
+        batch_norm="retain",
+        objective_kwargs={"wrong": False, "retain_weight": 1.0},
+    )
     source = "Golatkar et al., arXiv 1911.04933; as in SalUn, arXiv 2310.12508"
 
     def forget_losses(self, step: Step) -> dict[str, Tensor]:

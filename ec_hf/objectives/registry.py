@@ -9,13 +9,13 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
 from typing import Any, TypeVar
 
 from ec_hf.objectives.base import Objective
 
-__all__ = ["available", "get_objective", "register"]
+__all__ = ["available", "get_objective", "published_settings", "register"]
 
 ENTRY_POINTS = "ec_hf.objectives"
 
@@ -98,6 +98,18 @@ def get_objective(name_or_path: str, **settings: Any) -> Objective:
             f"objective {name_or_path!r}: {error}; its settings are: {', '.join(accepted) or 'none'}"
         ) from None
     return cls(**settings)
+
+
+def published_settings(name_or_path: str) -> Mapping[str, Any]:
+    """The settings of an objective's authors, by the name of the setting in `ec_hf.ECConfig`.
+
+    Raises:
+        ValueError: unknown name, or an objective that names none.
+    """
+    settings = _find(name_or_path).published
+    if not settings:
+        raise ValueError(f"objective {name_or_path!r} names no published settings: leave preset at 'default'")
+    return settings
 
 
 def _find(name_or_path: str) -> type[Objective]:

@@ -129,7 +129,7 @@ class ECCallback(TrainerCallback):
             self._check_checkpoint(checkpoint)
         elif not self.eraser.heads_fitted:
             self._fit_heads(args, loader)
-        self._prepare(args, loader)
+        self._prepare(args, loader, kwargs.get("processing_class"))
         if state.global_step:
             self.eraser.load(checkpoint)
             self.eraser.heads_fitted = True
@@ -276,13 +276,15 @@ class ECCallback(TrainerCallback):
             settings=settings_in_effect(args, self.eraser),
         )
 
-    def _prepare(self, args: TrainingArguments, loader: Any) -> None:
+    def _prepare(self, args: TrainingArguments, loader: Any, processor: Any) -> None:
         """Let the objective look at the original model, also before a resume."""
         if self._original and not self.eraser.prepared:
             self.eraser.model.load_state_dict(self._original)
         self.eraser.prepare(
             partial(self._look_at, "forget", args, loader),
             partial(self._look_at, "retain", args, loader),
+            processor=processor,
+            images=self._plan.images,
             batch_of_rows=lambda rows: loader.collate_fn(self.train_dataset.pairs.__getitems__(rows)),
         )
         self._original = {}

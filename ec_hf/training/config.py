@@ -14,21 +14,63 @@ from transformers.hf_argparser import HfArg
 
 from ec_hf.losses.contrast import CONTRASTS
 from ec_hf.losses.schedules import LAYER_WEIGHTS
+from ec_hf.objectives.registry import published_settings
 
-__all__ = ["ECConfig", "EraserConfig"]
+__all__ = ["ECConfig", "EraserConfig", "from_preset"]
 
 LEAST_TEMPERATURE = 1e-3
 CHECKED_IMAGES = 20_000
 """Images up to which all are decoded before training. Measured: 0.13 ms for a PNG of 32 pixels, 0.8 ms for a JPEG of
 224 and 3.1 ms for one of 500."""
 
+DEFAULTS: dict[str, Any] = {
+    "points": "auto",
+    "contrast": "supcon",
+    "temperature": 0.1,
+    "retain_weight": 1.0,
+    "layer_weights": "uniform",
+    "batch_norm": "frozen",
+    "learning_rate": 1e-4,
+    "per_device_train_batch_size": 64,
+    "warmup_steps": 0.05,
+}
+"""What is taken where neither the user nor a preset says otherwise; for other fields, what `TrainingArguments` has."""
+TOGETHER = (("optim", "optim_args"), ("num_train_epochs", "max_steps", "forget_epochs"))
+"""Settings that say one thing together: of a preset all of a group count, or none where the user names one."""
+PAPER: dict[str, Any] = {
+    "contrast": "csul",
+    "temperature": 0.7,
+    "detach_retain": False,
+    "ec_weight": 1.0,
+    "retain_weight": 1 / 3,
+    "layer_weights": "uniform",
+    "optim": "sgd",
+    "optim_args": "momentum=0.9",
+    "weight_decay": 5e-4,
+    "learning_rate": 3e-3,
+    "per_device_train_batch_size": 256,
+    "lr_scheduler_type": "constant",
+    "warmup_steps": 0,
+    "max_grad_norm": 0.0,
+}
+"""EC in its published form: contrast and cross-entropy at every point, gradient into both sets. Temperature, weights
+and schedule of the paper are not public: those of the contrast are its authors' (arXiv 2401.10458: τ 0.7, 3 : 1 at a
+learning rate of 1e-3, here divided by 3 and multiplied by 3), weight decay and batch those of arXiv 2503.06991."""
+PRESETS = ("default", "paper", "published")
+
+
+def _inherited(name: str) -> Any:
+    """The default of `TrainingArguments`, None for a setting that it does not have."""
+    return getattr(TrainingArguments, name, None)
+
 
 @dataclass
 class EraserConfig:
     """Settings of an erasure: what to supervise, and with which losses.
 
-    What is left out is filled in when the object is made (`ec_weight` and `detach_retain` depend on `calibrated`), and
-    `dataclasses.replace` keeps what was filled in: to change `calibrated`, name those two as well.
+    What is left out is filled in when the object is made, from `preset` where that says something (`ec_weight` and
+    `detach_retain` depend on `calibrated`). `dataclasses.replace` keeps what was filled in: to change `preset` or
+    `calibrated`, make a new object.
 
     Raises:
         ValueError: for a setting that does not exist or is out of range.
@@ -38,6 +80,12 @@ class EraserConfig:
         default="contrastive", help="Host objective at the model's output: a registered name or package:Class."
     )
     objective_kwargs: dict | str | None = HfArg(default=None, help="Settings of the host objective, as a JSON object.")
+    preset: str = HfArg(
+        default="default",
+        help="What is taken for settings that are not given: 'published' for those of the objective's authors, its "
+        "weights, optimiser, learning rate, batch and epochs, and no supervision points; 'paper' for EC as published; "
+        "'default' for this package's own. A setting that is given always counts.",
+    )
     saliency: float | None = HfArg(
         default=None,
         help="SalUn's mask beside any objective: the share of the model's weights, those with the largest gradient on "
@@ -50,18 +98,18 @@ class EraserConfig:
         "that read them. Images must be the same each time: no random augmentation of the forget set.",
     )
     points: list[str] | str = HfArg(
-        default_factory=lambda: "auto",  # HfArgumentParser passes on no plain default of a list
+        default_factory=lambda: None,  # HfArgumentParser passes on no plain default of a list
         help="Supervision points that carry an EC head: 'auto' for about four depths, 'none' for the host objective "
         "alone, or indices into the model's hidden states (negative ones count from the output) and 'penultimate', "
-        "for what the classifier reads.",
+        "for what the classifier reads. Default: auto.",
     )
     pooling: str = HfArg(
         default="mean", help="How tokens become one vector in the EC heads: mean (of the patches), cls, or all."
     )
     contrast: str = HfArg(
-        default="supcon", help=f"Contrastive unlearning loss, one of {', '.join(sorted(CONTRASTS))}."
+        default=None, help=f"Contrastive unlearning loss, one of {', '.join(sorted(CONTRASTS))}. Default: supcon."
     )
-    temperature: float = HfArg(default=0.1, help="Temperature of the contrast.")
+    temperature: float = HfArg(default=None, help="Temperature of the contrast. Default: 0.1.")
     calibrated: bool = HfArg(
         default=False,
         help="Aim at what retraining would leave, without a retrained model: at each point, forget images are pulled "
@@ -84,7 +132,8 @@ class EraserConfig:
         "pulled towards. The published form, false, moves both. Default: true, and false with `calibrated`.",
     )
     retain_weight: float = HfArg(
-        default=1.0, help="Weight (lambda) of the retain cross-entropy against the contrast, at each point."
+        default=None,
+        help="Weight (lambda) of the retain cross-entropy against the contrast, at each point. Default: 1.",
     )
     ec_weight: float | None = HfArg(
         default=None,
@@ -92,15 +141,15 @@ class EraserConfig:
         "more retain accuracy. Default: 0.1, and 1 with `calibrated`.",
     )
     layer_weights: list[str] | str = HfArg(
-        default_factory=lambda: "uniform",
+        default_factory=lambda: None,
         help="Weight of each supervision point, shallow to deep: one number a point, or a schedule, one of "
         f"{', '.join(sorted(LAYER_WEIGHTS))}. Times ec_weight, but for the last one where "
-        "a contrastive host objective takes the place of EC there.",
+        "a contrastive host objective takes the place of EC there. Default: uniform.",
     )
     batch_norm: str = HfArg(
-        default="frozen",
+        default=None,
         help="Batch-norm running statistics of the model: frozen, or retain to update them from the retain half of "
-        "each batch. Forget images never enter them.",
+        "each batch. Forget images never enter them. Default: frozen.",
     )
     train_heads: bool = HfArg(
         default=False,
@@ -114,7 +163,7 @@ class EraserConfig:
     )
 
     def __post_init__(self) -> None:
-        self.objective_kwargs = _json_object("objective_kwargs", self.objective_kwargs)
+        _fill(self)
         self.points = _one_or_list(self.points)
         if self.points == "none":
             self.points = []
@@ -148,6 +197,7 @@ class ECConfig(EraserConfig, TrainingArguments):
     column).
 
     An epoch is one pass over the retain set; the forget set cycles beside it, freshly shuffled at each turn.
+    `forget_epochs` measures a run in passes over the forget set instead.
 
     Raises:
         ValueError: as `EraserConfig` and `TrainingArguments`, and for settings that do not go together.
@@ -183,11 +233,31 @@ class ECConfig(EraserConfig, TrainingArguments):
         f"up to {CHECKED_IMAGES:,} images, which takes 2 seconds (32 pixels) to a minute (500 pixels) on 2 cores.",
     )
 
-    learning_rate: float = HfArg(
-        default=1e-4, help="Peak learning rate. Small networks trained from scratch want what they were trained with."
+    forget_epochs: float | None = HfArg(
+        default=None,
+        help="Length of the run in passes over the forget set, in place of num_train_epochs; methods that use the "
+        "forget set alone count so.",
     )
-    per_device_train_batch_size: int = HfArg(default=64, help="Retain images a step and device.")
-    warmup_steps: float = HfArg(default=0.05, help="Warm-up steps, or a share of the run when below 1.")
+    learning_rate: float = HfArg(
+        default=None,
+        help="Peak learning rate. Small networks trained from scratch want what they were trained with. "
+        "Default: 1e-4.",
+    )
+    per_device_train_batch_size: int = HfArg(default=None, help="Retain images a step and device. Default: 64.")
+    warmup_steps: float = HfArg(default=None, help="Warm-up steps, or a share of the run when below 1. Default: 0.05.")
+    optim: str = HfArg(default=None, help=f"Optimiser. Default: {_inherited('optim')}.")
+    weight_decay: float = HfArg(default=None, help=f"Weight decay. Default: {_inherited('weight_decay')}.")
+    max_grad_norm: float = HfArg(
+        default=None,
+        help=f"Length to which gradients are clipped, 0 for none. Default: {_inherited('max_grad_norm')}.",
+    )
+    lr_scheduler_type: str = HfArg(
+        default=None, help=f"How the learning rate falls. Default: {_inherited('lr_scheduler_type')}."
+    )
+    num_train_epochs: float = HfArg(
+        default=None, help=f"Passes over the retain set. Default: {_inherited('num_train_epochs')}."
+    )
+    max_steps: int = HfArg(default=None, help="Optimiser steps, in place of num_train_epochs. Default: -1, not given.")
     logging_steps: float = HfArg(default=10, help="Log every so many steps.")
     eval_strategy: str = HfArg(default="epoch", help="When to evaluate: no, steps or epoch.")
     save_strategy: str = HfArg(default="epoch", help="When to save a checkpoint: no, steps or epoch.")
@@ -197,13 +267,15 @@ class ECConfig(EraserConfig, TrainingArguments):
     remove_unused_columns: bool = HfArg(default=False, help="Leave as it is: the collator needs the image column.")
 
     def __post_init__(self) -> None:
-        self.objective_kwargs = _json_object("objective_kwargs", self.objective_kwargs)
+        _fill(self)
         TrainingArguments.__post_init__(self)
         EraserConfig.__post_init__(self)
         if self.per_device_forget_batch_size == 0:
             self.per_device_forget_batch_size = self.per_device_train_batch_size
         _check_above_0(self, ("per_device_train_batch_size", "per_device_forget_batch_size"))
         _check_0_or_more(self, ("retain_floor", "min_steps"))
+        if self.forget_epochs is not None:
+            _check_above_0(self, ("forget_epochs",))
         if math.isnan(self.learning_rate) or self.learning_rate < 0:
             raise ValueError(f"learning_rate={self.learning_rate}: expected 0 or more.")
         if self.forget_target is not None and math.isnan(self.forget_target):
@@ -233,6 +305,42 @@ class ECConfig(EraserConfig, TrainingArguments):
         """The fields that `TrainingArguments` does not have, as plain values."""
         inherited = {field.name for field in fields(TrainingArguments)}
         return {field.name: getattr(self, field.name) for field in fields(self) if field.name not in inherited}
+
+
+def from_preset(config: EraserConfig) -> dict[str, Any]:
+    """The settings that a configuration has as its preset gives them."""
+    preset = _preset_settings(config)
+    given = preset.pop("objective_kwargs", {})
+    taken = {name: value for name, value in (config.objective_kwargs or {}).items() if given.get(name) == value}  # type: ignore[union-attr]
+    same = {name: value for name, value in preset.items() if getattr(config, name) == value}
+    return ({"objective_kwargs": taken} if taken else {}) | same
+
+
+def _preset_settings(config: EraserConfig) -> dict[str, Any]:
+    _check_choice(config, "preset", PRESETS)
+    known = {each.name for each in fields(config)}
+    if config.preset == "published":
+        settings = {"points": [], **published_settings(config.objective)}
+    else:
+        settings = dict(PAPER) if config.preset == "paper" else {}
+    return {name: value for name, value in settings.items() if name in known}
+
+
+def _fill(config: EraserConfig) -> None:
+    """Give each setting that was left out its value, from the preset where that has one."""
+    preset = _preset_settings(config)
+    own = preset.pop("objective_kwargs", {})
+    given = _json_object("objective_kwargs", config.objective_kwargs)
+    config.objective_kwargs = {**own, **(given or {})} if own else given
+    for group in TOGETHER:
+        if any(getattr(config, name, None) is not None for name in group):
+            preset = {name: value for name, value in preset.items() if name not in group}
+    for field in fields(config):
+        if getattr(config, field.name) is None:
+            value = preset.get(field.name, DEFAULTS.get(field.name, _inherited(field.name)))
+            setattr(config, field.name, value)
+    if getattr(config, "per_device_forget_batch_size", None) == 0:
+        config.per_device_forget_batch_size = preset.get("per_device_forget_batch_size", 0)  # type: ignore[attr-defined]
 
 
 def _check_choice(config: EraserConfig, name: str, allowed: Sequence[str]) -> None:

@@ -18,6 +18,7 @@ from ec_hf.losses.schedules import PointWeights
 from ec_hf.models.adapters import base_of, check_adapters, describe_adapters, is_adapted, load_adapters
 from ec_hf.models.batch_norm import clean_statistics
 from ec_hf.models.heads import ECHeads
+from ec_hf.models.inputs import normalisation
 from ec_hf.models.loading import weights_hash
 from ec_hf.models.penultimate import Penultimate, classifier_of, penultimate_point
 from ec_hf.models.points import (
@@ -183,6 +184,8 @@ class Eraser:
         forget: Batches,
         retain: Batches,
         *,
+        processor: Any = None,
+        images: Mapping[str, int] | None = None,
         batch_of_rows: Callable[[list[int]], Mapping[str, Tensor]] | None = None,
         autocast: Callable[[], AbstractContextManager] = nullcontext,
     ) -> None:
@@ -194,6 +197,8 @@ class Eraser:
         Args:
             forget: gives batches of the forget set, as `Setting.forget` says.
             retain: gives batches of the retain set.
+            processor: the image processor, for objectives that must know how it normalises.
+            images: number of images of the "forget" and the "retain" set, which else are counted where that matters.
             batch_of_rows: makes a batch of the forget rows of these numbers, for `cache_teacher`.
             autocast: the precision in which training asks the original model, for `cache_teacher`.
 
@@ -215,7 +220,16 @@ class Eraser:
                     self.teacher.remember(forget(), batch_of_rows)
             if self.looks:
                 self.objective.prepare(
-                    Setting(self.model, forget, retain, self.features, self.forget_classes, self.config.seed)
+                    Setting(
+                        self.model,
+                        forget,
+                        retain,
+                        self.features,
+                        self.forget_classes,
+                        self.config.seed,
+                        images=images,
+                        normalisation=normalisation(processor),
+                    )
                 )
         self.model.train(was_training)
         self.prepared = True

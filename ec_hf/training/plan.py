@@ -13,7 +13,7 @@ from ec_hf.files import RECORD
 from ec_hf.losses.schedules import PointWeights
 from ec_hf.models.points import SupervisionPoint
 from ec_hf.objectives.base import Objective
-from ec_hf.training.config import ECConfig, EraserConfig
+from ec_hf.training.config import ECConfig, EraserConfig, from_preset
 from ec_hf.training.eraser import Eraser
 
 __all__ = ["RunPlan", "settings_in_effect"]
@@ -25,6 +25,7 @@ RECORDED = (
     "weight_decay",
     "max_grad_norm",
     "optim",
+    "optim_args",
     "num_train_epochs",
     "max_steps",
     "per_device_train_batch_size",
@@ -37,8 +38,8 @@ RECORDED = (
 """What of `TrainingArguments` goes on record, beside all of `ECConfig`'s own settings."""
 FREE_TO_CHANGE = frozenset({
     "max_steps", "num_train_epochs", "per_device_train_batch_size", "per_device_forget_batch_size",
-    "gradient_accumulation_steps", "heads", "cache_teacher", "image_column", "label_column", "min_steps",
-    "forget_target", "retain_floor", "bf16", "fp16", "points", "layer_weights", "check_images",
+    "gradient_accumulation_steps", "forget_epochs", "heads", "cache_teacher", "image_column", "label_column",
+    "min_steps", "forget_target", "retain_floor", "bf16", "fp16", "points", "layer_weights", "check_images",
 })  # fmt: skip
 """Settings that a resumed run may have otherwise: they name the same erasure, go on longer, or move the stop."""
 
@@ -191,7 +192,7 @@ def method(objective: Objective, *, with_points: bool) -> str:
 
 def data_used(objective: Objective, *, with_points: bool) -> str:
     """The sets that an objective uses as published, and with a + the one that a run with these points adds to it."""
-    adds_retain = with_points or getattr(objective, "retain_weight", 0) > 0
+    adds_retain = with_points or (getattr(objective, "retain_weight", 0) or 0) > 0
     if objective.uses == "forget" and adds_retain:
         return "forget +retain"
     if objective.uses == "retain" and with_points:
@@ -201,6 +202,9 @@ def data_used(objective: Objective, *, with_points: bool) -> str:
 
 def _notes(eraser: Eraser) -> list[str]:
     objective, points, notes = eraser.objective, eraser.points, []
+    if taken := from_preset(eraser.config):
+        listed = ", ".join(f"{name}={_plain(value)}" for name, value in taken.items())
+        notes.append(f"by preset {eraser.config.preset!r}: {listed}")
     if points and objective.conflict and not (objective.covers_last_point and eraser.last not in points):
         notes.append(f"where objective and EC meet: {objective.conflict}")
     if not objective.trains:
@@ -210,6 +214,11 @@ def _notes(eraser: Eraser) -> list[str]:
         unmasked = ", by the gradient of EC too; EC heads are not masked" if points else ""
         notes.append(f"SalUn mask: {eraser.saliency:.0%} of the model's weights may move{unmasked}")
     return notes
+
+
+def _plain(value: Any) -> Any:
+    """A setting as one types it."""
+    return f"{value:g}" if isinstance(value, float) else value
 
 
 def _other_data(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:

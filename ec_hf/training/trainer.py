@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -112,7 +113,7 @@ class ECTrainer(PairedTrainer):
             kwargs["preprocess_logits_for_metrics"] = lambda logits, _labels: logits.argmax(-1)
         super().__init__(
             model,
-            _evaluating(args, bool(eval_dataset)),
+            _own(args, forget_dataset, evaluates=bool(eval_dataset)),
             data_collator=data_collator or collator_for(model, processing_class, sets, **columns),
             train_dataset=PairedDataset(forget_dataset, retain_dataset, seed=args.seed),
             eval_dataset=eval_dataset or None,
@@ -288,6 +289,8 @@ class ECTrainer(PairedTrainer):
         self.eraser.prepare(
             partial(self.look_at, "forget"),
             partial(self.look_at, "retain"),
+            processor=self.processing_class,
+            images=self.plan.images,
             batch_of_rows=lambda rows: self.data_collator(self.train_dataset.__getitems__(rows)),
             autocast=self.compute_loss_context_manager,
         )
@@ -349,9 +352,15 @@ def accuracy(prediction: Any) -> dict[str, float]:
     return {"accuracy": float((prediction.predictions == prediction.label_ids).mean())}
 
 
-def _evaluating(args: ECConfig, evaluates: bool) -> ECConfig:
-    """The trainer's own copy of the settings; `Trainer` refuses evaluation without data to evaluate on."""
+def _own(args: ECConfig, forget: Any, *, evaluates: bool) -> ECConfig:
+    """The trainer's own copy of the settings.
+
+    `Trainer` refuses evaluation without data to evaluate on, and does not know passes over the forget set.
+    """
     args = copy.copy(args)
     if not evaluates:
         args.eval_strategy, args.eval_on_start = "no", False
+    if args.forget_epochs:
+        a_step = args.per_device_forget_batch_size * args.world_size * args.gradient_accumulation_steps
+        args.max_steps = math.ceil(args.forget_epochs * math.ceil(len(forget) / a_step))
     return args

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
-from ec_hf.losses.contrast import CONTRASTS, Contrast, check_contrast, csul, global_contrast, supcon, uuef
+from ec_hf.losses.contrast import CONTRASTS, Contrast, check_contrast, csul, global_contrast, similarity, supcon, uuef
 from ec_hf.losses.distillation import cross_entropy, delete_kl
 from ec_hf.losses.schedules import LAYER_WEIGHTS, layer_weights
 
@@ -437,3 +437,46 @@ def test_named_layer_weights_have_mean_one(schedule, count):
 def test_layer_weights_that_cannot_work_are_refused(schedule, message):
     with pytest.raises(ValueError, match=message):
         layer_weights(schedule, 3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_a_row_of_zeros_has_a_gradient_of_ordinary_size(dtype):
+    rows = torch.tensor([[0.0, 0.0, 0.0], [3.0, 0.0, 4.0]], dtype=dtype, requires_grad=True)
+    columns = torch.tensor([[0.0, 2.0, 0.0], [0.0, 0.0, 1.0]], dtype=dtype)
+    scores = similarity(rows, columns)
+    torch.testing.assert_close(scores.double(), torch.tensor([[0, 0], [0, 0.8]], dtype=torch.float64))
+    scores.sum().backward()
+    assert rows.grad.isfinite().all() and rows.grad.abs().max() <= 1
+    for form in ("csul", "supcon", "uuef"):
+        features = torch.zeros(4, 5, dtype=dtype, requires_grad=True)
+        CONTRASTS[form](features, RETAIN.to(dtype), FORGET_LABELS, RETAIN_LABELS, temperature=0.1).loss.backward()
+        assert features.grad.isfinite().all() and features.grad.abs().max() < 100
+
+
+def test_similarity_is_the_cosine_of_other_rows_with_its_gradient():
+    rows = FORGET.clone().requires_grad_()
+    expected = cosine_similarity(rows[:, None], RETAIN[None], dim=2)
+    torch.testing.assert_close(similarity(rows, RETAIN), expected)
+    weights = torch.randn(4, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    (ours,) = torch.autograd.grad((similarity(rows, RETAIN) * weights).sum(), rows)
+    torch.testing.assert_close(ours, torch.autograd.grad((expected * weights).sum(), rows)[0])
+
+
+def test_the_released_code_of_csul_weighs_the_push_by_the_batch_and_is_equal_for_whole_classes():
+    # −(1/|N|) Σ over all columns of [mask_N · s − log Σ_P], 1 added to an empty Σ_P, as its docstring says.
+    for labels in (FORGET_LABELS, ABSENT):
+        gradients = []
+        for official in (True, False):
+            features = FORGET.clone().requires_grad_()
+            if official:
+                scores = normalize(features, dim=1) @ normalize(RETAIN, dim=1).T / 0.7
+                own = labels[:, None] == RETAIN_LABELS
+                total = (scores.exp() * own).sum(dim=1) + (~own.any(dim=1)).double()
+                pulled = (scores * ~own).sum(dim=1)
+                loss = ((len(RETAIN) * total.log() - pulled) / (~own).sum(dim=1)).mean()
+            else:
+                loss = csul(features, RETAIN, labels, RETAIN_LABELS, temperature=0.7).loss
+            gradients.append(torch.autograd.grad(loss, features)[0])
+        same = torch.allclose(*gradients)
+        assert same == (labels is ABSENT)
+        assert gradients[0].norm() >= gradients[1].norm() - 1e-12

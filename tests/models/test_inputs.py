@@ -9,7 +9,7 @@ from PIL import Image as PILImage
 from transformers import ViTImageProcessor, ViTImageProcessorPil
 from transformers.models.timm_wrapper.image_processing_timm_wrapper import TimmWrapperImageProcessor
 
-from ec_hf.models.inputs import ImageCollator, collator_for, label_ids_of
+from ec_hf.models.inputs import ImageCollator, collator_for, label_ids_of, normalisation
 
 PROCESSORS = {
     "torchvision": ViTImageProcessor(size={"height": 8, "width": 8}),
@@ -156,3 +156,20 @@ def test_label_ids_are_those_that_the_model_knows_in_the_order_of_the_rows():
     assert label_ids_of(data.rename_column("label", "animal"), collator, "animal").tolist() == [1, 4, 4]
     assert label_ids_of(labelled([1, 0], ClassLabel(names=["ant", "bee"])), ImageCollator()).tolist() == [1, 0]
     assert label_ids_of(data.select([]), collator).dtype == np.int64
+
+
+def test_how_a_processor_normalises_is_read_off_it():
+    mean, std = [0.1, 0.2, 0.3], [0.4, 0.5, 0.6]
+    assert normalisation(ViTImageProcessor(image_mean=mean, image_std=std)) == (tuple(mean), tuple(std))
+    assert normalisation(ViTImageProcessor(do_normalize=False)) == ((0.0,), (1.0,))
+    assert normalisation(ViTImageProcessor(rescale_factor=1 / 127.5)) is None
+    assert normalisation(ViTImageProcessor(do_rescale=False)) is None
+    assert normalisation(None) is None
+    timm = {"input_size": (3, 32, 32), "interpolation": "bicubic", "mean": mean, "std": std, "crop_pct": 0.9}
+    processor = TimmWrapperImageProcessor(pretrained_cfg=timm, architecture="resnet18")
+    assert normalisation(processor) == (tuple(mean), tuple(std))
+    image = PILImage.fromarray(np.full((32, 32, 3), 51, dtype=np.uint8))
+    plain = ViTImageProcessor(size={"height": 32, "width": 32}, image_mean=mean, image_std=std)
+    values = plain([image], return_tensors="pt")["pixel_values"][0, :, 0, 0]
+    means, stds = (torch.tensor(each) for each in normalisation(plain))
+    torch.testing.assert_close(values * stds + means, torch.full((3,), 51 / 255), rtol=1e-4, atol=1e-4)

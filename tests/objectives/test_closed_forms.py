@@ -4,6 +4,7 @@ import copy
 import math
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from helpers.models import FAMILIES, TIMM, make_model
@@ -14,7 +15,7 @@ from ec_hf.models.loading import new_like
 from ec_hf.objectives import Setting, get_objective
 from ec_hf.objectives.damp import forget_directions
 from ec_hf.objectives.projection import layer_inputs, linear_layers, remove_directions
-from ec_hf.objectives.ssd import importance
+from ec_hf.objectives.ssd import chosen_alpha, importance
 
 
 class Tiny(nn.Module):
@@ -128,13 +129,59 @@ def test_ssd_shrinks_by_the_formula_what_matters_more_to_forget():
     assert 0 < shrunk < sum(value.numel() for value in before.parameters())
 
 
+def test_ssd_chooses_alpha_by_the_share_of_the_forget_set():
+    # arXiv 2402.10098: the percentile 100 − ln(1 + 100 |F| / |D|) of I_F / I_D over all weights, λ 1.
+    now = tiny_setting()
+    before = copy.deepcopy(now.model)
+    of_forget, of_all = importance(before, now.forget()), importance(before, [*now.forget(), *now.retain()])
+    ratios = np.concatenate([(of_forget[name] / each).flatten().numpy() for name, each in of_all.items()])
+    alpha = np.percentile(ratios, 100 - math.log(1 + 100 * 6 / 16))
+    objective = get_objective("ssd")
+    objective.prepare(now)
+    assert objective.chosen == pytest.approx(alpha, rel=1e-12)
+    by_alpha = tiny_setting()
+    get_objective("ssd", alpha=alpha).prepare(by_alpha)
+    for name, value in now.model.state_dict().items():
+        assert torch.equal(value, by_alpha.model.state_dict()[name])
+    assert any(not torch.equal(value, before.get_parameter(name)) for name, value in now.model.named_parameters())
+
+
+def test_ssd_without_alpha_shrinks_the_published_share_of_weights_for_one_class_of_ten():
+    torch.manual_seed(0)
+    ratios = torch.rand(100_000) * 9  # below the 10 of the first paper, as they must be for one of ten
+    alpha = chosen_alpha(ratios, 5_000, 45_000)
+    assert (ratios > alpha).double().mean().item() == pytest.approx(math.log(11) / 100, abs=1e-5)
+
+
+def test_ssd_without_alpha_shrinks_weights_that_forget_images_alone_move_however_many_they_are():
+    ratios = torch.cat([torch.full((20,), 3.0), torch.full((20,), 3.0 + 3e-7), torch.rand(60)])
+    alpha = chosen_alpha(ratios, 2, 4)
+    assert (ratios > alpha).sum() == 40
+
+
+def test_ssd_leaves_frozen_weights_and_those_that_no_image_moves_out():
+    now = tiny_setting()
+    now.model.first.requires_grad_(False)
+    now.model.spare = nn.Parameter(torch.ones(3, dtype=torch.float64))  # which no image moves
+    before = copy.deepcopy(now.model)
+    objective = get_objective("ssd")
+    objective.prepare(now)
+    assert torch.equal(now.model.first.weight, before.first.weight)
+    assert torch.equal(now.model.spare, before.spare) and math.isfinite(objective.chosen)
+    last = (now.model.last.weight, before.last.weight), (now.model.last.bias, before.last.bias)
+    assert any(not torch.equal(*pair) for pair in last)
+    now.model.last.requires_grad_(False)
+    with pytest.raises(ValueError, match="no trainable weight has a gradient"):
+        get_objective("ssd").prepare(now)
+
+
 def test_ssd_that_would_change_nothing_is_refused():
     now = tiny_setting()
     before = copy.deepcopy(now.model.state_dict())
     of_forget, of_all = importance(now.model, now.forget()), importance(now.model, [*now.forget(), *now.retain()])
     largest = max((of_forget[name] / each).nan_to_num(0.0).max().item() for name, each in of_all.items())
     with pytest.raises(ValueError, match=rf"matters 10 times as much .* the largest ratio is {largest:.3g}: set"):
-        get_objective("ssd").prepare(now)
+        get_objective("ssd", alpha=10.0).prepare(now)
     assert largest <= 16 / 6
     assert all(torch.equal(value, before[name]) for name, value in now.model.state_dict().items())
 
@@ -292,7 +339,7 @@ def test_closed_forms_edit_every_family_in_place_and_leave_a_finite_model(family
     now = setting(model, (3, 32, 32), forget=2, retain=4)
     start = copy.deepcopy(model.state_dict())
     images, _ = joined(now.retain)
-    for name, options in (("ssd", {"alpha": 1.0}), ("esc", {}), ("damp", {})):
+    for name, options in (("ssd", {}), ("esc", {}), ("damp", {})):
         model.load_state_dict(start)
         with torch.no_grad():
             original = model(pixel_values=images).logits

@@ -17,7 +17,7 @@ from ec_hf.losses.distillation import cross_entropy, distillation, hide_classes
 from ec_hf.objectives import Part, Progress, Setting, Step, get_objective
 from ec_hf.objectives import coun as coun_file
 from ec_hf.objectives.boundary_shrink import nearest_wrong_labels
-from ec_hf.objectives.coun import augment, nt_xent
+from ec_hf.objectives.coun import augment, contrast_of_views
 from ec_hf.objectives.random_label import random_labels
 from ec_hf.objectives.scrub import maximises
 
@@ -115,6 +115,13 @@ def test_hide_classes_hides_the_own_label_and_the_forgotten_classes():
     assert torch.equal(hidden[~hidden.isneginf()], torch.tensor([2.0, 4.0, 6.0]))
 
 
+def test_hide_classes_refuses_a_row_that_it_would_leave_without_a_class():
+    logits = torch.arange(8.0).reshape(2, 4)
+    assert hide_classes(logits, torch.tensor([0, 2]), (0, 1, 2)).isfinite().sum(dim=1).tolist() == [1, 1]
+    with pytest.raises(ValueError, match=r"must hold the label of every forget image"):
+        hide_classes(logits, torch.tensor([0, 3]), (0, 1, 2))
+
+
 def test_losses_of_half_precision_logits_are_computed_in_float32():
     logits = torch.tensor(FORGET_LOGITS, dtype=torch.bfloat16)
     assert cross_entropy(logits, torch.tensor(FORGET_LABELS)).dtype == torch.float32
@@ -202,27 +209,37 @@ WEIGHTS = np.array([[1.0, 0.0, 0.5], [0.0, 1.0, -2.0], [0.3, 0.2, 0.0], [-1.0, 0
 IMAGES = np.array([[1.0, 0.2, -0.3, 0.1], [0.5, 0.4, 0.1, -0.2]])
 
 
-@pytest.mark.parametrize("epsilon", [0.0, 0.1, 0.5])
-def test_boundary_shrink_takes_the_best_wrong_class_behind_one_step_up_the_original_models_loss(epsilon):
+MEAN, STD = (0.4,), (0.25,)
+
+
+@pytest.mark.parametrize("epsilon", [0.0, 0.02, 0.1, 0.5])
+def test_boundary_shrink_takes_the_best_wrong_class_behind_one_step_on_pixels_from_0_to_1(epsilon):
+    # As the published attack does: un-normalise, add, clamp to 0 .. 1, round to 256 values, normalise.
     labels = np.array([0, 0])
     gradient = (softmax(IMAGES @ WEIGHTS) - np.eye(3)[labels]) @ WEIGHTS.T
-    moved = (IMAGES + epsilon * np.sign(gradient)) @ WEIGHTS
+    pixels = np.clip(IMAGES * STD[0] + MEAN[0] + epsilon * np.sign(gradient), 0, 1)
+    stepped = (np.round(pixels * 255) / 255 - MEAN[0]) / STD[0] if epsilon else IMAGES
+    moved = stepped @ WEIGHTS
     moved[[0, 1], labels] = -np.inf
     expected = moved.argmax(axis=1)
 
     calls = []
 
     def teacher(pixel_values):
-        calls.append(pixel_values)
+        calls.append(pixel_values.flatten(1).detach())
         return pixel_values.flatten(1) @ torch.tensor(WEIGHTS)
 
     images = torch.tensor(IMAGES).reshape(2, 1, 2, 2)
-    found = nearest_wrong_labels(teacher, images, torch.tensor(labels), epsilon)
+    found = nearest_wrong_labels(teacher, images, torch.tensor(labels), epsilon, MEAN, STD)
     assert found.tolist() == expected.tolist()
+    np.testing.assert_allclose(calls[1].numpy(), stepped, atol=1e-12)
     assert not images.requires_grad and not found.requires_grad and len(calls) == 2
 
     forget = part(FORGET_LOGITS, labels.tolist(), pixel_values=images)
-    losses = get_objective("boundary_shrink", epsilon=epsilon)(make_step(forget=forget, teacher=teacher))
+    for told in ({"image_mean": MEAN, "image_std": STD}, {}):
+        objective = get_objective("boundary_shrink", epsilon=epsilon, **told)
+        objective.prepare(fake_setting(normalisation=None if told else (MEAN, STD)))
+        losses = objective(make_step(forget=forget, teacher=teacher))
     by_hand = -np.log(softmax(FORGET_LOGITS)[[0, 1], expected]).mean()
     assert values(losses) == pytest.approx({"boundary_shrink": by_hand}, abs=1e-12)
 
@@ -232,8 +249,16 @@ def test_the_step_of_boundary_shrink_changes_which_class_is_nearest():
         return pixel_values.flatten(1) @ torch.tensor(WEIGHTS)
 
     images, labels = torch.tensor(IMAGES).reshape(2, 1, 2, 2), torch.tensor([0, 0])
-    assert nearest_wrong_labels(teacher, images, labels, 0.0).tolist() == [1, 1]
-    assert nearest_wrong_labels(teacher, images, labels, 0.5).tolist() == [2, 1]
+    assert nearest_wrong_labels(teacher, images, labels, 0.0, MEAN, STD).tolist() == [1, 1]
+    assert nearest_wrong_labels(teacher, images, labels, 0.125, MEAN, STD).tolist() == [2, 1]
+
+
+def test_boundary_shrink_refuses_a_step_where_it_does_not_know_the_pixels():
+    with pytest.raises(ValueError, match=r"image_mean.*image_std"):
+        get_objective("boundary_shrink").prepare(fake_setting(normalisation=None))
+    get_objective("boundary_shrink", epsilon=0).prepare(fake_setting(normalisation=None))
+    with pytest.raises(ValueError, match="go together"):
+        get_objective("boundary_shrink", image_mean=[0.5])
 
 
 def fake_setting(model=None, seed: int = 0, **changes) -> Setting:
@@ -251,6 +276,7 @@ def fake_setting(model=None, seed: int = 0, **changes) -> Setting:
         "features": lambda pixel_values: pixel_values.flatten(1)[:, :2],
         "forget_classes": (2,),
         "seed": seed,
+        "normalisation": (MEAN, STD),
     }
     return Setting(**(defaults | changes))
 
@@ -346,6 +372,35 @@ def test_bad_teacher_distils_ignorance_on_forget_and_the_original_on_retain():
     assert "retain_kl" not in get_prepared("bad_teacher", model, retain_weight=0.0)(now)
 
 
+def test_bad_teacher_has_the_gradient_of_one_mean_over_a_mixed_batch_as_published():
+    # The published batch holds all 2 forget rows and 30 % of 20 retain rows; its loss is one mean over those 8.
+    model = make_model("ViT")
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randn(2, 3, 32, 32, generator=generator)
+    rows = {name: torch.randn(n, 5, generator=generator).double() for name, n in (("forget", 2), ("retain", 6))}
+    kept = torch.randn(6, 5, generator=generator).double()
+    objective = get_objective("bad_teacher")
+    objective.prepare(fake_setting(model, images={"forget": 2, "retain": 20}))
+    now = make_step(
+        forget=part(rows["forget"].tolist(), FORGET_LABELS, pixel_values=pixels),
+        retain=part(rows["retain"].tolist(), [0] * 6),
+        teacher=lambda pixel_values: kept,
+    )
+    total(objective(now)).backward()
+    with torch.no_grad():
+        ignorant = objective._bad(pixel_values=pixels).logits.double()
+    mixed = torch.cat([rows["forget"], rows["retain"]]).requires_grad_()
+    target = torch.cat([ignorant, kept]).softmax(dim=1)
+    (target * (target.log() - mixed.log_softmax(dim=1))).sum(dim=1).mean().backward()
+    ours = torch.cat([now.forget.logits.grad, now.retain.logits.grad])
+    torch.testing.assert_close(ours / (1 + 3.0), mixed.grad, rtol=1e-6, atol=1e-7)
+
+
+def test_the_images_of_a_set_are_counted_where_nobody_said_how_many_there_are():
+    assert (fake_setting().count("forget"), fake_setting().count("retain")) == (4, 4)
+    assert fake_setting(images={"forget": 7, "retain": 9}).count("retain") == 9
+
+
 def get_prepared(name: str, model, seed: int = 0, **settings):
     objective = get_objective(name, **settings)
     objective.prepare(fake_setting(model, seed))
@@ -405,6 +460,17 @@ def test_scrub_alternates_passes_and_ends_on_min_steps(total_steps, epoch_steps,
     assert "".join("M" if maximises(each, msteps) else "m" for each in steps) == expected
 
 
+def test_scrub_of_3_published_epochs_has_the_steps_of_the_published_loop():
+    # 45,000 retain images in batches of 128, 5,000 forget images in batches of 32, max passes in the first 2 rounds.
+    epoch_steps, forget_steps = math.ceil(45_000 / 128), math.ceil(5_000 / 32)
+    official = ("M" * forget_steps + "m" * epoch_steps) * 2 + "m" * epoch_steps
+    schedule = {"total": len(official), "epoch_steps": epoch_steps, "forget_steps": forget_steps}
+    steps = (make_step(progress=Progress(index=index, **schedule)) for index in range(len(official)))
+    assert "".join("M" if maximises(each, 2) else "m" for each in steps) == official
+    assert (official.count("M"), official.count("m")) == (314, 1056)
+    assert get_objective("scrub").published["num_train_epochs"] == round(len(official) / epoch_steps, 1) == 3.9
+
+
 def duck_step(**changes) -> Step:
     forget = part(FORGET_LOGITS, [2, 2], [[1.0, 1.0], [0.2, 2.0]])
     return make_step(**({"forget": forget} | changes))
@@ -434,6 +500,24 @@ def test_duck_never_takes_the_centroid_of_the_own_class_and_does_not_rely_on_the
     assert objective(duck_step(forget=forget))["centroid"].item() == pytest.approx(expected, abs=1e-6)
     turned = part(FORGET_LOGITS, labels[::-1], [[0.2, 2.0], [1.0, 0.1]])
     assert objective(duck_step(forget=turned))["centroid"].item() == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("total_steps", "epoch_steps", "last_epochs", "expected"),
+    [(10, 2, 2, "......LLLL"), (10, 3, 2, ".....LLLLL"), (5, 2, 0, "....."), (3, 9, 2, "..L"), (1, 1, 2, ".")],
+)
+def test_duck_keeps_retain_and_hardly_pulls_in_its_last_passes(total_steps, epoch_steps, last_epochs, expected):
+    schedule = {"total": total_steps, "epoch_steps": epoch_steps}
+    objective = get_prepared("duck", None, last_epochs=last_epochs)
+    first = values(get_prepared("duck", None, last_epochs=0)(duck_step()))
+    found = ""
+    for index in range(total_steps):
+        losses = values(objective(duck_step(progress=Progress(index=index, **schedule))))
+        last = losses["centroid"] == pytest.approx(first["centroid"] / 10)
+        assert losses["centroid"] == pytest.approx(first["centroid"] / (10 if last else 1))
+        assert losses["retain_ce"] == pytest.approx(first["retain_ce"] / (1.4 if last else 1))
+        found += "L" if last else "."
+    assert found == expected
 
 
 def test_duck_refuses_a_retain_set_without_a_wrong_class():
@@ -476,13 +560,14 @@ def test_l1_sparse_is_as_weak_as_it_was_used():
     assert get_objective("l1_sparse").alpha == 1e-4
 
 
-def nt_xent_by_hand(first, second, temperature: float) -> float:
-    views = [*first, *second]
-    terms = []
-    for i, anchor in enumerate(views):
-        scores = [math.exp(cosine(anchor, other) / temperature) for other in views]
-        terms.append(-math.log(scores[(i + len(first)) % len(views)] / (sum(scores) - scores[i])))
-    return sum(terms) / len(terms)
+def views_by_hand(first, second, temperature: float) -> float:
+    """The paper's listing: each view against the other views alone, a mean in each direction, and their sum."""
+    loss = 0.0
+    for anchors, others in ((first, second), (second, first)):
+        for i, anchor in enumerate(anchors):
+            scores = [math.exp(cosine(anchor, other) / temperature) for other in others]
+            loss -= math.log(scores[i] / sum(scores)) / len(anchors)
+    return loss
 
 
 VIEWS = np.sin(np.arange(40).reshape(2, 5, 4) ** 1.5)
@@ -493,7 +578,7 @@ def test_coun_is_the_cross_entropy_and_the_contrast_of_two_views_on_retain():
     extra = part([[0.0, 0.0, 0.0]] * 5, [-100] * 5, VIEWS[1].tolist())
     now = make_step(retain=retain, extra=extra)
     losses = get_objective("coun", temperature=0.5, contrast_weight=2.0)(now)
-    expected = {"retain_ce": CE_RETAIN[0], "nt_xent": 2 * nt_xent_by_hand(*VIEWS, 0.5)}
+    expected = {"retain_ce": CE_RETAIN[0], "views": 2 * views_by_hand(*VIEWS, 0.5)}
     assert values(losses) == pytest.approx(expected, abs=1e-9)
     total(losses).backward()
     assert retain.features.grad.any() and extra.features.grad.any()
@@ -502,7 +587,7 @@ def test_coun_is_the_cross_entropy_and_the_contrast_of_two_views_on_retain():
 
 def test_the_contrast_of_views_is_the_same_over_processes_as_in_one(monkeypatch):
     first, second = (torch.tensor(view[:4]).requires_grad_() for view in VIEWS)
-    whole = nt_xent(first, second, 0.3)
+    whole = contrast_of_views(first, second, 0.3)
     expected = torch.autograd.grad(whole, (first, second))
     # Each process has two rows of each view and is given those of both by the gather.
     everything = {2: first, 3: second}
@@ -512,7 +597,7 @@ def test_the_contrast_of_views_is_the_same_over_processes_as_in_one(monkeypatch)
         monkeypatch.setattr(coun_file, "gather_with_grad", lambda rows, calls=calls: next(calls))
         monkeypatch.setattr(coun_file, "rank_offset", lambda rows, rank=rank: rank * rows)
         own = slice(2 * rank, 2 * rank + 2)
-        shares.append(nt_xent(first[own], second[own], 0.3))
+        shares.append(contrast_of_views(first[own], second[own], 0.3))
     mean = torch.stack(shares).mean()
     assert mean.item() == pytest.approx(whole.item(), abs=1e-12)
     assert shares[0] != shares[1]
@@ -587,7 +672,7 @@ def test_a_setting_out_of_range_is_refused_when_the_objective_is_built(name, set
         get_objective(name, **settings)
 
 
-@pytest.mark.parametrize("name", ["bad_teacher", "boundary_expand", "duck"])
+@pytest.mark.parametrize("name", ["bad_teacher", "boundary_expand", "boundary_shrink", "duck"])
 def test_an_objective_that_was_not_prepared_says_so(name):
     with pytest.raises(RuntimeError, match=rf"{name}.*call its prepare\(setting\)"):
         get_objective(name)(make_step())

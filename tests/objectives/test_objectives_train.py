@@ -11,7 +11,6 @@ from helpers.trainers import make_trainer
 
 from ec_hf.objectives import available, get_objective
 
-SETTINGS = {"ssd": {"alpha": 1.0}}  # at the published 10 no weight of a random model stands out
 RUNS = [
     pytest.param(name, points, id=f"{name}-{'with EC' if points else 'alone'}")
     for name in available()
@@ -28,7 +27,6 @@ def test_an_objective_runs_changes_the_model_and_leaves_a_plain_checkpoint(tmp_p
         forget=("bee", "cat"),
         heads=fitted_heads if points and name != "rewind" else None,  # whose points are fewer
         objective=name,
-        objective_kwargs=SETTINGS.get(name),
         points=points,
         per_device_train_batch_size=8,
         max_steps=3,
