@@ -29,6 +29,7 @@ from ec_hf.models.points import (
 
 __all__ = ["blocks_of", "modules_at", "tensor_of", "with_modules"]
 
+CONTAINERS = (nn.ModuleList, nn.Sequential, nn.ModuleDict)
 TRIAL_IMAGES = 2
 Fingerprint = tuple[int, float, float]
 
@@ -96,8 +97,8 @@ def blocks_of(model: PreTrainedModel, shape: tuple[int, int, int] | None = None)
 
     A block is a module in a `ModuleList`, `Sequential` or `ModuleDict` of which the model has several of one class,
     each with two or more weight matrices or kernels. Modules that hold several such themselves are stages: their
-    blocks are looked for inside them. A model without any, such as MobileNet V1 or VGG, has as blocks what repeats
-    with a single weight matrix or kernel.
+    blocks are looked for inside them. Where there are none, blocks are what repeats under any module, as in timm's
+    RegNet, and then what repeats with a single weight matrix or kernel, as in MobileNet V1 and VGG.
 
     Args:
         model: an image classifier; its mode and its gradients are left as they were.
@@ -110,8 +111,8 @@ def blocks_of(model: PreTrainedModel, shape: tuple[int, int, int] | None = None)
 
 
 def _blocks(model: nn.Module, forward: _Forward) -> list[str]:
-    for least in (2, 1):
-        siblings = _siblings(model, forward, least)
+    for containers, least in ((CONTAINERS, 2), (nn.Module, 2), (CONTAINERS, 1)):
+        siblings = _siblings(model, forward, containers, least)
         stages = {
             place
             for place, names in siblings.items()
@@ -127,17 +128,24 @@ def _blocks(model: nn.Module, forward: _Forward) -> list[str]:
     )
 
 
-def _siblings(model: nn.Module, forward: _Forward, least: int) -> dict[tuple[str, type], list[str]]:
+def _siblings(
+    model: nn.Module, forward: _Forward, containers: Any, least: int
+) -> dict[tuple[str, type], list[str]]:
     """Names of the modules that may be blocks or stages, by the container that they lie in and their class."""
     groups: dict[tuple[str, type], list[str]] = {}
     for container, each in model.named_modules():
-        if isinstance(each, (nn.ModuleList, nn.Sequential, nn.ModuleDict)):
+        if isinstance(each, containers):
             for key, child in each.named_children():
                 name = f"{container}.{key}" if container else key
-                if sum(weight.dim() > 1 for weight in child.parameters()) >= least and forward.shows_positions(name):
+                if _matrices(child) >= least and forward.shows_positions(name):
                     groups.setdefault((container, type(child)), []).append(name)
     often = Counter(kind for (_, kind), names in groups.items() for _ in names)
     return {place: names for place, names in groups.items() if often[place[1]] > 1}
+
+
+def _matrices(module: nn.Module) -> int:
+    """Number of weight matrices and kernels; not of embeddings of positions and the like."""
+    return sum(name.endswith("weight") and weight.dim() > 1 for name, weight in module.named_parameters())
 
 
 def _inside(place: tuple[Any, ...], name: str) -> bool:
@@ -265,6 +273,8 @@ class _Forward:
 
     def _as_its_class(self, name: str) -> bool | None:
         """The same by other modules of its class, of which the shapes tell."""
+        if self.kinds[name].__module__.startswith("torch.nn"):  # Sequential, Identity: one class, any layout
+            return None
         told = {
             self._channels_last(features)
             for other, kind in self.kinds.items()

@@ -204,8 +204,10 @@ def select_points(
     Raises:
         ValueError: the model has no such index, or a layer is named twice; the message shows the choice.
     """
-    if points == "auto":
+    if points == "auto" or list(points) == ["auto"]:
         hidden = [state for state in states if state.is_hidden_state]
+        if not hidden:
+            raise ValueError("points='auto': the model returns no hidden states; name its modules, or 'blocks'.")
         return tuple(hidden[index] for index in _auto_indices(model, hidden))
     entries = [points] if isinstance(points, str) else list(points)
     chosen = [_place(entry, states) for entry in entries if entry != BLOCKS]
@@ -223,6 +225,8 @@ def _place(entry: int | str, states: Sequence[SupervisionPoint]) -> int:
             raise ValueError("points: no linear layer gives the model's logits, so it has no penultimate layer.")
         return found[0]
     hidden = [k for k, state in enumerate(states) if state.is_hidden_state]
+    if entry == "auto":
+        raise ValueError("points: 'auto' stands alone, and not in a list with others.")
     if is_module_name(entry):
         if not (found := [k for k, state in enumerate(states) if state.module == entry]):
             raise ValueError(f"points: {entry!r} is not an index, no module, and none of 'auto', 'blocks', 'penultimate'.")
