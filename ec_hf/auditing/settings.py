@@ -22,8 +22,8 @@ class AuditSettings:
     pooling: str = _setting("all", "What of a layer's tokens is compared: the mean of all, of the patches, or cls.")
     layers: list[str] | None = _setting(
         None,
-        "Layers to look at, beside what the classifier reads: blocks for all repeated blocks, names of modules, indices "
-        "of hidden states. All hidden states if left out.",
+        "Layers to look at, beside what the classifier reads: blocks for all repeated blocks, names of modules, or "
+        "indices of hidden states. All hidden states if left out.",
     )
     max_images: int | None = _setting(None, "Look at a random, class-stratified part of each split, of about so many.")
     train_sample: int = _setting(2000, "About how many training images keep their features, for probes and k-NN.")

@@ -124,7 +124,8 @@ def layer_pairs(own: Sequence[str], other: Sequence[str]) -> list[tuple[int, int
     """Which layer of a reference each of a model's layers is compared with, by index.
 
     Of the hidden states and named modules it is the same depth where both have as many, the nearest relative depth
-    where not. The penultimate layer is compared with the other penultimate layer, where there is one, and the logits with the logits.
+    where not. The penultimate layer is compared with the other penultimate layer, where there is one, and the logits
+    with the logits.
 
     Args:
         own: names of the model's layers, the logits last.

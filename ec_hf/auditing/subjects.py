@@ -265,7 +265,9 @@ def _subject(
     """A model with the points that it is looked at, the penultimate layer behind them."""
     classifier = tuple(classifier_of(model, shape).values())  # type: ignore[arg-type]
     if layers is None:
-        return Subject(model, collator, (*hidden, *penultimate_point(classifier, len(hidden))), classifier, len(hidden))
+        return Subject(
+            model, collator, (*hidden, *penultimate_point(classifier, len(hidden))), classifier, len(hidden)
+        )
     try:
         states = with_modules(model, hidden, layers, shape)  # type: ignore[arg-type]
         penultimate = penultimate_point(classifier, len(states))

@@ -128,9 +128,7 @@ def _blocks(model: nn.Module, forward: _Forward) -> list[str]:
     )
 
 
-def _siblings(
-    model: nn.Module, forward: _Forward, containers: Any, least: int
-) -> dict[tuple[str, type], list[str]]:
+def _siblings(model: nn.Module, forward: _Forward, containers: Any, least: int) -> dict[tuple[str, type], list[str]]:
     """Names of the modules that may be blocks or stages, by the container that they lie in and their class."""
     groups: dict[tuple[str, type], list[str]] = {}
     for container, each in model.named_modules():

@@ -229,7 +229,9 @@ def _place(entry: int | str, states: Sequence[SupervisionPoint]) -> int:
         raise ValueError("points: 'auto' stands alone, and not in a list with others.")
     if is_module_name(entry):
         if not (found := [k for k, state in enumerate(states) if state.module == entry]):
-            raise ValueError(f"points: {entry!r} is not an index, no module, and none of 'auto', 'blocks', 'penultimate'.")
+            raise ValueError(
+                f"points: {entry!r} is not an index, no module, and none of 'auto', 'blocks', 'penultimate'."
+            )
         return found[0]
     index = int(entry)
     if not -len(hidden) <= index < len(hidden):

@@ -17,7 +17,9 @@ SHAPE = (3, 32, 32)
 def points_of(model, points, shape=SHAPE):
     hidden = describe_hidden_states(model, shape)
     states = with_modules(model, hidden, points, shape)
-    return select_points(model, [*states, *penultimate_point(classifier_of(model, shape).values(), len(states))], points)
+    return select_points(
+        model, [*states, *penultimate_point(classifier_of(model, shape).values(), len(states))], points
+    )
 
 
 def resnet(depths=(2, 2, 2, 3), layer_type="bottleneck"):
