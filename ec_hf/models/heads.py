@@ -137,9 +137,11 @@ class ECHeads(
     def _run(self, model: nn.Module, _args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
         """The forward hook: what the model returns, with what the heads make of its hidden states."""
         read = self._penultimate.take()
-        states = (*self._penultimate.after(getattr(output, "hidden_states", None)), read)
+        modules = self._penultimate.after(())
         if not (model.training and kwargs.get("output_hidden_states")):
             return output
+        # Accelerate's mixed precision gives hidden states back in float32; what modules give is still in the other type.
+        states = (*output.hidden_states, *(each.to(self.heads[0].norm.weight.dtype) for each in modules), read)
         features, head_logits = self(states)
         *pooled, last = (
             pool(take(states, point), point, self.last_pooling if point == self.last else self.pooling)

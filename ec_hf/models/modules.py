@@ -74,7 +74,7 @@ def with_modules(
         ValueError: there is no such module, it does not run once in a forward, or its output is none that has the
             images in its first dimension and a known place for the channels; and as `blocks_of`.
     """
-    names = [entry for entry in ([points] if isinstance(points, str) else points) if is_module_name(entry)]
+    names = [str(entry) for entry in ([points] if isinstance(points, str) else points) if is_module_name(entry)]
     if not names:
         return list(hidden)
     forward = _Forward.of(model, bool(hidden), shape)
@@ -123,8 +123,8 @@ def _blocks(model: nn.Module, forward: _Forward) -> list[str]:
         if outer:
             return sorted(outer, key=forward.place)
     raise ValueError(
-        f"points: {type(model).__name__} has no blocks that repeat inside a ModuleList or Sequential; name its modules "
-        f"one by one, such as {', '.join(forward.examples())}."
+        f"points: {type(model).__name__} has no blocks that repeat inside a ModuleList or Sequential; name its "
+        f"modules one by one, such as {', '.join(forward.examples())}."
     )
 
 

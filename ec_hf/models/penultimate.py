@@ -129,7 +129,7 @@ class Penultimate:
         return torch.cat(inputs, dim=1) if inputs else None
 
     def after(self, hidden_states: Sequence[Any] | None) -> tuple[Any, ...]:
-        """The hidden states of the last forward, the outputs of the named modules, and the penultimate features if any.
+        """The hidden states of the last forward, the outputs of named modules, and the penultimate features, if any.
 
         Raises:
             RuntimeError: a named module did not run.

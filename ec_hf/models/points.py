@@ -230,7 +230,7 @@ def _place(entry: int | str, states: Sequence[SupervisionPoint]) -> int:
     if is_module_name(entry):
         if not (found := [k for k, state in enumerate(states) if state.module == entry]):
             raise ValueError(
-                f"points: {entry!r} is not an index, no module, and none of 'auto', 'blocks', 'penultimate'."
+                f"points: {entry!r} is not an index, no module, and none of 'auto', 'blocks' and 'penultimate'."
             )
         return found[0]
     index = int(entry)
@@ -277,7 +277,7 @@ def _forward(model: PreTrainedModel, images: Tensor) -> tuple[Any, Sequence[Any]
     return output, states
 
 
-def _shape_of(state: Any, image_size: tuple[int, int]) -> dict[str, int]:
+def _shape_of(state: Any, image_size: tuple[int, int]) -> dict[str, Any]:
     prefix = 0
     if isinstance(state, (tuple, list)):
         state, prefix_tokens = state
@@ -287,7 +287,7 @@ def _shape_of(state: Any, image_size: tuple[int, int]) -> dict[str, int]:
     return token_shape(state, image_size, prefix)
 
 
-def token_shape(tokens: Tensor, image_size: tuple[int, int], prefix: int = 0) -> dict[str, int]:
+def token_shape(tokens: Tensor, image_size: tuple[int, int], prefix: int = 0) -> dict[str, Any]:
     """Channels, grid and prefix of tokens ``(batch, tokens, channels)``.
 
     The patch grid has the image's proportions; what remains beside the largest such grid are prefix tokens.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from os.path import commonprefix
+from itertools import takewhile
 from typing import NamedTuple
 
 from ec_hf.auditing.report import AuditReport, Measurement
@@ -160,10 +160,11 @@ def class_names(report: AuditReport) -> Callable[[int], str]:
 
 
 def layer_labels(layers: Sequence[str]) -> list[str]:
-    """Short names of layers: "hidden_states.3" is "3", and modules lose the parts that all of their names begin with."""
+    """Short names of layers: "hidden_states.3" is "3", and modules lose what all of their names begin with."""
     modules = [layer.split(".") for layer in layers if "." in layer and not layer.startswith("hidden_states.")]
-    shared = len(commonprefix([parts[:-1] for parts in modules])) if len(modules) > 1 else 0
-    start = ".".join(modules[0][:shared]) + "." if shared else ""
+    columns = zip(*(parts[:-1] for parts in modules), strict=False)
+    shared = [column[0] for column in takewhile(lambda column: len(set(column)) == 1, columns)]
+    start = "".join(f"{part}." for part in shared) if len(modules) > 1 else ""
     return [layer.removeprefix("hidden_states.").removeprefix(start) for layer in layers]
 
 

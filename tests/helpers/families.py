@@ -69,8 +69,6 @@ TRANSFORMERS: dict[str, dict[str, Any]] = {
     "Hiera": _HIERA,
     "IJepa": _VIT,
     "Levit": _LEVIT,
-    "LevitForImageClassificationWithTeacher": _LEVIT,
-    "DeiTForImageClassificationWithTeacher": _VIT,
     "MetaClip2": _CLIP,
     "MobileNetV1": {"image_size": 32, "depth_multiplier": 0.25},
     "MobileViT": _MOBILE,
@@ -87,7 +85,7 @@ TRANSFORMERS: dict[str, dict[str, Any]] = {
 
 _TIMM_VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2}
 _FOUR = {"depths": (1, 1, 2, 1), "embed_dims": (8, 16, 24, 32), "num_heads": (1, 1, 2, 2)}
-_TIMM_SWIN = {"img_size": 32, "patch_size": 2, "window_size": 4, "embed_dim": 8, **{"depths": (1, 1, 2, 1)}}
+_TIMM_SWIN = {"img_size": 32, "patch_size": 2, "window_size": 4, "embed_dim": 8, "depths": (1, 1, 2, 1)}
 _RESNET = {"channels": (8, 16, 16, 32), "layers": (1, 1, 2, 1)}
 _TIMM_HIERA = {"img_size": (64, 64), "embed_dim": 8, "stages": (1, 1, 2), "q_pool": 2, "mask_unit_size": (4, 4)}
 
@@ -96,7 +94,7 @@ MORE_TIMM: dict[str, dict[str, Any]] = {
     "beit_base_patch16_224": _TIMM_VIT,
     "cait_xxs24_224": _TIMM_VIT,
     "convit_tiny": _TIMM_VIT,
-    "crossvit_tiny_240": {"img_size": 48, "embed_dim": (16, 16), "num_heads": (2, 2), "depth": ((1, 2, 0),)},
+    "crossvit_tiny_240": {"img_size": 240, "embed_dim": (16, 16), "num_heads": (2, 2), "depth": ((1, 2, 0),)},
     "deit3_small_patch16_224": _TIMM_VIT,
     "deit_tiny_distilled_patch16_224": _TIMM_VIT,
     "eva02_tiny_patch14_224": _TIMM_VIT,
@@ -146,6 +144,8 @@ MORE_TIMM: dict[str, dict[str, Any]] = {
 ROWS = [*FAMILIES, *TIMM, *TRANSFORMERS, *MORE_TIMM]
 
 CANNOT = {
+    "DeiTForImageClassificationWithTeacher": "is made for inference alone, and takes no labels",
+    "LevitForImageClassificationWithTeacher": "is made for inference alone, and takes no labels",
     "Dinat": "needs natten, a compiled library that is not a dependency",
     "ImageGPT": "reads the colours of pixels as words, and takes no pixel values",
     "PPLCNet": "returns its logits as last_hidden_state, and no logits",
@@ -160,7 +160,7 @@ def make_family(family: str, seed: int = 0) -> tuple[Any, int]:
     if family in TRANSFORMERS:
         torch.manual_seed(seed)
         arguments = TRANSFORMERS[family]
-        kind = getattr(transformers, family if "For" in family else f"{family}ForImageClassification")
+        kind = getattr(transformers, family if "ForImage" in family else f"{family}ForImageClassification")
         model = kind(kind.config_class(**arguments, **LABELS))
         size = arguments.get("image_size", 32)
         return model, size if isinstance(size, int) else size[0]

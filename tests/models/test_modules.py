@@ -171,7 +171,7 @@ def test_an_output_that_a_later_layer_changes_in_place_is_refused():
         for name, child in each.named_children():
             if isinstance(child, nn.ReLU):
                 setattr(each, name, nn.ReLU(inplace=True))
-    with pytest.raises(ValueError, match="changes the output of module .*normalization' in place"):
+    with pytest.raises(ValueError, match=r"changes the output of module .*normalization' in place"):
         points_of(model, ["resnet.embedder.embedder.normalization"])
 
 
@@ -212,5 +212,5 @@ def test_heads_stand_on_named_modules_and_save_and_load_with_them(tmp_path):
 def test_a_module_that_is_skipped_while_training_is_an_error_and_no_stale_features():
     model = make_model("ViT")
     points = points_of(model, ["vit.layers.1"])
-    with pytest.raises(RuntimeError, match="1 of the 1 modules .* did not run"):
+    with pytest.raises(RuntimeError, match=r"1 of the 1 modules .* did not run"):
         Penultimate((), modules_at(model, points)).after(())
