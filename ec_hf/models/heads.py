@@ -140,8 +140,9 @@ class ECHeads(
         modules = self._penultimate.after(())
         if not (model.training and kwargs.get("output_hidden_states")):
             return output
-        # Accelerate's mixed precision gives hidden states back in float32; what modules give is still in the other type.
-        states = (*output.hidden_states, *(each.to(self.heads[0].norm.weight.dtype) for each in modules), read)
+        # Accelerate's mixed precision gives hidden states back in the type of the heads, but not what modules give.
+        dtype = next(self.parameters()).dtype if modules else None
+        states = (*output.hidden_states, *(each.to(dtype) for each in modules), read)
         features, head_logits = self(states)
         *pooled, last = (
             pool(take(states, point), point, self.last_pooling if point == self.last else self.pooling)
