@@ -98,7 +98,7 @@ def audit(
             *check_models({name: (each.model, each.info) for name, each in loaded.items()}),
             *splits_without_sense(given, image_column, chosen.max_images),
         ]
-        subjects, limits = subjects_of(loaded, given, pooling=chosen.pooling, **columns)
+        subjects, limits = subjects_of(loaded, given, pooling=chosen.pooling, layers=chosen.layers, **columns)
         collator = subjects["original"].collator
         question = question_of(
             {name: each.info for name, each in loaded.items()},

@@ -41,7 +41,8 @@ class Measurement:
         model: name of the model in `AuditReport.models`.
         value: the number; None where it is not defined, and then `note` says why.
         split: "forget_train", "retain_train", "forget_test", "retain_test" or "downstream"; None for summary scores.
-        layer: hidden state ("hidden_states.3"), "penultimate" or "logits"; None for figures of the model's output.
+        layer: hidden state ("hidden_states.3"), name of a module, "penultimate" or "logits"; None for figures of the
+            model's output.
         reference: name of the model that it is compared with, where the metric compares.
         low: lower end of the 95 % interval over images, where there is one.
         high: upper end of it.
@@ -211,7 +212,8 @@ class AuditReport:
 
     Attributes:
         models: the models by name, in the order of the report's columns.
-        layers: names of all hidden states, shallow to deep, and "penultimate", which is what the classifier reads.
+        layers: names of all hidden states, or of the layers that were asked for, shallow to deep, and "penultimate",
+            which is what the classifier reads.
         measurements: every number, in long form; `find` and `value` select.
         signals: where each measurement puts the unlearned models between original and retrained ones; none without a
             retrained model.

@@ -20,6 +20,11 @@ class AuditSettings:
     batch_size: int = _setting(64, "Images a batch and process.")
     num_workers: int = _setting(0, "Processes that load images.")
     pooling: str = _setting("all", "What of a layer's tokens is compared: the mean of all, of the patches, or cls.")
+    layers: list[str] | None = _setting(
+        None,
+        "Layers to look at, beside what the classifier reads: blocks for all repeated blocks, names of modules, or "
+        "indices of hidden states. All hidden states if left out.",
+    )
     max_images: int | None = _setting(None, "Look at a random, class-stratified part of each split, of about so many.")
     train_sample: int = _setting(2000, "About how many training images keep their features, for probes and k-NN.")
     test_sample: int = _setting(1000, "About how many test images keep their features.")
@@ -39,6 +44,8 @@ class AuditSettings:
     downstream_features: str = _setting("penultimate", "Features of the k-NN on the downstream set.")
 
     def __post_init__(self) -> None:
+        if isinstance(self.layers, str):
+            object.__setattr__(self, "layers", [self.layers])
         for name in ("batch_size", "train_sample", "test_sample", "max_images"):
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -123,14 +123,15 @@ def _merged(stream: CKAStream) -> CKAStream:
 def layer_pairs(own: Sequence[str], other: Sequence[str]) -> list[tuple[int, int]]:
     """Which layer of a reference each of a model's layers is compared with, by index.
 
-    Of the hidden states it is the same depth where both have as many, the nearest relative depth where not. The
-    penultimate layer is compared with the other penultimate layer, where there is one, and the logits with the logits.
+    Of the hidden states and named modules it is the same depth where both have as many, the nearest relative depth
+    where not. The penultimate layer is compared with the other penultimate layer, where there is one, and the logits
+    with the logits.
 
     Args:
         own: names of the model's layers, the logits last.
         other: names of the reference's layers, the logits last.
     """
-    depth, depth_of_other = (sum(layer.startswith("hidden_states.") for layer in layers) for layers in (own, other))
+    depth, depth_of_other = (sum(layer not in ("penultimate", "logits") for layer in each) for each in (own, other))
     scale = 1.0 if depth == depth_of_other else (depth_of_other - 1) / max(depth - 1, 1)
     hidden = [(i, round(i * scale)) for i in range(depth)] if depth_of_other else []
     places = {layer: k for k, layer in enumerate(other)}

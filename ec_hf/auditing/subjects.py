@@ -19,13 +19,14 @@ from ec_hf.data.columns import shown
 from ec_hf.models.adapters import merged
 from ec_hf.models.inputs import ImageCollator, collator_for
 from ec_hf.models.loading import load_model, new_like
+from ec_hf.models.modules import modules_at, with_modules
 from ec_hf.models.penultimate import Layer, Penultimate, classifier_of, penultimate_point
 from ec_hf.models.points import (
-    VECTOR,
     SupervisionPoint,
     describe_hidden_states,
     hidden_state_kwargs,
     pool,
+    select_points,
     take,
 )
 
@@ -54,15 +55,19 @@ class Subject:
     Attributes:
         model: the classifier.
         collator: makes its ``pixel_values`` and ``labels``; models that share one share the pixels too.
-        points: its hidden states, none for a model that returns none, and then its penultimate layer, which the
-            classifier reads, where it has one.
+        points: its hidden states, none for a model that returns none, or the layers that were asked for, and then its
+            penultimate layer, which the classifier reads, where it has one.
         classifier: the layers that give its logits.
+        depth: number of hidden states that it returns.
+        modules: those that points are named after.
     """
 
     model: PreTrainedModel
     collator: ImageCollator
     points: Sequence[SupervisionPoint] = ()
     classifier: Sequence[Layer] = ()
+    depth: int = 0
+    modules: Sequence[nn.Module] = ()
 
     @property
     def layers(self) -> list[str]:
@@ -71,8 +76,8 @@ class Subject:
 
     def run(self, pixels: Tensor, pooling: str) -> list[Tensor]:
         """Pooled features `(batch, width)` of every layer, float32, the logits last."""
-        kwargs = hidden_state_kwargs(self.model) if _hidden(self.points) else {}
-        with Penultimate(self.classifier) as penultimate:
+        kwargs = hidden_state_kwargs(self.model) if self.depth and self.points else {}
+        with Penultimate(self.classifier, self.modules) as penultimate:
             output = self.model(pixel_values=pixels.to(self.model.device, self.model.dtype), **kwargs)
         states = penultimate.after(output.hidden_states if kwargs else ())
         features = [pool(take(states, point), point, pooling) for point in self.points]
@@ -211,6 +216,7 @@ def subjects_of(
     splits: Mapping[str, Dataset],
     *,
     pooling: str = "all",
+    layers: str | Sequence[int | str] | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
 ) -> tuple[dict[str, Subject], list[str]]:
@@ -220,6 +226,8 @@ def subjects_of(
         loaded: the models by name, "original" among them.
         splits: datasets, at least one of them with a row.
         pooling: see `ec_hf.models.points.pool`.
+        layers: what to look at beside the penultimate layer, as the points of `ec_hf.models.points.select_points`;
+            all hidden states if left out.
         image_column: as for `ec_hf.models.inputs.collator_for`.
         label_column: as for `ec_hf.models.inputs.collator_for`.
 
@@ -227,7 +235,7 @@ def subjects_of(
         The subjects by name, and notes on what cannot be measured of them.
 
     Raises:
-        ValueError: for images that a model cannot take, and as `collator_for`.
+        ValueError: for images that a model cannot take, layers that it does not have, and as `collator_for`.
     """
     filled = {name: split for name, split in splits.items() if len(split)}
     example = next(iter(filled.values()))[0]
@@ -239,36 +247,54 @@ def subjects_of(
         key = json.dumps([described, collator.num_channels], sort_keys=True, default=str)
         collator = shared.setdefault(key, collator)
         pixels = collator([example])["pixel_values"]
-        points = _points(name, model, pixels)
-        classifier = tuple(classifier_of(model, tuple(pixels.shape[1:])).values())
-        penultimate = penultimate_point(classifier, len(points))
-        subjects[name] = Subject(model, collator, (*points, *penultimate), classifier)
+        subjects[name] = _subject(name, model, collator, tuple(pixels.shape[1:]), _hidden(name, model, pixels), layers)
+        points = [point for point in subjects[name].points if not point.is_penultimate]
         if pooling == "cls" and (bare := [point for point in points if not point.prefix]):
             raise ValueError(f"pooling='cls': {bare[0]} of {name!r} has no CLS token; use 'all' or 'mean'")
     return subjects, _limits(subjects)
 
 
+def _subject(
+    name: str,
+    model: PreTrainedModel,
+    collator: ImageCollator,
+    shape: tuple[int, ...],
+    hidden: Sequence[SupervisionPoint],
+    layers: str | Sequence[int | str] | None,
+) -> Subject:
+    """A model with the points that it is looked at, the penultimate layer behind them."""
+    classifier = tuple(classifier_of(model, shape).values())  # type: ignore[arg-type]
+    if layers is None:
+        return Subject(
+            model, collator, (*hidden, *penultimate_point(classifier, len(hidden))), classifier, len(hidden)
+        )
+    try:
+        states = with_modules(model, hidden, layers, shape)  # type: ignore[arg-type]
+        penultimate = penultimate_point(classifier, len(states))
+        chosen = select_points(model, [*states, *penultimate], layers)
+    except ValueError as error:
+        raise ValueError(f"layers, of {name!r}: {str(error).removeprefix('points: ')}") from error
+    points = (*(point for point in chosen if not point.is_penultimate), *penultimate)
+    return Subject(model, collator, points, classifier, len(hidden), modules_at(model, states))
+
+
 def _limits(subjects: Mapping[str, Subject]) -> list[str]:
     """In words, what cannot be measured of the models, or not in the same way."""
-    depths = {name: len(_hidden(subject.points)) for name, subject in subjects.items()}
+    depths = {name: sum(not point.is_penultimate for point in each.points) for name, each in subjects.items()}
     notes = []
     for name, subject in subjects.items():
         what = "what its classifier reads and its output are" if subject.points else "its output is"
-        if not depths[name]:
+        if not subject.depth and not depths[name]:
             notes.append(f"{name}: {type(subject.model).__name__} returns no hidden states, so only {what} measured.")
         elif not subject.classifier:
             notes.append(f"{name}: no linear layer gives its logits, so it has no penultimate layer.")
     if len({depth for depth in depths.values() if depth}) > 1:
         counts = ", ".join(f"{name} {depth}" for name, depth in depths.items())
-        notes.append(f"Models of different depth (hidden states: {counts}): CKA compares the nearest relative depth.")
+        what = "layers" if any(subject.modules for subject in subjects.values()) else "hidden states"
+        notes.append(f"Models of different depth ({what}: {counts}): CKA compares the nearest relative depth.")
     if len({id(subject.collator) for subject in subjects.values()}) > 1:
         notes.append("The models have different image processors: each sees the images as its own prepares them.")
     return notes
-
-
-def _hidden(points: Sequence[SupervisionPoint]) -> list[SupervisionPoint]:
-    """The hidden states among the points."""
-    return [point for point in points if point.kind != VECTOR]
 
 
 def model_class_names(model: PreTrainedModel) -> list[str]:
@@ -278,7 +304,7 @@ def model_class_names(model: PreTrainedModel) -> list[str]:
     return [names[k] if often[names[k]] == 1 else f"{names[k]} ({k})" for k in sorted(names)]
 
 
-def _points(name: str, model: PreTrainedModel, pixels: Tensor) -> list[SupervisionPoint]:
+def _hidden(name: str, model: PreTrainedModel, pixels: Tensor) -> list[SupervisionPoint]:
     """The hidden states of a model, after a trial on one image; none where it returns none."""
     shape = tuple(pixels.shape[1:])
     try:

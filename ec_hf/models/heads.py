@@ -21,8 +21,9 @@ from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from ec_hf.files import CONFIG, HEADS, WEIGHTS, find_file, read_json
+from ec_hf.models.modules import modules_at
 from ec_hf.models.penultimate import Layer, Penultimate, classifier_of
-from ec_hf.models.points import SupervisionPoint, pool, take
+from ec_hf.models.points import VECTOR, SupervisionPoint, pool, take
 
 HUB_ARGUMENTS = ("revision", "token", "cache_dir", "force_download", "local_files_only")
 
@@ -119,7 +120,7 @@ class ECHeads(
         model.add_module(HEADS, self.to(model.device))
         model._keys_to_ignore_on_save = {*(ignored or ()), *(f"{HEADS}.{key}" for key in self.state_dict())}
         self._attached_to = (model, model.register_forward_hook(self._run, with_kwargs=True), ignored)
-        self._penultimate = Penultimate(layers)
+        self._penultimate = Penultimate(layers, modules_at(model, self.points))
         self._penultimate.attach()
 
     def detach(self) -> None:
@@ -136,9 +137,12 @@ class ECHeads(
     def _run(self, model: nn.Module, _args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
         """The forward hook: what the model returns, with what the heads make of its hidden states."""
         read = self._penultimate.take()
+        modules = self._penultimate.after(())
         if not (model.training and kwargs.get("output_hidden_states")):
             return output
-        states = (*output.hidden_states, read)
+        # Accelerate's mixed precision gives hidden states back in the type of the heads, but not what modules give.
+        dtype = next(self.parameters()).dtype if modules else None
+        states = (*output.hidden_states, *(each.to(dtype) for each in modules), read)
         features, head_logits = self(states)
         *pooled, last = (
             pool(take(states, point), point, self.last_pooling if point == self.last else self.pooling)
@@ -174,12 +178,12 @@ class ECHeads(
 class ECHead(nn.Module):
     """Head of the first of `points`: a block for each deeper point, normalisation, pooling, linear classifier.
 
-    The penultimate layer has a head without blocks, and is none of the points that other heads lead to.
+    A vector, such as the penultimate layer, has a head without blocks, and is none of the points that others lead to.
     """
 
     def __init__(self, points: Sequence[SupervisionPoint], num_labels: int, pooling: str) -> None:
         super().__init__()
-        points = [point for point in points if point.kind == points[0].kind]
+        points = points[:1] if points[0].kind == VECTOR else [each for each in points if each.kind == points[0].kind]
         make_block = TokenBlock if points[0].kind == "tokens" else SeparableBlock
         self.blocks = nn.Sequential(*(make_block(a, b) for a, b in pairwise(points)))
         self.out, self.pooling = points[-1], pooling

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
+from ec_hf.models.modules import tensor_of
 from ec_hf.models.points import VECTOR, SupervisionPoint, image_shape
 
 __all__ = ["Layer", "Penultimate", "classifier_of", "penultimate_point"]
@@ -86,7 +87,7 @@ def _close(found: Tensor, expected: Tensor) -> bool:
 
 
 class Penultimate:
-    """Takes what a classifier reads out of a forward that runs anyway.
+    """Takes what a classifier reads, and what named modules give, out of a forward that runs anyway.
 
         with Penultimate(classifier_of(model).values()) as penultimate:
             model(pixel_values=images)
@@ -96,17 +97,22 @@ class Penultimate:
     front of the classifier, for that is what it reads.
 
     Args:
-        layers: the layers that give the logits; without any, nothing is taken.
+        layers: the layers that give the logits; without any, nothing is taken of what they read.
+        modules: the modules whose outputs are taken too, for supervision points that are named after them.
     """
 
-    def __init__(self, layers: Iterable[Layer]) -> None:
-        self.layers = tuple(layers)
+    def __init__(self, layers: Iterable[Layer], modules: Iterable[nn.Module] = ()) -> None:
+        self.layers, self.modules = tuple(layers), tuple(modules)
         self._inputs: dict[Layer, Tensor] = {}
+        self._outputs: dict[nn.Module, Any] = {}
         self._handles: list[RemovableHandle] = []
 
     def attach(self) -> None:
         """Take the features of each forward from now on."""
-        self._handles = [layer.register_forward_pre_hook(self._keep) for layer in self.layers]
+        self._handles = [
+            *(layer.register_forward_pre_hook(self._keep) for layer in self.layers),
+            *(module.register_forward_hook(self._keep_output) for module in self.modules),
+        ]
 
     def detach(self) -> None:
         """Leave the layers as they were."""
@@ -123,12 +129,22 @@ class Penultimate:
         return torch.cat(inputs, dim=1) if inputs else None
 
     def after(self, hidden_states: Sequence[Any] | None) -> tuple[Any, ...]:
-        """The hidden states of the last forward and the penultimate features, if any, as the deepest entry."""
+        """The hidden states of the last forward, the outputs of named modules, and the penultimate features, if any.
+
+        Raises:
+            RuntimeError: a named module did not run.
+        """
+        if silent := sum(module not in self._outputs for module in self.modules):
+            raise RuntimeError(f"{silent} of the {len(self.modules)} modules that points are named after did not run.")
+        outputs = [self._outputs.pop(module) for module in self.modules]
         features = self.take()
-        return (*(hidden_states or ()), *(() if features is None else (features,)))
+        return (*(hidden_states or ()), *outputs, *(() if features is None else (features,)))
 
     def _keep(self, layer: Any, args: tuple[Tensor, ...]) -> None:
         self._inputs[layer] = args[0]
+
+    def _keep_output(self, module: nn.Module, _args: tuple, output: Any) -> None:
+        self._outputs[module] = tensor_of(output)
 
     def __enter__(self) -> Penultimate:
         self.attach()
@@ -143,7 +159,8 @@ def penultimate_point(layers: Iterable[Layer], index: int) -> list[SupervisionPo
 
     Args:
         layers: the layers that give the logits.
-        index: number of hidden states, behind which the features stand in what `Penultimate.after` gives.
+        index: number of hidden states and named modules, behind which the features stand in what `Penultimate.after`
+            gives.
     """
     width = sum(layer.weight[0].numel() for layer in layers)
     return [SupervisionPoint(index, VECTOR, width, height=1, width=1)] if width else []

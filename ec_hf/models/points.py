@@ -7,7 +7,8 @@ without prefix tokens, maps, pairs of both); here each becomes one of two normal
 - ``tokens``: ``(batch, prefix + height * width, channels)``, prefix tokens (CLS, distillation, registers) first;
 - ``map``: ``(batch, channels, height, width)``.
 
-The penultimate layer of `ec_hf.models.penultimate` stands behind them, a ``vector``: ``(batch, channels)``.
+The outputs of named modules (`ec_hf.models.modules`) stand behind them, in the same forms, and then the penultimate
+layer of `ec_hf.models.penultimate`, a ``vector``: ``(batch, channels)``.
 """
 
 from __future__ import annotations
@@ -23,21 +24,25 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 AUTO_DEPTHS = 4
+BLOCKS = "blocks"
 PENULTIMATE = "penultimate"
 VECTOR = "vector"
 
 
 @dataclass(frozen=True)
 class SupervisionPoint:
-    """One hidden state of a model, by its index in `hidden_states`, or the penultimate layer, with its shape.
+    """One hidden state of a model, the output of one of its modules, or the penultimate layer, with its shape.
 
     Attributes:
-        index: position in the model's `hidden_states`, counted from the input side; the penultimate layer is the next.
+        index: position in the model's `hidden_states`, counted from the input side; named modules come next, in the
+            order in which they run, and then the penultimate layer.
         kind: ``"tokens"``, ``"map"`` or ``"vector"``, the normal form that `take` gives.
         channels: width of the features.
         height: rows of the patch grid or map (of the input size that the point was sized with).
         width: columns of the patch grid or map.
         prefix: number of tokens before the patch tokens; 0 for maps.
+        module: name of the module whose output it is; empty for hidden states and the penultimate layer.
+        channels_last: whether that module gives maps as ``(batch, height, width, channels)``.
     """
 
     index: int
@@ -46,11 +51,23 @@ class SupervisionPoint:
     height: int
     width: int
     prefix: int = 0
+    module: str = ""
+    channels_last: bool = False
 
     @property
     def name(self) -> str:
         """Name used in logs, reports and layer-wise tables."""
-        return PENULTIMATE if self.kind == VECTOR else f"hidden_states.{self.index}"
+        return PENULTIMATE if self.is_penultimate else self.module or f"hidden_states.{self.index}"
+
+    @property
+    def is_penultimate(self) -> bool:
+        """Whether it is what the classifier reads."""
+        return self.kind == VECTOR and not self.module
+
+    @property
+    def is_hidden_state(self) -> bool:
+        """Whether it is one of the model's `hidden_states`."""
+        return self.kind != VECTOR and not self.module
 
     def __str__(self) -> str:
         if self.kind == VECTOR:
@@ -60,8 +77,9 @@ class SupervisionPoint:
         return f"{self.name} ({shape}, {self.channels} channels)"
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as plain JSON values."""
-        return asdict(self)
+        """The fields as plain JSON values; those of named modules only where it is one."""
+        values = asdict(self)
+        return values if self.module else {k: v for k, v in values.items() if k not in ("module", "channels_last")}
 
 
 def hidden_state_kwargs(model: nn.Module) -> dict[str, Any]:
@@ -82,15 +100,20 @@ def take(hidden_states: Sequence[Any], point: SupervisionPoint) -> Tensor:
     """The features of one supervision point, in the normal form that `point.kind` names.
 
     Args:
-        hidden_states: those of a model; for the penultimate layer its features must be the last entry.
+        hidden_states: those of a model; for named modules and the penultimate layer with what
+            `ec_hf.models.penultimate.Penultimate.after` adds.
         point: where to look.
     """
-    if point.kind == VECTOR:
+    if point.is_penultimate:
         return hidden_states[-1]
     state = hidden_states[point.index]
+    if point.channels_last:
+        state = state.permute(0, 3, 1, 2)
     if isinstance(state, (tuple, list)):  # timm gives (patch tokens, prefix tokens)
         patches, prefix = state
         state = torch.cat([prefix, patches], dim=1)
+    if point.kind == VECTOR:
+        return state
     if point.kind == "tokens":
         return state.flatten(2).transpose(1, 2) if state.dim() == 4 else state
     if state.dim() == 3:
@@ -154,51 +177,67 @@ def describe_hidden_states(
     return [SupervisionPoint(index=index, kind=kind, **shape) for index, shape in enumerate(raw)]
 
 
+def is_module_name(entry: int | str) -> bool:
+    """Whether an entry of `points` means modules: "blocks", or what is neither an index nor another word."""
+    if isinstance(entry, int) or entry in ("auto", PENULTIMATE):
+        return False
+    return not entry.removeprefix("-").isdecimal()
+
+
 def select_points(
     model: PreTrainedModel, states: Sequence[SupervisionPoint], points: str | Sequence[int | str] = "auto"
 ) -> tuple[SupervisionPoint, ...]:
-    """The supervision points among a model's hidden states and its penultimate layer.
+    """The supervision points among a model's hidden states, named modules and its penultimate layer.
 
     Args:
         model: the model that the hidden states belong to (its configuration tells how many layers it has).
-        states: what `describe_hidden_states` gave, and what `ec_hf.models.penultimate.penultimate_point` gave.
+        states: what `describe_hidden_states` gave, or `ec_hf.models.modules.with_modules` where modules are named,
+            and what `ec_hf.models.penultimate.penultimate_point` gave, shallow to deep.
         points: ``"auto"`` for about four depths: the ends of the last four stages of a hierarchical model, the
-            quartiles of an isotropic one. Otherwise indices into the hidden states, negative ones
-            counted from the output, and ``"penultimate"``. An empty list selects none.
+            quartiles of an isotropic one. ``"blocks"`` for all repeated blocks. Otherwise a list of indices into the
+            hidden states, negative ones counted from the output, of names of modules, and of ``"penultimate"`` and
+            ``"blocks"``. An empty list selects none.
+
+    Returns:
+        The points in the order of `states`.
 
     Raises:
-        ValueError: the model has no such index, or an index is named twice; the message shows the choice.
+        ValueError: the model has no such index, or a layer is named twice; the message shows the choice.
     """
-    hidden = [state for state in states if state.kind != VECTOR]
-    if points == "auto":
+    if points == "auto" or list(points) == ["auto"]:
+        hidden = [state for state in states if state.is_hidden_state]
+        if not hidden:
+            raise ValueError("points='auto': the model returns no hidden states; name its modules, or 'blocks'.")
         return tuple(hidden[index] for index in _auto_indices(model, hidden))
-    if points == PENULTIMATE:
-        points = [PENULTIMATE]
-    if isinstance(points, str):
-        raise ValueError(
-            f"points={points!r}: expected 'auto', 'penultimate' or a list of indices into the model's hidden states."
-        )
-    chosen = [_index(entry, states) for entry in points]
+    entries = [points] if isinstance(points, str) else list(points)
+    chosen = [_place(entry, states) for entry in entries if entry != BLOCKS]
     if len(set(chosen)) != len(chosen):
-        raise ValueError(f"points={list(points)}: the same hidden state is named twice.")
-    return tuple(states[index] for index in sorted(chosen))
+        raise ValueError(f"points={entries}: the same hidden state or module is named twice.")
+    if BLOCKS in entries:
+        chosen += [k for k, state in enumerate(states) if state.module and k not in chosen]
+    return tuple(states[place] for place in sorted(chosen))
 
 
-def _index(entry: int | str, states: Sequence[SupervisionPoint]) -> int:
+def _place(entry: int | str, states: Sequence[SupervisionPoint]) -> int:
     """The place among `states` that an entry of `points` means."""
-    hidden = [state for state in states if state.kind != VECTOR]
     if entry == PENULTIMATE:
-        if len(hidden) == len(states):
+        if not (found := [k for k, state in enumerate(states) if state.is_penultimate]):
             raise ValueError("points: no linear layer gives the model's logits, so it has no penultimate layer.")
-        return len(hidden)
-    try:
-        index = int(entry)
-    except ValueError:
-        raise ValueError(f"points: {entry!r} is not an index; expected 'auto', 'penultimate' or integers.") from None
+        return found[0]
+    hidden = [k for k, state in enumerate(states) if state.is_hidden_state]
+    if entry == "auto":
+        raise ValueError("points: 'auto' stands alone, and not in a list with others.")
+    if is_module_name(entry):
+        if not (found := [k for k, state in enumerate(states) if state.module == entry]):
+            raise ValueError(
+                f"points: {entry!r} is not an index, no module, and none of 'auto', 'blocks' and 'penultimate'."
+            )
+        return found[0]
+    index = int(entry)
     if not -len(hidden) <= index < len(hidden):
-        have = ", ".join(map(str, hidden))
+        have = ", ".join(str(states[k]) for k in hidden)
         raise ValueError(f"points: the model has no hidden state {index}; it has {len(hidden)}: {have}.")
-    return index % len(hidden)
+    return hidden[index]
 
 
 def classifier_pooling(model: PreTrainedModel, state: SupervisionPoint) -> str:
@@ -238,21 +277,33 @@ def _forward(model: PreTrainedModel, images: Tensor) -> tuple[Any, Sequence[Any]
     return output, states
 
 
-def _shape_of(state: Any, image_size: tuple[int, int]) -> dict[str, int]:
+def _shape_of(state: Any, image_size: tuple[int, int]) -> dict[str, Any]:
     prefix = 0
     if isinstance(state, (tuple, list)):
         state, prefix_tokens = state
         prefix = prefix_tokens.shape[1]
     if state.dim() == 4:
         return {"channels": state.shape[1], "height": state.shape[2], "width": state.shape[3], "prefix": 0}
-    # The patch grid has the image's proportions; what remains beside the largest such grid are prefix tokens.
-    count, ratio = state.shape[1], image_size[0] / image_size[1]
+    return token_shape(state, image_size, prefix)
+
+
+def token_shape(tokens: Tensor, image_size: tuple[int, int], prefix: int = 0) -> dict[str, Any]:
+    """Channels, grid and prefix of tokens ``(batch, tokens, channels)``.
+
+    The patch grid has the image's proportions; what remains beside the largest such grid are prefix tokens.
+
+    Args:
+        tokens: of a layer.
+        image_size: height and width of the images.
+        prefix: number of prefix tokens that were taken off before.
+    """
+    count, ratio = tokens.shape[1], image_size[0] / image_size[1]
     width = int(math.sqrt(count / ratio) + 1e-6)
     while width > 1 and round(width * ratio) * width > count:
         width -= 1
     height = max(1, round(width * ratio))
     return {
-        "channels": state.shape[2],
+        "channels": tokens.shape[2],
         "height": height,
         "width": max(1, width),
         "prefix": prefix + count - height * max(1, width),

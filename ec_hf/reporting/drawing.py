@@ -14,8 +14,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ec_hf.auditing.report import AttackCurve, AuditReport, Measurement
-from ec_hf.reporting.labels import layer_label, model_label
-from ec_hf.reporting.reading import MEAN, layer_order
+from ec_hf.reporting.labels import layer_labels, model_label
+from ec_hf.reporting.reading import LAST, MEAN, layer_order
 
 __all__ = [
     "RC",
@@ -111,9 +111,11 @@ def draw_curves(report: AuditReport, axis: Axes, cell: Sequence[Measurement]) ->
     ticks = list(range(0, len(layers), step))
     if layers and layers[-1] == "logits":
         ticks = [k for k in ticks if k <= len(layers) - 1 - step] + [len(layers) - 1]
-    labels = [layer_label(layers[k]) for k in ticks]
+    short = layer_labels(layers)
+    labels = [short[k] for k in ticks]
     set_ticks(axis, ticks, labels, slanted=sum(map(len, labels)) > 40)
-    axis.set_xlabel("hidden state, shallow to deep")
+    hidden = all(layer.startswith("hidden_states.") or layer in LAST for layer in layers)
+    axis.set_xlabel("hidden state, shallow to deep" if hidden else "layer, shallow to deep")
     axis.set_ylim(min([-0.03, *(each.value - 0.03 for each in cell if each.value is not None)]), 1.03)
     axis.grid(axis="y", color="#DDDDDD", linewidth=0.6)
 

@@ -48,7 +48,7 @@ ATTACK_COLUMNS = 3
 MAX_CLASSES, MAX_QUERIES, MAX_NEIGHBOURS = 12, 3, 8
 CAPTIONS = {
     "cka": (
-        "How alike the features of two models are at each hidden state: 1 is the same geometry, 0 is unrelated. First "
+        "How alike the features of two models are at each layer: 1 is the same geometry, 0 is unrelated. First "
         "row: to the original. On forget images a model that never saw them (retrained) is the target: a curve above "
         "it kept something, a curve far below it lost more than the data had put there. On retain images, higher is "
         "better. Second row, where there is a retrained model: similarity to that; higher is better. Bands are 95 % "

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import takewhile
 from typing import NamedTuple
 
 from ec_hf.auditing.report import AuditReport, Measurement
@@ -17,7 +18,7 @@ __all__ = [
     "attack_words",
     "class_names",
     "interval_text",
-    "layer_label",
+    "layer_labels",
     "metric_title",
     "model_label",
     "note_label",
@@ -158,9 +159,13 @@ def class_names(report: AuditReport) -> Callable[[int], str]:
     return lambda k: str(names[k]) if 0 <= k < len(names) else str(k)
 
 
-def layer_label(layer: str) -> str:
-    """The short name of a layer: "hidden_states.3" is "3"."""
-    return layer.removeprefix("hidden_states.")
+def layer_labels(layers: Sequence[str]) -> list[str]:
+    """Short names of layers: "hidden_states.3" is "3", and modules lose what all of their names begin with."""
+    modules = [layer.split(".") for layer in layers if "." in layer and not layer.startswith("hidden_states.")]
+    columns = zip(*(parts[:-1] for parts in modules), strict=False)
+    shared = [column[0] for column in takewhile(lambda column: len(set(column)) == 1, columns)]
+    start = "".join(f"{part}." for part in shared) if len(modules) > 1 else ""
+    return [layer.removeprefix("hidden_states.").removeprefix(start) for layer in layers]
 
 
 def model_label(name: str) -> str:

@@ -32,8 +32,8 @@ TITLES = {
     "retrieval": "Nearest images",
 }
 ALTS = {
-    "cka": "Line chart: linear CKA over the hidden states, a line for each model; numbers in the tables by layer.",
-    "probe": "Line chart: probe and k-NN accuracy over the hidden states; numbers in the tables by layer.",
+    "cka": "Line chart: linear CKA over the layers, a line for each model; numbers in the tables by layer.",
+    "probe": "Line chart: probe and k-NN accuracy over the layers; numbers in the tables by layer.",
     "embedding": "Scatter plots of t-SNE coordinates, one for each model; the caption says what to look for.",
     "attacks": "Line charts: accuracy on forget images over the strength of each attack, a line for each model.",
     "confusion": "Heat maps of predicted classes for test images of the forgotten classes, one for each model.",

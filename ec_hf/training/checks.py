@@ -138,6 +138,11 @@ def _check_kind(model: Any) -> None:
             f"model: expected an image classifier of transformers, got {type(model).__name__}. Load it by "
             "AutoModelForImageClassification.from_pretrained, or give its name; timm names such as 'resnet18' work."
         )
+    if "pixel_values" not in inspect.signature(model.forward).parameters:
+        raise ValueError(
+            f"model: {type(model).__name__} takes no pixel_values, the images as numbers, so EC cannot run it. Use a "
+            "classifier that does."
+        )
     labels = getattr(model.config, "num_labels", 0)
     if not labels or "labels" not in inspect.signature(model.forward).parameters:
         raise ValueError(

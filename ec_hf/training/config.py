@@ -100,8 +100,9 @@ class EraserConfig:
     points: list[str] | str = HfArg(
         default_factory=lambda: None,  # HfArgumentParser passes on no plain default of a list
         help="Supervision points that carry an EC head: 'auto' for about four depths, 'none' for the host objective "
-        "alone, or indices into the model's hidden states (negative ones count from the output) and 'penultimate', "
-        "for what the classifier reads. Default: auto.",
+        "alone, 'blocks' for all blocks that the model repeats, or a list: indices into the model's hidden states "
+        "(negative ones count from the output), names of modules, and 'penultimate' for what the classifier reads. "
+        "Default: auto.",
     )
     pooling: str = HfArg(
         default="mean", help="How tokens become one vector in the EC heads: mean (of the patches), cls, or all."

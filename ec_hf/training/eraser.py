@@ -20,6 +20,7 @@ from ec_hf.models.batch_norm import clean_statistics
 from ec_hf.models.heads import ECHeads
 from ec_hf.models.inputs import normalisation
 from ec_hf.models.loading import weights_hash
+from ec_hf.models.modules import with_modules
 from ec_hf.models.penultimate import Penultimate, classifier_of, penultimate_point
 from ec_hf.models.points import (
     classifier_pooling,
@@ -112,13 +113,14 @@ class Eraser:
             check_adapters(model, image_shape or configured_shape(model))
         self.model = model = base_of(model)
         self.num_labels = int(model.config.num_labels or 0)
-        states = describe_hidden_states(model, image_shape)
+        hidden = describe_hidden_states(model, image_shape)
+        states = with_modules(model, hidden, config.points, image_shape)
         self.classifier = classifier_of(model, image_shape)
         penultimate = penultimate_point(self.classifier.values(), len(states))
-        self.points, self.last = select_points(model, [*states, *penultimate], config.points), states[-1]
+        self.points, self.last = select_points(model, [*states, *penultimate], config.points), hidden[-1]
         self.objective, self.host = objectives_of(config, with_points=bool(self.points))
         if config.points == "auto":
-            self.points = tuple(p for p in self.points if self.objective.leaves_to_ec(p.index, len(states)))
+            self.points = tuple(p for p in self.points if self.objective.leaves_to_ec(p.index, len(hidden)))
         self.heads_fitted = heads is not None or not self.points
         self.heads = self._new_heads() if heads is None else self._given_heads(heads)
         self._check(forget_classes, num_forget_classes)

@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, get_scheduler
 
 from ec_hf.models.heads import ECHeads
+from ec_hf.models.modules import modules_at
 from ec_hf.models.penultimate import Layer, Penultimate
 from ec_hf.models.points import hidden_state_kwargs
 
@@ -41,7 +42,7 @@ def fit_heads(
     Returns:
         Accuracy of each head over the images of the last pass, by the name of its supervision point.
     """
-    classifier = tuple(classifier)
+    classifier, modules = tuple(classifier), modules_at(model, heads.points)
     total = epochs * len(batches)  # type: ignore[arg-type]
     optimizer = torch.optim.AdamW(heads.to(accelerator.device).parameters(), learning_rate, weight_decay=0.01)
     wrapped, optimizer = accelerator.prepare(heads.train(), optimizer)
@@ -53,7 +54,7 @@ def fit_heads(
     for _ in range(epochs):
         correct = torch.zeros(len(heads.points) + 1, device=accelerator.device)  # the last entry counts the images
         for batch in batches:
-            with torch.inference_mode(), accelerator.autocast(), Penultimate(classifier) as penultimate:
+            with torch.inference_mode(), accelerator.autocast(), Penultimate(classifier, modules) as penultimate:
                 output = model(pixel_values=batch["pixel_values"], **hidden_state_kwargs(model))
                 states = penultimate.after(output.hidden_states)
             with accelerator.autocast():

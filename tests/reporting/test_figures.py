@@ -15,6 +15,7 @@ from PIL import Image
 from ec_hf import AuditReport
 from ec_hf.reporting.drawing import render
 from ec_hf.reporting.figures import CAPTIONS, draw, save_figures
+from ec_hf.reporting.labels import layer_labels
 
 SMALL = ("original", "unlearned", "retrained")
 
@@ -230,3 +231,9 @@ def test_each_attack_has_a_panel_and_retrained_models_share_a_line_and_a_band():
         assert "retrained 1" not in lines(axis)
         assert len(axis.collections) == len(SEVERAL) - 2, "a band for each line"
     assert [text.get_text() for text in figure.axes[3].get_xticklabels()] == ["8", "6", "5", "4"]
+
+
+def test_layers_lose_in_figures_what_all_of_their_names_begin_with():
+    blocks = [f"resnet.encoder.stages.{stage}.layers.0" for stage in (2, 3)]
+    assert layer_labels([*blocks, "penultimate", "logits"]) == ["2.layers.0", "3.layers.0", "penultimate", "logits"]
+    assert layer_labels(["hidden_states.0", blocks[0], "logits"]) == ["0", blocks[0], "logits"]
