@@ -59,6 +59,11 @@ def similarity(rows: Tensor, columns: Tensor, normalize: bool = True) -> Tensor:
     """Inner products (n, m) of features (n, width) and (m, width), of their directions unless `normalize` is off.
 
     In float32 or in float64, also under autocast.
+
+    Args:
+        rows: (n, width) features.
+        columns: (m, width) features.
+        normalize: whether each is divided by its length first, which gives cosines.
     """
     with torch.autocast(rows.device.type, enabled=False):
         rows, columns = full_precision(rows), full_precision(columns)
@@ -68,7 +73,14 @@ def similarity(rows: Tensor, columns: Tensor, normalize: bool = True) -> Tensor:
 
 
 def check_temperature(temperature: float) -> None:
-    """Refuse, by a ValueError, a temperature that is not a positive number."""
+    """Refuse a temperature of a contrast that is none.
+
+    Args:
+        temperature: τ.
+
+    Raises:
+        ValueError: it is not a positive number.
+    """
     if not 0 < temperature < math.inf:
         raise ValueError(f"temperature must be a positive number, got {temperature}; usual values are 0.1 to 1.0")
 
@@ -327,7 +339,14 @@ def global_contrast(
 def global_rows(
     forget: Tensor, retain: Tensor, forget_labels: Tensor, retain_labels: Tensor
 ) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor], slice]:
-    """The same four of all processes, features with gradient, and which of the forget rows are this process's."""
+    """The same four of all processes, features with gradient, and which of the forget rows are this process's.
+
+    Args:
+        forget: (n, width) features of this process, as the others.
+        retain: (m, width) features.
+        forget_labels: (n,) integer labels.
+        retain_labels: (m,) integer labels.
+    """
     start = rank_offset(len(forget))
     rows = gather_with_grad(forget), gather_with_grad(retain), gather(forget_labels), gather(retain_labels)
     return rows, slice(start, start + len(forget))

@@ -27,11 +27,17 @@ CHECKED_IMAGES = 20_000
 class EraserConfig:
     """Settings of an erasure: what to supervise, and with which losses.
 
+    What a field means stands in its help text, which `ec-hf erase --help-all` prints.
+
     What is left out is filled in when the object is made (`ec_weight` and `detach_retain` depend on `calibrated`), and
     `dataclasses.replace` keeps what was filled in: to change `calibrated`, name those two as well.
 
     Raises:
         ValueError: for a setting that does not exist or is out of range.
+
+    Example:
+        >>> EraserConfig(objective="delete", calibrated=True).ec_weight
+        1.0
     """
 
     objective: str = HfArg(
@@ -147,10 +153,16 @@ class ECConfig(EraserConfig, TrainingArguments):
     ``dataloader_pin_memory`` (where there is a GPU) and ``remove_unused_columns`` (False: the collator reads the image
     column).
 
-    An epoch is one pass over the retain set; the forget set cycles beside it, freshly shuffled at each turn.
+    An epoch is one pass over the retain set; the forget set cycles beside it, freshly shuffled at each turn. What a
+    field means stands in its help text, which `ec-hf erase --help-all` prints.
 
     Raises:
         ValueError: as `EraserConfig` and `TrainingArguments`, and for settings that do not go together.
+
+    Example:
+        >>> config = ECConfig("out", max_steps=200, learning_rate=1e-3, calibrated=True, objective="delete")
+        >>> config.points, config.retain_floor
+        ('auto', 0.01)
     """
 
     _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "objective_kwargs"]  # noqa: RUF012 - no field there
