@@ -28,8 +28,7 @@ def described(doc: str) -> dict[str, str]:
     """The arguments or attributes that a docstring lists, with what it says of each."""
     listed: dict[str, str] = {}
     for section in re.findall(r"^(?:Args|Attributes):\n((?: {4}.*\n|\n)*)", f"{doc}\n", re.MULTILINE):
-        for name, text in re.findall(r"^ {4}\*{0,2}(\w+): ?((?:.*\n?)(?: {5,}.*\n?)*)", section, re.MULTILINE):
-            listed[name] = text
+        listed |= dict(re.findall(r"^ {4}\*{0,2}(\w+): ?((?:.*\n?)(?: {5,}.*\n?)*)", section, re.MULTILINE))
     return listed
 
 

@@ -117,7 +117,7 @@ def _list_often(parser: ArgumentParser, often: Mapping[str, Sequence[str]]) -> N
     rest = parser.add_argument_group("everything else")
     rest._group_actions += [each for each in actions if each.dest not in listed and each.dest != "help"]
     short = parser._action_groups[-len(often) - 1 : -1]
-    more = f"--help-all lists {len({each.dest for each in rest._group_actions})} more flags, training settings too."
+    more = f"--help-all lists {len({each.dest for each in rest._group_actions})} more flags."
     parser.usage = "%(prog)s [SETTINGS.yaml] [--FLAG VALUE ...]"
 
     class Help(Action):

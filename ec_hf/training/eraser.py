@@ -51,9 +51,10 @@ class Eraser:
     """Erase at the Core (arXiv 2602.05375) on one model.
 
     It chooses the supervision points, holds the EC heads, the objective, the original model where that is asked for,
-    and the loss. A loop brings the batches and the optimiser, as in the example. After that the model is a plain classifier again. A paired batch holds ``pixel_values`` (n, channels, height,
-    width), forget images first and retain images after them, ``labels`` (n,) int64 and ``num_forget``, an int:
-    `ec_hf.data.pairing` and `ec_hf.models.inputs` make such.
+    and the loss. A loop brings the batches and the optimiser, as in the example; after it the model is a plain
+    classifier again. A paired batch holds ``pixel_values`` (n, channels, height, width), forget images first and
+    retain images after them, ``labels`` (n,) int64 and ``num_forget``, an int: `ec_hf.data.pairing` and
+    `ec_hf.models.inputs` make such.
 
     Args:
         model: the original classifier; it is changed in place. With adapters of PEFT on it, such as LoRA, these are
