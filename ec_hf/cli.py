@@ -126,14 +126,16 @@ def audit_command(argv: Sequence[str]) -> None:
 
     from ec_hf.auditing.audit import audit
     from ec_hf.command import public
+    from ec_hf.data.columns import find_label_column
+    from ec_hf.data.erasure import NO_TEST_SPLIT
     from ec_hf.data.requests import ForgetRequest
-    from ec_hf.data.sources import load_images, train_and_test
+    from ec_hf.data.sources import has_test_split, load_images, train_and_test
     from ec_hf.data.splitting import four_splits
 
     request = ForgetRequest.load(what.forget_request) if what.forget_request else ForgetRequest(what.forget_classes)
     state = PartialState(cpu=what.use_cpu)
     images = load_images(what.dataset_name, config=what.dataset_config)
-    train, test = train_and_test(images, label_column=what.label_column, seed=settings.seed)
+    train, test = train_and_test(images, label_column=what.label_column)
     splits = four_splits(train, test, request, label_column=what.label_column, id_column=what.id_column)
     report = audit(
         what.original,
@@ -148,6 +150,8 @@ def audit_command(argv: Sequence[str]) -> None:
         label_column=what.label_column,
         **asdict(settings),
     )
+    if not has_test_split(images, find_label_column(train, what.label_column)):
+        report.notes.append(NO_TEST_SPLIT)
     if state.is_main_process:
         from rich.console import Console
 
