@@ -45,7 +45,7 @@ def test_help_loads_neither_torch_nor_transformers():
 def test_help_of_a_command_does_not_load_torch_s_training_code():
     code = (
         "import sys; from ec_hf.cli import main\n"
-        "try: main(['audit', '--help'])\n"
+        "try: main(['audit', '--help-all'])\n"
         "except SystemExit: pass\n"
         "sys.exit(any(name in sys.modules for name in ('transformers.trainer', 'datasets', 'sklearn')))"
     )
@@ -53,6 +53,7 @@ def test_help_of_a_command_does_not_load_torch_s_training_code():
     assert done.returncode == 0, done.stdout + done.stderr
     assert "usage: ec-hf audit" in done.stdout
     assert "--relearning" in done.stdout
+    assert "Turn --int8 off." in done.stdout
 
 
 def test_an_unknown_command_lists_those_there_are(capsys):

@@ -30,6 +30,8 @@ class HelpFormatter(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
         return f"{', '.join(words)} {metavar}"
 
     def _get_help_string(self, action: Action) -> str | None:
+        if action.const is False and action.nargs == 0:  # --no_NAME would have the help text of --NAME
+            return f"Turn --{action.dest} off."
         if action.default in (None, [], SUPPRESS) or "efault" in (action.help or ""):
             return action.help
         return super()._get_help_string(action)
