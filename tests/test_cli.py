@@ -102,17 +102,17 @@ def test_several_unlearned_models_have_names(inputs):
 
 
 @pytest.mark.parametrize(
-    ("more", "message"),
+    ("more", "message", "code"),
     [
-        ({"original": None}, "--original missing"),
-        ({"forget_classes": None}, "what was to be forgotten"),
-        ({"forget_classes": "crocodile"}, "crocodile"),
-        ({"unlearned": "/nowhere/model"}, "no folder '/nowhere/model'"),
-        ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"original": None}, "--original missing", 2),
+        ({"forget_classes": None}, "what was to be forgotten", 2),
+        ({"forget_classes": "crocodile"}, "crocodile", 1),
+        ({"unlearned": "/nowhere/model"}, "no folder '/nowhere/model'", 1),
+        ({"batch_size": 0}, "batch_size must be at least 1", 1),
     ],
 )
-def test_wrong_input_ends_with_a_message(inputs, tmp_path, capsys, more, message):
-    assert cli.main(["audit", *flags(inputs, tmp_path / "out", **more)]) == 1
+def test_wrong_input_ends_with_a_message(inputs, tmp_path, capsys, more, message, code):
+    assert cli.main(["audit", *flags(inputs, tmp_path / "out", **more)]) == code
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
