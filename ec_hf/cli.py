@@ -262,7 +262,9 @@ _PUSH = """Publish a finished model folder on the Hub, with its card.
     ec-hf push FOLDER NAME/REPOSITORY --manifest_detail classes --finish drop
     ec-hf push FOLDER --export_to NEW_FOLDER
 
-The token is that of `hf auth login` or of the environment variable HF_TOKEN."""
+The token is that of `hf auth login` or of the environment variable HF_TOKEN.
+
+Exit codes: 0 done, 1 an error, 2 wrong usage."""
 
 _AUDIT = """What does an unlearned image classifier still know of what it was to forget?
 
