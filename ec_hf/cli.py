@@ -60,7 +60,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _overview() -> str:
     width = max(map(len, COMMANDS))
     lines = [f"  {name:<{width}}  {what}" for name, (_, what) in COMMANDS.items()]
-    return "\n".join(["usage: ec-hf COMMAND ...", "", *lines, "", "ec-hf COMMAND --help lists the flags of a command"])
+    return "\n".join(
+        [
+            "usage: ec-hf COMMAND ...",
+            "",
+            *lines,
+            "",
+            "ec-hf COMMAND --help lists the flags of a command, with examples",
+        ]
+    )
 
 
 @dataclass
@@ -74,7 +82,7 @@ class AuditArguments:
         "Other models trained without the forget set, and as in=ID with it, to attack membership with (LiRA)."
     )
     dataset_name: str | None = flag("Hub id, local folder, or mnist5k, which comes with the package.")
-    dataset_config: str | None = flag("Configuration of the dataset on the Hub.")
+    dataset_config: str | None = flag("Name of a subset, where the dataset on the Hub has several.")
     forget_classes: list[str] | None = flag("Class names or ids that were to be forgotten.")
     forget_request: str | None = flag("JSON file with a ForgetRequest, in place of the classes.")
     image_column: str | None = flag("Column of the images, where there are several.")
@@ -86,20 +94,31 @@ class AuditArguments:
     use_cpu: bool = flag("Run on the CPU even where there is a GPU.", False)
 
 
+AUDIT_OFTEN = {
+    "models": ("original", "unlearned", "retrained", "shadows"),
+    "data": ("dataset_name", "dataset_config", "forget_classes", "forget_request"),
+    "how to measure": ("attacks", "residual", "max_images", "batch_size", "use_cpu"),
+    "the result": ("output_dir", "show_images"),
+}
+"""What `ec-hf audit --help` lists."""
+
+
 def audit_command(argv: Sequence[str]) -> None:
     """``ec-hf audit``: run the audit, print it, and write audit.json, report.html and figures."""
     from ec_hf.auditing.settings import AuditSettings
 
-    what, settings = parse(AuditArguments, AuditSettings, argv=argv, description=_AUDIT, prog="ec-hf audit")
+    what, settings = parse(
+        AuditArguments, AuditSettings, argv=argv, description=_AUDIT, prog="ec-hf audit", often=AUDIT_OFTEN
+    )
     if missing := [f"--{name}" for name in ("original", "unlearned", "dataset_name") if not getattr(what, name)]:
-        raise ValueError(f"{', '.join(missing)} missing; --help lists the flags")
+        raise UsageError(f"{', '.join(missing)} missing; --help lists the flags")
     folder = Path(what.output_dir)
     if folder.is_file():
         raise FileExistsError(f"--output_dir {folder} is a file: name a folder")
     if there := [name for name in ("audit.json", "report.html") if (folder / name).exists()]:
         raise FileExistsError(f"--output_dir {folder} holds {there[0]} already: name another folder, or move it away")
     if bool(what.forget_classes) == bool(what.forget_request):
-        raise ValueError(
+        raise UsageError(
             "say what was to be forgotten: either --forget_classes NAME ... or --forget_request FILE.json"
         )
 
@@ -107,14 +126,16 @@ def audit_command(argv: Sequence[str]) -> None:
 
     from ec_hf.auditing.audit import audit
     from ec_hf.command import public
+    from ec_hf.data.columns import find_label_column
+    from ec_hf.data.erasure import NO_TEST_SPLIT
     from ec_hf.data.requests import ForgetRequest
-    from ec_hf.data.sources import load_images, train_and_test
+    from ec_hf.data.sources import has_test_split, load_images, train_and_test
     from ec_hf.data.splitting import four_splits
 
     request = ForgetRequest.load(what.forget_request) if what.forget_request else ForgetRequest(what.forget_classes)
     state = PartialState(cpu=what.use_cpu)
     images = load_images(what.dataset_name, config=what.dataset_config)
-    train, test = train_and_test(images, label_column=what.label_column, seed=settings.seed)
+    train, test = train_and_test(images, label_column=what.label_column)
     splits = four_splits(train, test, request, label_column=what.label_column, id_column=what.id_column)
     report = audit(
         what.original,
@@ -129,6 +150,8 @@ def audit_command(argv: Sequence[str]) -> None:
         label_column=what.label_column,
         **asdict(settings),
     )
+    if not has_test_split(images, find_label_column(train, what.label_column)):
+        report.notes.append(NO_TEST_SPLIT)
     if state.is_main_process:
         from rich.console import Console
 
@@ -164,7 +187,7 @@ def card_command(argv: Sequence[str]) -> None:
     parser = ArgumentParser(
         prog="ec-hf card", description=description, formatter_class=HelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("folder", type=Path, help="what a recipe or ECTrainer.save_model wrote")
+    parser.add_argument("folder", type=Path, help="what ec-hf erase or ECTrainer.save_model wrote")
     parser.add_argument("--repo_id", help="the Hub id that the model will have")
     parser.add_argument("--license", help="licence id of the Hub; that of the base model if left out")
     parser.add_argument("--manifest_detail", choices=DETAILS, help="what the card tells of the request")
@@ -187,14 +210,22 @@ def push_command(argv: Sequence[str]) -> None:
     from ec_hf.publishing.disclosure import DETAILS
 
     parser = ArgumentParser(prog="ec-hf push", description=_PUSH, formatter_class=HelpFormatter, allow_abbrev=False)
-    parser.add_argument("folder", help="what a recipe or ECTrainer.save_model wrote; it is not changed")
+    parser.add_argument("folder", help="what ec-hf erase or ECTrainer.save_model wrote; it is not changed")
     parser.add_argument("repo_id", nargs="?", help="repository on the Hub, made if it is not there")
     parser.add_argument("--private", action="store_true", default=None, help="make a new repository private")
     parser.add_argument("--revision", help="branch to push to, made if it is not there")
     parser.add_argument("--commit_message", default="Unlearned model", help="title of the commit")
-    parser.add_argument("--manifest_detail", choices=DETAILS, default="hashes", help="what is told of the request")
     parser.add_argument(
-        "--finish", default="keep", help="logits of the forgotten classes: keep, mask (never reached) or drop"
+        "--manifest_detail",
+        choices=DETAILS,
+        default="hashes",
+        help="what is told of the request: hashes and counts, class names, all of it",
+    )
+    parser.add_argument(
+        "--finish",
+        choices=("keep", "mask", "drop"),
+        default="keep",
+        help="logits of the forgotten classes: keep, mask (never reached) or drop",
     )
     parser.add_argument(
         "--with_heads",
@@ -220,7 +251,7 @@ def push_command(argv: Sequence[str]) -> None:
         choices = {name: options[name] for name in ("manifest_detail", "finish", "with_heads", "license", "readme")}
         print(f"In {destination}:", *export(folder, destination, repo_id=repo_id, **choices), sep="\n  ")
     elif repo_id is None:
-        raise ValueError("say where to push to: ec-hf push FOLDER NAME/REPOSITORY")
+        raise UsageError("say where to push to: ec-hf push FOLDER NAME/REPOSITORY")
     else:
         print(f"Published at {push(folder, repo_id, **options)}")
 
@@ -231,7 +262,9 @@ _PUSH = """Publish a finished model folder on the Hub, with its card.
     ec-hf push FOLDER NAME/REPOSITORY --manifest_detail classes --finish drop
     ec-hf push FOLDER --export_to NEW_FOLDER
 
-The token is that of `hf auth login` or of the environment variable HF_TOKEN."""
+The token is that of `hf auth login` or of the environment variable HF_TOKEN.
+
+Exit codes: 0 done, 1 an error, 2 wrong usage."""
 
 _AUDIT = """What does an unlearned image classifier still know of what it was to forget?
 
@@ -239,7 +272,9 @@ _AUDIT = """What does an unlearned image classifier still know of what it was to
     ec-hf audit --original ID --unlearned ec=ID scrub=ID --retrained ID ID --dataset_name ID --forget_request FILE.json
     accelerate launch --multi_gpu --num_processes 2 -m ec_hf.cli audit ...
 
-A first argument that ends in .yaml gives defaults for any of the flags."""
+A first argument that ends in .yaml gives defaults for any of the flags.
+
+Exit codes: 0 done, 1 an error, 2 wrong usage."""
 
 
 if __name__ == "__main__":

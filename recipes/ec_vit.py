@@ -48,7 +48,7 @@ def main() -> int:
         return run(what, config, folders=FOLDERS)
     images = load_images(what.dataset_name, config=what.dataset_config)
     config = replace(config, label_column=find_label_column(next(iter(images.values())), config.label_column))
-    train, test = train_and_test(images, label_column=config.label_column, seed=config.seed)
+    train, test = train_and_test(images, label_column=config.label_column)
     folder = cached("original", train, config)
 
     def retrained(original: Original, data: ErasureData) -> PreTrainedModel:

@@ -47,7 +47,7 @@ def main() -> None:
     state = PartialState(cpu=config.use_cpu)
     state.print(f"{state.num_processes} process(es), backend {state.backend or 'none'}, device {state.device}")
     images = load_images(recipe.dataset_name, config=recipe.dataset_config)
-    parts = train_and_test(images, label_column=config.label_column, seed=config.seed)
+    parts = train_and_test(images, label_column=config.label_column)
     if recipe.without_classes:
         column = find_label_column(parts[0], config.label_column)
         config.classes = config.classes or class_names([part.select_columns([column]) for part in parts])

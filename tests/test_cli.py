@@ -45,7 +45,7 @@ def test_help_loads_neither_torch_nor_transformers():
 def test_help_of_a_command_does_not_load_torch_s_training_code():
     code = (
         "import sys; from ec_hf.cli import main\n"
-        "try: main(['audit', '--help'])\n"
+        "try: main(['audit', '--help-all'])\n"
         "except SystemExit: pass\n"
         "sys.exit(any(name in sys.modules for name in ('transformers.trainer', 'datasets', 'sklearn')))"
     )
@@ -53,6 +53,7 @@ def test_help_of_a_command_does_not_load_torch_s_training_code():
     assert done.returncode == 0, done.stdout + done.stderr
     assert "usage: ec-hf audit" in done.stdout
     assert "--relearning" in done.stdout
+    assert "Turn --int8 off." in done.stdout
 
 
 def test_an_unknown_command_lists_those_there_are(capsys):
@@ -101,17 +102,17 @@ def test_several_unlearned_models_have_names(inputs):
 
 
 @pytest.mark.parametrize(
-    ("more", "message"),
+    ("more", "message", "code"),
     [
-        ({"original": None}, "--original missing"),
-        ({"forget_classes": None}, "what was to be forgotten"),
-        ({"forget_classes": "crocodile"}, "crocodile"),
-        ({"unlearned": "/nowhere/model"}, "no folder '/nowhere/model'"),
-        ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"original": None}, "--original missing", 2),
+        ({"forget_classes": None}, "what was to be forgotten", 2),
+        ({"forget_classes": "crocodile"}, "crocodile", 1),
+        ({"unlearned": "/nowhere/model"}, "no folder '/nowhere/model'", 1),
+        ({"batch_size": 0}, "batch_size must be at least 1", 1),
     ],
 )
-def test_wrong_input_ends_with_a_message(inputs, tmp_path, capsys, more, message):
-    assert cli.main(["audit", *flags(inputs, tmp_path / "out", **more)]) == 1
+def test_wrong_input_ends_with_a_message(inputs, tmp_path, capsys, more, message, code):
+    assert cli.main(["audit", *flags(inputs, tmp_path / "out", **more)]) == code
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification
 import ec_hf
 from ec_hf import ECConfig, ForgetRequest, cli, pipeline
 from ec_hf.auditing.report import AuditReport
+from ec_hf.commands.erase import what_next
 from ec_hf.reporting.labels import arrow
 
 FAST = {
@@ -368,3 +370,22 @@ def test_rows_of_a_dataset_without_a_test_split_are_erased_and_the_notes_say_wha
     assert "The data has no test split" in notes
     assert done.report.dataset["images"]["retain_test"] == 20
     assert "| forget training images, trained on | 4 |" in (tmp_path / "out" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("status", "steps", "roles", "words"),
+    [
+        ("known", 6, [], "the run took 6 steps and layers need 100 or more, so raise --max_steps"),
+        ("under-erased", 300, ["retrained"], "too little was erased: raise --max_steps"),
+        ("over-erased", 300, ["retrained"], "lower --ec_weight"),
+        ("unclear", 300, [], "--with_retrained --base_model ID"),
+        ("unclear", 300, ["retrained"], "as good on the rest as the original"),
+        ("blind", 300, ["retrained"], "as good on the rest as the original"),
+        ("as retrained", 300, ["retrained"], "ec-hf push out NAME/REPOSITORY"),
+    ],
+)
+def test_the_command_ends_with_what_to_do_next(status, steps, roles, words):
+    models = {role: SimpleNamespace(role=role) for role in ["original", *roles]}
+    trainer = SimpleNamespace(state=SimpleNamespace(global_step=steps))
+    done = SimpleNamespace(status=status, report=SimpleNamespace(models=models), trainer=trainer, folder="out")
+    assert words in what_next(done)

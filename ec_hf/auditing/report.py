@@ -231,6 +231,13 @@ class AuditReport:
         seconds: wall time by part.
         versions: versions of the packages.
         schema_version: version of this layout.
+
+    Example:
+        >>> report = AuditReport.load("out/audit.json")  # doctest: +SKIP
+        >>> report.value("accuracy", model="EC", split="forget_test")  # doctest: +SKIP
+        0.0
+        >>> report.status  # doctest: +SKIP
+        {'EC': 'as retrained'}
     """
 
     models: dict[str, ModelInfo] = field(default_factory=dict)

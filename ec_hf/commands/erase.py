@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ec_hf.commands.parsing import UsageError, flag, parse, read_settings
+from ec_hf.files import PAGE
 from ec_hf.training.config import ECConfig
 
 __all__ = ["BAD", "DESCRIPTION", "NOT_FORGOTTEN", "OFTEN", "EraseArguments", "erase_command", "read_request", "run"]
@@ -29,7 +30,7 @@ class EraseArguments:
     model_name_or_path: str | None = flag("Hub id, local folder or timm name of the model.")
     model_revision: str | None = flag("Branch, tag or commit of the model.")
     dataset_name: str | None = flag("Hub id, local folder, or mnist5k, which comes with the package.")
-    dataset_config: str | None = flag("Configuration of the dataset on the Hub.")
+    dataset_config: str | None = flag("Name of a subset, where the dataset on the Hub has several.")
     forget_classes: list[str] | None = flag("Class names or ids to forget.")
     forget_request: str | None = flag("JSON file with a ForgetRequest; replaces the classes.")
     id_column: str | None = flag("Column that identifies an image; its duplicates are forgotten together.")
@@ -242,8 +243,41 @@ def _show(done: Any) -> None:
     console.print(to_rich(done.report))
     console.print(*map(str, findings(done.report)), sep="\n", markup=False)
     print(f"\nIn {done.folder}: the unlearned model, its card, EC heads, manifest, audit and figures")
+    print(f"Open {done.folder / PAGE} first.")
+    if retrained := sorted(str(each) for each in done.folder.glob("retrained-*")):
+        print(f"Retrained models, for --retrained_name_or_path and ec-hf audit --retrained: {' '.join(retrained)}")
     if done.url:
         print(f"Published at {done.url}")
+    print(f"What next: {what_next(done)}")
+
+
+def what_next(done: Any) -> str:
+    """What to change, or to do, after what the audit found.
+
+    Args:
+        done: what `ec_hf.erase` gave.
+    """
+    referenced = any(model.role == "retrained" for model in done.report.models.values())
+    if done.status in ("untouched", "under-erased", "known"):
+        steps, enough = done.trainer.state.global_step, ECConfig.min_steps
+        few = f"the run took {steps} steps and layers need {enough} or more, so " if steps < enough else ""
+        return f"too little was erased: {few}raise --max_steps, then --learning_rate or --ec_weight."
+    if done.status == "over-erased":
+        return (
+            "more was erased than retraining would: lower --ec_weight or --max_steps, or aim at what retraining would "
+            "leave by --objective delete --objective_kwargs '{\"retain_weight\": 1.0}' --calibrated true."
+        )
+    if not referenced:
+        return (
+            "to know whether this is enough, compare with a model that never saw the images: --with_retrained "
+            "--base_model ID, or ec-hf retrain."
+        )
+    if done.status == "as retrained":
+        return f"ec-hf push {done.folder} NAME/REPOSITORY publishes it."
+    return (
+        "the comparison with the retrained model is open: see that it is as good on the rest as the original, take "
+        "three of them (ec-hf retrain --seeds 3), or give more test images."
+    )
 
 
 @contextlib.contextmanager

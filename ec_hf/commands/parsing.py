@@ -30,6 +30,8 @@ class HelpFormatter(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
         return f"{', '.join(words)} {metavar}"
 
     def _get_help_string(self, action: Action) -> str | None:
+        if action.const is False and action.nargs == 0:  # --no_NAME would have the help text of --NAME
+            return f"Turn --{action.dest} off."
         if action.default in (None, [], SUPPRESS) or "efault" in (action.help or ""):
             return action.help
         return super()._get_help_string(action)
@@ -117,7 +119,7 @@ def _list_often(parser: ArgumentParser, often: Mapping[str, Sequence[str]]) -> N
     rest = parser.add_argument_group("everything else")
     rest._group_actions += [each for each in actions if each.dest not in listed and each.dest != "help"]
     short = parser._action_groups[-len(often) - 1 : -1]
-    more = f"--help-all lists {len({each.dest for each in rest._group_actions})} more flags, training settings too."
+    more = f"--help-all lists {len({each.dest for each in rest._group_actions})} more flags."
     parser.usage = "%(prog)s [SETTINGS.yaml] [--FLAG VALUE ...]"
 
     class Help(Action):

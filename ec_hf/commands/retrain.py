@@ -25,7 +25,7 @@ class RetrainArguments:
         "base for the pretrained weights of --base_model, new for the model's architecture with new weights.", "base"
     )
     dataset_name: str | None = flag("Hub id, local folder, or mnist5k, which comes with the package.")
-    dataset_config: str | None = flag("Configuration of the dataset on the Hub.")
+    dataset_config: str | None = flag("Name of a subset, where the dataset on the Hub has several.")
     forget_classes: list[str] | None = flag("Class names or ids to leave out.")
     forget_request: str | None = flag("JSON file with a ForgetRequest; replaces the classes.")
     id_column: str | None = flag("Column that identifies an image; its duplicates are left out together.")

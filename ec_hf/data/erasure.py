@@ -19,6 +19,11 @@ from ec_hf.data.splitting import four_splits, split
 
 __all__ = ["ErasureData"]
 
+NO_TEST_SPLIT = (
+    "The data has no test split, so a fifth of each class was taken out of its training images as the test set. A "
+    "model that was trained on all of them has seen these test images in training."
+)
+
 
 @dataclass(frozen=True)
 class ErasureData:
@@ -66,7 +71,8 @@ class ErasureData:
             request: what is forgotten.
             history: manifests of the requests that the model met before.
             share: of the training images that is held out, as for `hold_out`.
-            seed: seed of what is held out; also of the test set, where the data has none.
+            seed: seed of what is held out of the training images. The test set, where the data has none, is the same
+                for every seed: a model that was trained with another one must not have seen it.
             label_column: as for `split`.
             id_column: as for `split`.
 
@@ -75,7 +81,7 @@ class ErasureData:
             ValueError: as `train_and_test`, `split` and `hold_out`.
         """
         label_column = find_label_column(next(iter(images.values())), label_column)
-        train, test = train_and_test(images, label_column=label_column, seed=seed)
+        train, test = train_and_test(images, label_column=label_column)
         columns: dict[str, Any] = {"label_column": label_column, "id_column": id_column}
         splits = four_splits(train, test, request, **columns)
         earlier, notes = earlier_requests(history, train, **columns)
@@ -83,10 +89,7 @@ class ErasureData:
             ever = four_splits(train, test, reduce(or_, earlier.values(), request), **columns)
             splits |= {name: part for name, part in ever.items() if name.startswith("retain")}
         if not has_test_split(images, label_column):
-            notes.append(
-                "The data has no test split, so a fifth of each class was taken out of its training images as the "
-                "test set. A model that was trained on all of them has seen these test images in training."
-            )
+            notes.append(NO_TEST_SPLIT)
         decide = hold_out(train, request, earlier=list(earlier.values()), share=share, seed=seed, **columns)
         return cls(train, test, request, splits, decide, earlier, history, notes, columns)
 

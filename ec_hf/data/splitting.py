@@ -50,6 +50,11 @@ def split(
     Raises:
         TypeError: `dataset` is not one map-style split, or values do not fit their column's type.
         ValueError: the dataset has no such class, id, row or column, or a part would be empty.
+
+    Example:
+        >>> images = Dataset.from_dict({"patient": [17, 17, 4], "label": [0, 1, 0]})
+        >>> split(images, ForgetRequest(ids={"patient": [17]})).num_rows
+        {'forget': 2, 'retain': 1}
     """
     mask = forget_mask(dataset, request, label_column, id_column, allow_empty)
     forget, retain = dataset.select(np.flatnonzero(mask)), dataset.select(np.flatnonzero(~mask))

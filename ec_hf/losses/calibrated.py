@@ -84,6 +84,19 @@ def global_guided(
     temperature: float,
     repulsion: float,
 ) -> Tensor:
-    """`guided` of this process's anchors with the rows of all processes, as `global_contrast`."""
+    """`guided` of this process's anchors with the rows of all processes, as `global_contrast`.
+
+    Args:
+        forget: (n, width) features of this process's forget batch, as the others.
+        retain: (m, width) features of its retain batch.
+        forget_labels: (n,) integer labels.
+        retain_labels: (m,) integer labels.
+        targets: (n, classes) probabilities without the forgotten classes, no gradient.
+        temperature: τ > 0.
+        repulsion: β ≥ 0, as in `guided`.
+
+    Raises:
+        ValueError: as `guided`.
+    """
     rows, anchors = global_rows(forget, retain, forget_labels, retain_labels)
     return guided(*rows, gather(targets), temperature=temperature, repulsion=repulsion, anchors=anchors)

@@ -63,6 +63,11 @@ def similarity(rows: Tensor, columns: Tensor, normalize: bool = True) -> Tensor:
 
     In float32 or in float64, also under autocast. A row of zeros has no direction: it stays as it is, and so its
     gradient is that of an inner product and not that of a division by almost nothing.
+
+    Args:
+        rows: (n, width) features.
+        columns: (m, width) features.
+        normalize: whether each is divided by its length first, which gives cosines.
     """
     with torch.autocast(rows.device.type, enabled=False):
         rows, columns = full_precision(rows), full_precision(columns)
@@ -77,7 +82,14 @@ def _directions(rows: Tensor) -> Tensor:
 
 
 def check_temperature(temperature: float) -> None:
-    """Refuse, by a ValueError, a temperature that is not a positive number."""
+    """Refuse a temperature of a contrast that is none.
+
+    Args:
+        temperature: τ.
+
+    Raises:
+        ValueError: it is not a positive number.
+    """
     if not 0 < temperature < math.inf:
         raise ValueError(f"temperature must be a positive number, got {temperature}; usual values are 0.1 to 1.0")
 
@@ -340,7 +352,14 @@ def global_contrast(
 def global_rows(
     forget: Tensor, retain: Tensor, forget_labels: Tensor, retain_labels: Tensor
 ) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor], slice]:
-    """The same four of all processes, features with gradient, and which of the forget rows are this process's."""
+    """The same four of all processes, features with gradient, and which of the forget rows are this process's.
+
+    Args:
+        forget: (n, width) features of this process, as the others.
+        retain: (m, width) features.
+        forget_labels: (n,) integer labels.
+        retain_labels: (m,) integer labels.
+    """
     start = rank_offset(len(forget))
     rows = gather_with_grad(forget), gather_with_grad(retain), gather(forget_labels), gather(retain_labels)
     return rows, slice(start, start + len(forget))

@@ -28,13 +28,28 @@ def js_divergence(p: Array, q: Array) -> float:
 def activation_distance(p: Array, q: Array) -> float:
     """Euclidean distance of the probability vectors, mean over images; from 0 to sqrt(2).
 
-    Golatkar et al. 2021 (arXiv 2012.13431); see `js_divergence` for arguments and errors.
+    Golatkar et al. 2021 (arXiv 2012.13431).
+
+    Args:
+        p: Probabilities `(n, c)`.
+        q: Probabilities `(n, c)` of the same images.
+
+    Raises:
+        ValueError: Other shapes, or rows that are no probabilities.
     """
     return _mean("activation_distance", p, q)
 
 
 def agreement(p: Array, q: Array) -> float:
-    """Share of images on which both predict the same class; see `js_divergence` for arguments and errors."""
+    """Share of images on which both predict the same class.
+
+    Args:
+        p: Probabilities `(n, c)`.
+        q: Probabilities `(n, c)` of the same images.
+
+    Raises:
+        ValueError: Other shapes, or rows that are no probabilities.
+    """
     return _mean("agreement", p, q)
 
 

@@ -87,7 +87,19 @@ def knn_hits(
     k: int = 5,
     classes: Iterable[int] | None = None,
 ) -> np.ndarray:
-    """Which of the queries that count the vote gets right, as booleans in their order; see `knn`."""
+    """Which of the queries that count the vote gets right, as booleans in their order.
+
+    Args:
+        bank_x: Features `(n, p)`, of all classes.
+        bank_y: Label ids `(n,)`.
+        query_x: Features `(m, p)`.
+        query_y: Label ids `(m,)`.
+        k: Number of neighbours.
+        classes: Label ids of the queries that count; all if left out.
+
+    Raises:
+        ValueError: As `knn`.
+    """
     bank, query, bank_labels, query_labels, counted = checked_split(
         bank_x, bank_y, query_x, query_y, classes, ("bank", "query")
     )

@@ -58,7 +58,20 @@ def probe_hits(
     c: float = 0.1,
     max_iterations: int = 30,
 ) -> np.ndarray:
-    """Which of the test rows that count the probe gets right, as booleans in their order; see `linear_probe`."""
+    """Which of the test rows that count the probe gets right, as booleans in their order.
+
+    Args:
+        train_x: Features `(n, p)`, tensor or array; fitted in float32.
+        train_y: Label ids `(n,)`, of at least two classes.
+        test_x: Features `(m, p)`.
+        test_y: Label ids `(m,)`.
+        classes: Label ids of the test rows that count; all if left out.
+        c: Inverse weight of the penalty, per training row.
+        max_iterations: Most iterations of L-BFGS.
+
+    Raises:
+        ValueError: As `linear_probe`.
+    """
     train, test, train_labels, test_labels, counted = checked_split(train_x, train_y, test_x, test_y, classes)
     present, targets = np.unique(train_labels, return_inverse=True)
     if len(present) < 2:

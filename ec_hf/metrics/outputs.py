@@ -45,24 +45,42 @@ def masked_hits(logits: Array, labels: Array, forgotten: Collection[int]) -> np.
 
 
 def confidence(logits: Array) -> np.ndarray:
-    """Probability of the predicted class, `(n,)`. Chance: 1 / c, its least value."""
+    """Probability of the predicted class, `(n,)`. Chance: 1 / c, its least value.
+
+    Args:
+        logits: `(n, c)`.
+    """
     return np.exp(_log_softmax(_logits(logits)).max(1))
 
 
 def entropy(logits: Array) -> np.ndarray:
-    """Entropy of the predicted distribution in nats, `(n,)`. Chance: ln c, its largest value."""
+    """Entropy of the predicted distribution in nats, `(n,)`. Chance: ln c, its largest value.
+
+    Args:
+        logits: `(n, c)`.
+    """
     log_p = _log_softmax(_logits(logits))
     return np.maximum(-(np.exp(log_p) * log_p).sum(1), 0)
 
 
 def loss(logits: Array, labels: Array) -> np.ndarray:
-    """Cross-entropy in nats, `(n,)`: -log of the probability of the label. Chance: ln c."""
+    """Cross-entropy in nats, `(n,)`: -log of the probability of the label. Chance: ln c.
+
+    Args:
+        logits: `(n, c)`.
+        labels: Label ids `(n,)`.
+    """
     scores, labels = _scores(logits, labels)
     return np.maximum(-_log_softmax(scores)[np.arange(len(labels)), labels], 0)
 
 
 def true_probability(logits: Array, labels: Array) -> np.ndarray:
-    """Probability of the label, `(n,)`: what the literature of membership inference calls confidence."""
+    """Probability of the label, `(n,)`: what the literature of membership inference calls confidence.
+
+    Args:
+        logits: `(n, c)`.
+        labels: Label ids `(n,)`.
+    """
     return np.exp(-loss(logits, labels))
 
 
@@ -71,6 +89,10 @@ def modified_entropy(logits: Array, labels: Array) -> np.ndarray:
 
     `-(1 - p_y) log p_y - Σ_{i ≠ y} p_i log(1 - p_i)` (Song & Mittal 2021, USENIX Security, arXiv 2003.10595). The copy
     that unlearning repositories pass around takes log p_i in the sum and indexes whole columns; this is the paper's.
+
+    Args:
+        logits: `(n, c)`.
+        labels: Label ids `(n,)`.
     """
     scores, labels = _scores(logits, labels)
     log_p = _log_softmax(scores)

@@ -63,6 +63,10 @@ class ECHeads(
 
     ``save_pretrained``, ``from_pretrained`` and ``push_to_hub`` store the heads on their own, for the next request on
     the same original model.
+
+    Example:
+        >>> heads = ECHeads.from_pretrained("out/ec_heads")  # doctest: +SKIP
+        >>> Eraser(model, forget_classes=[3], heads=heads)  # of the same original: not fitted again  # doctest: +SKIP
     """
 
     def __init__(

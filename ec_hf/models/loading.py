@@ -24,6 +24,13 @@ from ec_hf.models.penultimate import classifier_of
 __all__ = ["load_model", "load_with_new_head", "new_like", "require_finite", "weights_hash"]
 
 
+def _near(name_or_path: str | Path) -> str:
+    """Local folders whose names begin like one that is not there, in brackets."""
+    path = Path(name_or_path)
+    near = sorted(str(each) for each in path.parent.glob(f"{path.name}*") if each.is_dir()) if path.name else []
+    return f" (there is {', '.join(near[:3])})" if near else ""
+
+
 def load_model(
     name_or_path: str | Path, *, revision: str | None = None, token: str | bool | None = None
 ) -> tuple[PreTrainedModel, Any | None]:
@@ -56,8 +63,8 @@ def load_model(
         config = AutoConfig.from_pretrained(source, **hub)
     except OSError as error:
         raise OSError(
-            f"no model {str(name_or_path)!r}: it is no local folder, and the Hub did not give {source!r} "
-            f"({first_line(error)}). A private or gated model needs token=."
+            f"no model {str(name_or_path)!r}: it is no local folder{_near(name_or_path)}, and the Hub did not give "
+            f"{source!r} ({first_line(error)}). A private or gated model needs token=."
         ) from error
     except RecursionError as error:
         raise ValueError(f"the {CONFIG} of {source!r} is nested too deeply to be one") from error

@@ -50,6 +50,9 @@ Class = TypeVar("Class", bound=type[Objective])
 def register(name: str) -> Callable[[Class], Class]:
     """Class decorator that makes an objective known by a name.
 
+    Args:
+        name: a word without ":", by which `get_objective` and `--objective` then find it.
+
     Raises:
         TypeError: what is decorated is not a subclass of `Objective`.
         ValueError: another class has the name, or it holds a ":".

@@ -118,6 +118,9 @@ def push(
 
     Raises:
         PushError: the push failed; the message names the command that tries again.
+
+    Example:
+        >>> push("out", "USER/NAME", private=True, manifest_detail="classes", finish="drop")  # doctest: +SKIP
     """
     target = _Target(repo_id, private, token, revision, overwrite)
     choices = Choices(with_heads, manifest_detail, finish, license, readme)
@@ -181,6 +184,11 @@ def load_report(
     Raises:
         FileNotFoundError: there is no such model, or it has no manifest.
         ValueError: a file is too large, or no manifest or report of a version that this one reads.
+
+    Example:
+        >>> published = load_report("USER/NAME")  # doctest: +SKIP
+        >>> published.audit.status  # doctest: +SKIP
+        {'EC': 'as retrained'}
     """
     manifest, audit = (find_file(name_or_path, name, revision=revision, token=token) for name in (MANIFEST, AUDIT))
     if manifest is None:

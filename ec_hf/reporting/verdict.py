@@ -147,6 +147,8 @@ def _from_signals(report: AuditReport, name: str, judged: Sequence[Finding]) -> 
     """What the signals come to, or something worse that was found beside them."""
     by_signals = judgement(report, name)
     beside: dict[Status, str] = {}
+    if by_signals.status != "blind" and (weak := weak_references(report)):
+        beside["unclear"] = weak
     if (stated := report.status.get(name)) is not None:
         beside[stated] = f"the report holds {stated!r} as its status, since some layers are not judged (see the notes)"
     beside |= {kind: finding.text.rstrip(".") for finding in judged for kind in STATUSES if kind == finding.kind}
@@ -422,6 +424,24 @@ def _equal(report: AuditReport, metric: str, others: Sequence[str]) -> str | Non
     return f"{metric_title(metric)} ({value_text(metric, mine.value)} and {value_text(metric, other.value)}{where})"
 
 
+def weak_references(report: AuditReport) -> str:
+    """Which retrained models know clearly less of the rest than the original, in words; "" for none.
+
+    What such a model lacks may be training, so that a model that is as it is has not forgotten for certain.
+    """
+    original = output(report, "accuracy", "original", "retain_test")
+    others = [(name, output(report, "accuracy", name, "retain_test")) for name in of_role(report, "retrained")]
+    if original is None:
+        return ""
+    weak = [f"{name} gets {percent(number(each))}" for name, each in others if each and apart(each, original) < 0]
+    if not weak:
+        return ""
+    return (
+        f"on the rest the reference is worse than the original ({', '.join(weak)} of the retain test images right, "
+        f"the original {percent(number(original))}), so what it lacks may be training and not the forgotten images"
+    )
+
+
 def _references(report: AuditReport) -> Finding:
     explained = "CKA is the similarity of two models' features of the same images: 1 is the same, 0 is unrelated."
     if not whole_classes(report):
@@ -439,6 +459,8 @@ def _references(report: AuditReport) -> Finding:
                 "forget set, so what can be read from them about the forgotten data comes from the rest. Their spread "
                 "is the measure of what is near enough."
             )
+        if weak := weak_references(report):
+            target += f" But {weak}: train it as the original was trained."
         return Finding(None, "references", "with retrained", f"{explained} {target}")
     limits = (
         "There is no retrained model in this report. It shows how far the layers have moved from the original's, not "

@@ -68,12 +68,18 @@ def _inherited(name: str) -> Any:
 class EraserConfig:
     """Settings of an erasure: what to supervise, and with which losses.
 
+    What a field means stands in its help text, which `ec-hf erase --help-all` prints.
+
     What is left out is filled in when the object is made, from `preset` where that says something (`ec_weight` and
     `detach_retain` depend on `calibrated`). `dataclasses.replace` keeps what was filled in: to change `preset` or
     `calibrated`, make a new object.
 
     Raises:
         ValueError: for a setting that does not exist or is out of range.
+
+    Example:
+        >>> EraserConfig(objective="delete", calibrated=True).ec_weight
+        1.0
     """
 
     objective: str = HfArg(
@@ -198,14 +204,25 @@ class ECConfig(EraserConfig, TrainingArguments):
     column).
 
     An epoch is one pass over the retain set; the forget set cycles beside it, freshly shuffled at each turn.
-    `forget_epochs` measures a run in passes over the forget set instead.
+    `forget_epochs` measures a run in passes over the forget set instead. What a field means stands in its help text,
+    which `ec-hf erase --help-all` prints.
 
     Raises:
         ValueError: as `EraserConfig` and `TrainingArguments`, and for settings that do not go together.
+
+    Example:
+        >>> config = ECConfig("out", max_steps=200, learning_rate=1e-3, calibrated=True, objective="delete")
+        >>> config.points, config.retain_floor
+        ('auto', 0.01)
     """
 
     _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "objective_kwargs"]  # noqa: RUF012 - no field there
 
+    output_dir: str | None = HfArg(default=None, help="Folder for checkpoints and the finished model.")
+    num_train_epochs: float = HfArg(
+        default=3.0, help="Passes over the retain set. Of a small one these are few steps: see max_steps."
+    )
+    max_steps: int = HfArg(default=-1, help="Length of the run in steps, over num_train_epochs; -1 for the epochs.")
     per_device_forget_batch_size: int = HfArg(
         default=0,
         help="Forget images a step and device; default: per_device_train_batch_size, which counts the retain images.",

@@ -53,17 +53,10 @@ class Eraser:
     """Erase at the Core (arXiv 2602.05375) on one model.
 
     It chooses the supervision points, holds the EC heads, the objective, the original model where that is asked for,
-    and the loss. A loop brings the batches and the optimiser:
-
-        eraser = Eraser(model, EraserConfig(objective="delete"), forget_classes=[3, 5])
-        eraser.fit_heads(batches)                 # stage 1, on the frozen model
-        eraser.prepare(forget, retain)            # the objective looks at the original, or edits it
-        with eraser.attached():                   # stage 2, in training mode
-            eraser(batch).total.backward()
-
-    After that the model is a plain classifier again. A paired batch holds ``pixel_values`` (n, channels, height,
-    width), forget images first and retain images after them, ``labels`` (n,) int64 and ``num_forget``, an int:
-    `ec_hf.data.pairing` and `ec_hf.models.inputs` make such.
+    and the loss. A loop brings the batches and the optimiser, as in the example; after it the model is a plain
+    classifier again. A paired batch holds ``pixel_values`` (n, channels, height, width), forget images first and
+    retain images after them, ``labels`` (n,) int64 and ``num_forget``, an int: `ec_hf.data.pairing` and
+    `ec_hf.models.inputs` make such.
 
     Args:
         model: the original classifier; it is changed in place. With adapters of PEFT on it, such as LoRA, these are
@@ -94,6 +87,13 @@ class Eraser:
     Raises:
         ValueError: for points or heads that do not fit the model, objectives and settings that do not go together, and
             a forget set that the objective cannot forget.
+
+    Example:
+        >>> eraser = Eraser(model, EraserConfig(objective="delete"), forget_classes=[3, 5])  # doctest: +SKIP
+        >>> eraser.fit_heads(batches)  # stage 1, on the frozen model  # doctest: +SKIP
+        >>> eraser.prepare(forget, retain)  # the objective looks at the original, or edits it  # doctest: +SKIP
+        >>> with eraser.attached():  # stage 2, in training mode  # doctest: +SKIP
+        ...     eraser(batch).total.backward()
     """
 
     def __init__(

@@ -76,6 +76,12 @@ class ECTrainer(PairedTrainer):
         ValueError: for empty or overlapping sets, labels that the model does not know, heads or points that do not fit
             the model, supervision points beside an objective that starts from new weights, or several GPUs in one
             process. All before anything is trained.
+
+    Example:
+        >>> parts = split(train_dataset, ForgetRequest(classes=["cat"]))  # doctest: +SKIP
+        >>> sets = {"forget_dataset": parts["forget"], "retain_dataset": parts["retain"]}  # doctest: +SKIP
+        >>> trainer = ECTrainer("me/vit", ECConfig("out"), **sets)  # doctest: +SKIP
+        >>> trainer.train(); trainer.save_model()  # out/ is a plain model  # doctest: +SKIP
     """
 
     loss_is_scaled_for_ga = False

@@ -142,14 +142,22 @@ for load in (load_model, load_images):
         load("some/none")
     except OSError as error:
         print(error)
+try:
+    load_model("out/retrained")
+except OSError as error:
+    print(error)
 """
+    (tmp_path / "out" / "retrained-1a2b").mkdir(parents=True)
     environment = {**os.environ, "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, env=environment, cwd=tmp_path
+    )
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     timm_line = f"TimmWrapperForImageClassification True {commit}"
     assert lines[:4] == [f"ViTForImageClassification True {commit}", timm_line, timm_line, timm_line]
     assert lines[4].startswith("no model 'some/none': it is no local folder") and "some/none" in lines[5]
+    assert lines[-1].startswith("no model 'out/retrained': it is no local folder (there is out/retrained-1a2b)")
 
 
 # load_images

@@ -520,7 +520,7 @@ def test_the_command_shows_what_would_be_published_and_sends_nothing(hub, finish
     assert cli.main(["push", str(finished_folder), "--export_to", str(tmp_path / "out"), "--finish", "drop"]) == 0
     assert "\n  model.safetensors\n" in capsys.readouterr().out
     assert hub.requests == []
-    assert cli.main(["push", str(finished_folder)]) == 1
+    assert cli.main(["push", str(finished_folder)]) == 2
     assert "say where to push to" in capsys.readouterr().err
 
 

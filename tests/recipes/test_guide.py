@@ -12,7 +12,7 @@ from helpers.models import make_images, make_model, make_processor
 from helpers.stock import collate_fn, stock_trainer, with_pixels
 from transformers import AutoModelForImageClassification, Trainer
 
-from ec_hf import ForgetRequest, split
+from ec_hf import ForgetRequest, load_report, split
 
 GUIDE = Path(__file__).parents[2] / "recipes" / "README.md"
 SECTIONS = dict(re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", GUIDE.read_text(), re.DOTALL | re.MULTILINE))
@@ -23,6 +23,7 @@ def run(tmp_path, monkeypatch):
     """Runs the blocks of sections, one after another, with the names that the guide takes for granted."""
     monkeypatch.chdir(tmp_path)
     names = {"model": make_model("ViT"), "processor": make_processor(), "train_dataset": make_images()}
+    names["test_dataset"] = make_images(50, seed=1)
     names |= {"collate_fn": collate_fn, "TheirTrainer": type("TheirTrainer", (Trainer,), {})}
     names["parts"] = split(names["train_dataset"], ForgetRequest(classes=["cat", "dog"]))
 
@@ -94,3 +95,18 @@ def test_the_adapters_of_the_guide_erase(run):
     assert isinstance(names["adapted"], peft.PeftModel)
     assert moved(AutoModelForImageClassification.from_pretrained("merged"))
     peft.PeftModel.from_pretrained(make_model("ViT"), "adapter")
+
+
+def test_the_requests_of_the_guide_add_up(run):
+    names = run("What to forget")
+    assert names["request"] == ForgetRequest.load("request.json") == names["cats"] | names["some"]
+    assert names["patient"].ids == {"patient": (17,)} and names["years"].where
+
+
+@pytest.mark.slow
+def test_a_second_request_of_the_guide_knows_the_first(run):
+    names = run("Several requests in a row")
+    first, second = (load_report(folder).manifest for folder in ("first", "second"))
+    assert [each["request"]["hash"] for each in names["history"]] == [first["request"]["hash"]]
+    assert second["parts"]["retain"]["rows"] < first["parts"]["retain"]["rows"]
+    assert moved(AutoModelForImageClassification.from_pretrained("second")) and not moved(names["model"])

@@ -652,3 +652,13 @@ def test_attacks_that_bring_nothing_back_are_named():
 
 def test_a_model_that_never_forgot_needs_no_attack():
     assert all(each.topic != "attacks" for each in findings(as_model(report_of(), "original")))
+
+
+def test_a_reference_that_knows_less_of_the_rest_is_no_all_clear():
+    good = as_model(report_of(), "retrained")
+    assert found(good, "summary").kind == "as retrained"
+    assert "the reference is worse" not in text_of(good)
+    weak = change(good, "accuracy", lambda value, _: value - 0.3, model="retrained", split="retain_test")
+    assert found(weak, "summary").kind == "unclear"
+    assert found(weak, "summary").text.startswith("may be forgotten: on the rest the reference is worse")
+    assert "train it as the original was trained" in found(weak, "references").text
