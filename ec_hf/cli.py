@@ -110,17 +110,7 @@ def audit_command(argv: Sequence[str]) -> None:
     what, settings = parse(
         AuditArguments, AuditSettings, argv=argv, description=_AUDIT, prog="ec-hf audit", often=AUDIT_OFTEN
     )
-    if missing := [f"--{name}" for name in ("original", "unlearned", "dataset_name") if not getattr(what, name)]:
-        raise UsageError(f"{', '.join(missing)} missing; --help lists the flags")
-    folder = Path(what.output_dir)
-    if folder.is_file():
-        raise FileExistsError(f"--output_dir {folder} is a file: name a folder")
-    if there := [name for name in ("audit.json", "report.html") if (folder / name).exists()]:
-        raise FileExistsError(f"--output_dir {folder} holds {there[0]} already: name another folder, or move it away")
-    if bool(what.forget_classes) == bool(what.forget_request):
-        raise UsageError(
-            "say what was to be forgotten: either --forget_classes NAME ... or --forget_request FILE.json"
-        )
+    _check_audit(what)
 
     from accelerate import PartialState
 
@@ -159,6 +149,7 @@ def audit_command(argv: Sequence[str]) -> None:
         from ec_hf.reporting.verdict import findings
         from ec_hf.reporting.writing import write_audit
 
+        folder = Path(what.output_dir)
         write_audit(report, folder, splits=splits if what.show_images else None, image_column=what.image_column)
         console = Console()
         console.print(to_rich(report))
@@ -166,6 +157,21 @@ def audit_command(argv: Sequence[str]) -> None:
         console.print(f"\nIn {folder}: audit.json, report.html, figures/", highlight=False)
     state.wait_for_everyone()
     state.destroy_process_group()
+
+
+def _check_audit(what: AuditArguments) -> None:
+    """Refuse flags that do not go together, and a folder that holds an audit."""
+    if missing := [f"--{name}" for name in ("original", "unlearned", "dataset_name") if not getattr(what, name)]:
+        raise UsageError(f"{', '.join(missing)} missing; --help lists the flags")
+    folder = Path(what.output_dir)
+    if folder.is_file():
+        raise FileExistsError(f"--output_dir {folder} is a file: name a folder")
+    if there := [name for name in ("audit.json", "report.html") if (folder / name).exists()]:
+        raise FileExistsError(f"--output_dir {folder} holds {there[0]} already: name another folder, or move it away")
+    if bool(what.forget_classes) == bool(what.forget_request):
+        raise UsageError(
+            "say what was to be forgotten: either --forget_classes NAME ... or --forget_request FILE.json"
+        )
 
 
 def _named(texts: Sequence[str]) -> str | dict[str, str]:

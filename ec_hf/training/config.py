@@ -219,10 +219,6 @@ class ECConfig(EraserConfig, TrainingArguments):
     _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "objective_kwargs"]  # noqa: RUF012 - no field there
 
     output_dir: str | None = HfArg(default=None, help="Folder for checkpoints and the finished model.")
-    num_train_epochs: float = HfArg(
-        default=3.0, help="Passes over the retain set. Of a small one these are few steps: see max_steps."
-    )
-    max_steps: int = HfArg(default=-1, help="Length of the run in steps, over num_train_epochs; -1 for the epochs.")
     per_device_forget_batch_size: int = HfArg(
         default=0,
         help="Forget images a step and device; default: per_device_train_batch_size, which counts the retain images.",
@@ -273,7 +269,9 @@ class ECConfig(EraserConfig, TrainingArguments):
         default=None, help=f"How the learning rate falls. Default: {_inherited('lr_scheduler_type')}."
     )
     num_train_epochs: float = HfArg(
-        default=None, help=f"Passes over the retain set. Default: {_inherited('num_train_epochs')}."
+        default=None,
+        help="Passes over the retain set. Of a small one these are few steps: see max_steps. "
+        f"Default: {_inherited('num_train_epochs')}.",
     )
     max_steps: int = HfArg(default=None, help="Optimiser steps, in place of num_train_epochs. Default: -1, not given.")
     logging_steps: float = HfArg(default=10, help="Log every so many steps.")
