@@ -311,8 +311,9 @@ def _classes_unheard(collected: BySplit, question: Question) -> dict[str, str]:
     missing = len(set(question.whole_classes) - set(shown.labels.tolist()))
     for model in question.unlearned:
         known = _still_named(collected, question, model, split)
-        told = [f"{missing} of the {len(question.whole_classes)} forgotten classes have no image"] if missing else []
-        told += [f"{known} of the {len(question.whole_classes)} are named as often as before"] if known else []
+        some = f"of the {len(question.whole_classes)} forgotten classes"
+        told = [f"{missing} {some} have no image"] if missing else []
+        told += [f"{known} {some} are named nearly as often as before"] if known else []
         if told:
             notes[model] = (
                 f"{model}: {', and '.join(told)} in {split}, so the signals are no all-clear for all of them."

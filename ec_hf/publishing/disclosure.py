@@ -99,7 +99,7 @@ def disclosed_report(report: AuditReport, detail: str = "hashes", named: Named |
     report = replace(
         report,
         settings=_without_names(report.settings, hidden),
-        versions=_without_names(report.versions, hidden),
+        versions={name: text for name, text in report.versions.items() if not hidden.hides_value(text)},
         dataset={**report.dataset, **_without_names({"name": report.dataset.get("name")}, hidden)},
         attacks=[replace(curve, settings=_without_names(curve.settings, hidden)) for curve in report.attacks],
     )

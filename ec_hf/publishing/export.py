@@ -340,9 +340,10 @@ def _check_withheld(folder: Path, name: str, hidden: Named, own_card: bool) -> N
     if name == CARD and own_card:
         texts = [(folder / name).read_text(encoding="utf-8")]
     elif name == CONFIG:
-        texts = _foreign_texts(ModelFolder(folder).read(CONFIG))
-    elif name in (PROCESSOR, WEIGHTS_INDEX, f"{HEADS}/{CONFIG}"):
-        texts = [(folder / name).read_text(encoding="utf-8")]
+        config = ModelFolder(folder).read(CONFIG)
+        texts = _foreign_texts(config) if "model_type" in config else _values(config)  # else that of heads alone
+    elif name in (PROCESSOR, f"{HEADS}/{CONFIG}"):
+        texts = _values(ModelFolder(folder).read(name))
     elif name.endswith(".safetensors"):
         texts = texts_of(folder / name)
     if any(map(hidden.hides_value, texts)):
@@ -350,6 +351,15 @@ def _check_withheld(folder: Path, name: str, hidden: Named, own_card: bool) -> N
             f"{name} names what the request named, which this manifest_detail withholds: take it out, or publish with "
             "manifest_detail='classes' or 'rows'"
         )
+
+
+def _values(content: Any) -> list[str]:
+    """All texts and numbers in a JSON value, without its keys: "height" is no word of whoever forgot "eight"."""
+    if isinstance(content, Mapping):
+        return _values(list(content.values()))
+    if isinstance(content, list):
+        return [text for entry in content for text in _values(entry)]
+    return [str(content)]
 
 
 def _foreign_texts(config: Mapping[str, Any]) -> list[str]:

@@ -87,11 +87,11 @@ def _hash_of(folder: ModelFolder) -> str:
 
 
 def texts_of(path: Path) -> list[str]:
-    """All texts that a safetensors file holds: names of its tensors, and what it carries beside them."""
+    """The texts that a safetensors file carries beside its tensors, keys too."""
     try:
         with safe_open(path, "pt") as tensors:
             beside = tensors.metadata() or {}
-            return [*tensors.keys(), *beside.keys(), *beside.values()]
+            return [*(key for key in beside if key != "format"), *beside.values()]
     except SafetensorError as error:
         raise _unreadable(path, error) from error
 
