@@ -12,7 +12,7 @@ SIGNATURE = b"\x89PNG\r\n\x1a\n"
 OTHERS = (b"\xff\xd8", b"GIF8", b"RIFF", b"II*\0", b"MM\0*", b"BM")
 SHOWN = (b"IHDR", b"PLTE", b"tRNS", b"gAMA", b"cHRM", b"sRGB", b"sBIT", b"bKGD", b"pHYs", b"IDAT", b"IEND")
 """Chunks of what a reader sees; all others are texts, dates, further pictures, or anybody's own."""
-UNSEEN = re.compile(r"<!--.*?-->|<(metadata|title|desc)\b[^>]*?(/>|>.*?</\1\s*>)", re.DOTALL)
+UNSEEN = re.compile(r"<(metadata|title|desc)\b[^>]*?(/>|>.*?</\1\s*>)", re.DOTALL)
 FOREIGN = re.compile(r"<(?:\w+:)?(?:script|foreignObject)\b")
 PICTURE = re.compile(r"<(?:\w+:)?image\b|data:")
 WITH_PICTURE = ("confusion.svg",)
@@ -46,7 +46,7 @@ def without_text(data: bytes, name: str) -> bytes:
 
 
 def drawing_without_text(text: str, name: str) -> str:
-    """An SVG file without comments, titles and metadata, which nobody sees.
+    """An SVG file without titles and metadata, which nobody sees; comments stay, and are searched.
 
     Args:
         text: the file.

@@ -247,7 +247,7 @@ def test_only_what_is_seen_of_a_figure_is_published(folder, tmp_path):
     unseen = [chunk(b"prVt", PERSON.encode()), chunk(b"iCCP", b"dog\0\0" + zlib.compress(b"x")), chunk(b"fdAT", b"x")]
     (folder / "figures" / "cka.png").write_bytes(b"".join([*seen[:2], *unseen, *seen[2:]]))
     drawing = '<svg xmlns="http://www.w3.org/2000/svg">{}<text>0.5</text></svg>'
-    hidden = f"<metadata>/home/zoe/x</metadata><!-- {NUMBER} --><title>{PERSON}</title>"
+    hidden = f"<metadata>/home/zoe/x {NUMBER}</metadata><title>{PERSON}</title>"
     (folder / "figures" / "probe.svg").write_text(drawing.format(hidden))
     export(folder, tmp_path / "out", manifest_detail="classes")
     assert (tmp_path / "out" / "figures" / "cka.png").read_bytes() == b"".join(seen)
