@@ -166,7 +166,8 @@ def _check_audit(what: AuditArguments) -> None:
     folder = Path(what.output_dir)
     if folder.is_file():
         raise FileExistsError(f"--output_dir {folder} is a file: name a folder")
-    if there := [name for name in ("audit.json", "report.html") if (folder / name).exists()]:
+    written = ("audit.json", "report.html", "figures")
+    if there := [name for name in written if (folder / name).is_file() or any((folder / name).glob("*"))]:
         raise FileExistsError(f"--output_dir {folder} holds {there[0]} already: name another folder, or move it away")
     if bool(what.forget_classes) == bool(what.forget_request):
         raise UsageError(

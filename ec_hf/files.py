@@ -78,6 +78,14 @@ class ModelFolder:
         """Whether there is a file of this name."""
         return (self.path / name).is_file()
 
+    def present(self) -> list[str]:
+        """Names of files that saving, auditing and describing a model write, as far as they are there."""
+        files = (CONFIG, ADAPTER_CONFIG, PROCESSOR, WEIGHTS, WEIGHTS_INDEX, RECORD, MANIFEST, AUDIT, CARD, PAGE)
+        folders = [
+            name for name in (FIGURES, HEADS) if (self.path / name).is_dir() and any((self.path / name).iterdir())
+        ]
+        return [*filter(self.has, files), *folders]
+
     def read(self, name: str) -> dict[str, Any]:
         """The JSON object in a file; empty if there is no such file.
 

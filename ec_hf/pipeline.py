@@ -25,7 +25,7 @@ from ec_hf.data.holding_out import SHARE
 from ec_hf.data.manifests import earlier_manifests
 from ec_hf.data.requests import ForgetRequest
 from ec_hf.data.sources import load_images
-from ec_hf.files import CARD, CONFIG, MANIFEST, ModelFolder, local_folder
+from ec_hf.files import CARD, CONFIG, MANIFEST, ModelFolder, local_folder, move_files
 from ec_hf.models.loading import load_model
 from ec_hf.publishing.card import card
 from ec_hf.publishing.contents import unlearned_name
@@ -33,6 +33,7 @@ from ec_hf.publishing.disclosure import DETAILS
 from ec_hf.reporting.findings import Finding
 from ec_hf.reporting.verdict import findings
 from ec_hf.reporting.writing import write_audit
+from ec_hf.training.checkpoints import UNFINISHED
 from ec_hf.training.config import ECConfig
 from ec_hf.training.trainer import ECTrainer
 
@@ -162,7 +163,8 @@ def erase(
         dataset: Hub id, local folder or "mnist5k", or the splits: ``{"train": ..., "test": ...}``. Without a test
             split, a part of the training images is taken for it.
         request: what to forget.
-        output_dir: the folder; it may hold neither a model nor, unless the run is resumed, checkpoints.
+        output_dir: the folder; it may hold no file that a finished folder has and, unless the run is resumed, no
+            checkpoints.
         args: settings of the erasure.
         processor: image processor, where the model does not bring its own.
         model_revision: branch, tag or commit of the model on the Hub.
@@ -184,7 +186,8 @@ def erase(
         Model, report and folder. The folder's model loads where `ec_hf` is not installed.
 
     Raises:
-        FileExistsError: output_dir holds a model or an interrupted run.
+        FileExistsError: output_dir holds a model, a file that would be replaced, or an interrupted run; or
+            heads_cache holds something else than EC heads.
         PushError: publishing failed; the folder is finished.
         TypeError: for unknown settings, and as `split`.
         ValueError: for a request, columns, labels or settings that do not fit, before anything is trained.
@@ -198,6 +201,8 @@ def erase(
     settings["output_dir"] = str(output_dir)
     config = ECConfig(**settings) if args is None else replace(args, **settings)
     check_new_folder(config)
+    if heads_cache:
+        _has_heads(Path(heads_cache))
     if manifest_detail not in DETAILS:
         raise ValueError(f"manifest_detail={manifest_detail!r}: expected one of {', '.join(DETAILS)}")
     measured_by = AuditSettings(**{"seed": config.seed, **(audit_settings or {})})
@@ -242,7 +247,7 @@ def erase(
 
 
 def check_new_folder(config: ECConfig) -> None:
-    """Refuse an output folder that holds a model, or checkpoints of a run that is not to go on.
+    """Refuse an output folder with a model, with files that would be replaced, or with checkpoints of another run.
 
     Raises:
         FileExistsError: it does.
@@ -252,6 +257,8 @@ def check_new_folder(config: ECConfig) -> None:
         return
     if (folder / CONFIG).exists():
         raise FileExistsError(f"--output_dir {folder} holds a model already: name another folder.")
+    if there := ModelFolder(folder).present():
+        raise FileExistsError(f"--output_dir {folder} holds {there[0]}, which would be replaced: name another folder.")
     if folder.is_dir() and get_last_checkpoint(str(folder)):
         raise FileExistsError(
             f"--output_dir {folder} holds checkpoints of a run that did not end: --resume_from_checkpoint true goes "
@@ -320,17 +327,27 @@ def _erase(
 ) -> ECTrainer:
     """Erase from a copy of the original, and save it; fitted heads are kept for every later request."""
     cached = Path(heads_cache) if heads_cache and not config.heads else None
-    fitted = cached if cached and ModelFolder(cached).damage() is None else None
+    fitted = cached if cached and _has_heads(cached) else None
     trainer = _trainer_for(original, config, data, heads=fitted, callbacks=callbacks)
     trainer.on_record["evaluated"] = data.held_out.to_dict()
     if cached and not trainer.eraser.heads_fitted:
         trainer.fit_heads()
         if trainer.is_world_process_zero():
-            trainer.heads.save_pretrained(cached)
+            aside = cached / UNFINISHED
+            trainer.heads.save_pretrained(aside)
+            move_files(aside, cached)
     name = config.resume_from_checkpoint
     trainer.train(resume_from_checkpoint=True if name and name.lower() == "true" else name)
     trainer.save_model(_internal_call=True)  # it is pushed once it is audited
     return trainer
+
+
+def _has_heads(cached: Path) -> bool:
+    """Whether a cache holds whole EC heads; one that holds anything else is refused, for it would be replaced."""
+    folder = ModelFolder(cached)
+    if (there := folder.present()) and "points" not in folder.read(CONFIG):
+        raise FileExistsError(f"heads_cache={str(cached)!r} holds {there[0]} and no EC heads: name a new folder")
+    return folder.damage() is None
 
 
 def _trainer_for(original: Original, config: ECConfig, data: ErasureData, **kwargs: Any) -> ECTrainer:

@@ -150,6 +150,8 @@ class ModelInfo:
     Attributes:
         id: Hub id, or None for a local folder or a model in memory.
         revision: commit on the Hub.
+        weights: of an unlearned model, the hash by which its weights are known again, whatever their names; see
+            `ec_hf.models.loading.contents_hash`.
         architecture: class name of the model.
         parameters: number of parameters.
         role: what it is in the report: "original", "unlearned", "retrained" or "floor" (random weights).
@@ -160,6 +162,7 @@ class ModelInfo:
     role: str
     id: str | None = None
     revision: str | None = None
+    weights: str | None = None
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,11 @@ from itertools import chain
 from typing import Any
 
 import accelerate
+import numpy as np
 import torch
 import transformers
 from accelerate import PartialState
+from scipy.stats import binom
 
 from ec_hf._version import __version__
 from ec_hf.auditing.attacks.quantization import int8_accuracies
@@ -30,7 +32,12 @@ from ec_hf.auditing.measures.summaries import information_differences, probe_adv
 from ec_hf.auditing.question import Question, kept_rows
 from ec_hf.auditing.report import AuditReport, Measurement, Signal, Status, overall
 from ec_hf.auditing.residual import ResidualKnowledge, residual_areas, residual_knowledge
-from ec_hf.auditing.sense import features_without_sense, models_without_sense
+from ec_hf.auditing.sense import (
+    doubtful_references,
+    features_without_sense,
+    models_without_sense,
+    named_by_retrained,
+)
 from ec_hf.auditing.signals import FAMILY_ALPHA, signals_of
 from ec_hf.auditing.subjects import Subject
 from ec_hf.distributed import spread
@@ -113,6 +120,9 @@ def answer(
         measured, hits, not_measured = _measure(collected, question, shadows)
         summaries = _summarize([*recovered, *measured], question)
         nearest = retrievals(collected, question, deepest)
+    doubtful = doubtful_references({name: (each.model, question.models[name].role) for name, each in subjects.items()})
+    for model, found in _classes_unheard(collected, question).items() if question.retrained else ():
+        doubtful[model] = " ".join(filter(None, [doubtful.get(model), found]))
     with clock("signals"):
         signals, not_told = _signals(collected, hits, attacked, question, shadows, residual)
     picture: dict[str, Any] = {}
@@ -124,7 +134,7 @@ def answer(
         layers=max((subject.layers[:-1] for subject in subjects.values()), key=len),
         measurements=[*recovered, *residual_areas(residual, question), *measured, *summaries],
         signals=signals,
-        status=_statuses(signals, collected, question),
+        status=_statuses(signals, collected, question, doubtful),
         dataset={
             "name": question.dataset_name,
             "images": {name: len(labels) for name, labels in question.labels.items()},
@@ -144,6 +154,7 @@ def answer(
             *not_measured,
             *features_without_sense(collected),
             *not_told,
+            *dict.fromkeys(doubtful.values()),
         ],
         retained=retained_classes(collected, question),
         confusion=confusion(collected, question),
@@ -289,13 +300,56 @@ def _deepest_hidden(layers: Iterable[str]) -> str | None:
     return next((layer for layer in reversed(list(layers)) if layer not in ("penultimate", "logits")), None)
 
 
-def _statuses(signals: Sequence[Signal], collected: BySplit, question: Question) -> dict[str, Status]:
-    """Unlearned model -> what its signals come to; no all-clear where a layer is not judged at all."""
+def _classes_unheard(collected: BySplit, question: Question) -> dict[str, str]:
+    """Unlearned model -> a note on forgotten classes of which the signals tell too little, if there are any.
+
+    Signals are means over the images of all forgotten classes. A class without an image, or one that is still named
+    among many that are not, is not seen in these.
+    """
+    split = forget_split(question)
+    shown, notes = collected[split], {}
+    missing = len(set(question.whole_classes) - set(shown.labels.tolist()))
+    for model in question.unlearned:
+        known = _still_named(collected, question, model, split)
+        some = f"of the {len(question.whole_classes)} forgotten classes"
+        told = [f"{missing} {some} have no image"] if missing else []
+        told += [f"{known} {some} are named nearly as often as before"] if known else []
+        if told:
+            notes[model] = (
+                f"{model}: {', and '.join(told)} in {split}, so the signals are no all-clear for all of them."
+            )
+    return notes
+
+
+def _still_named(collected: BySplit, question: Question, model: str, split: str) -> int:
+    """The forgotten classes that a model still names in half as many images as the original, or more.
+
+    Beyond chance, and where it names more of them than each retrained model does.
+    """
+    shown, count = collected[split], 0
+    hits = {name: shown.outputs[name]["hit"] for name in ("original", model, *question.retrained)}
+    for label in question.whole_classes:
+        right = {name: float(np.nansum(own[shown.labels == label])) for name, own in hits.items()}
+        images = int((shown.labels == label).sum())
+        most = max((right[name] for name in question.retrained), default=0.0)
+        by_chance = binom.sf(
+            right[model] - 1, max(images, 1), max(most / max(images, 1), 1 / len(question.class_names))
+        )
+        known = right[model] > 0 and 2 * right[model] >= right["original"] > 2 * most
+        count += bool(known and by_chance < FAMILY_ALPHA / len(question.whole_classes))
+    return count
+
+
+def _statuses(
+    signals: Sequence[Signal], collected: BySplit, question: Question, doubtful: Mapping[str, str]
+) -> dict[str, Status]:
+    """Unlearned model -> what its signals come to; no all-clear where a layer is not judged, or in doubt."""
     statuses: dict[str, Status] = {}
+    known = named_by_retrained(collected, question)
     unjudged = _unjudged(signals, collected, question) if question.retrained else {}
     for model in question.unlearned:
         status = overall(signal for signal in signals if signal.model == model)
-        if status in ("over-erased", "as retrained") and unjudged.get(model):
+        if status in ("over-erased", "as retrained") and (known or unjudged.get(model) or model in doubtful):
             status = "unclear"
         if status is not None:
             statuses[model] = status

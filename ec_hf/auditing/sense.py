@@ -16,11 +16,21 @@ from ec_hf.auditing.question import Question
 from ec_hf.auditing.report import ModelInfo
 from ec_hf.data.fingerprint import fingerprint, image_hashes
 
-__all__ = ["check_models", "features_without_sense", "models_without_sense", "same_weights", "splits_without_sense"]
+__all__ = [
+    "check_models",
+    "doubtful_references",
+    "features_without_sense",
+    "models_without_sense",
+    "named_by_retrained",
+    "same_weights",
+    "splits_without_sense",
+]
 
 LEAST_IMAGES = 8
 """With fewer, no family of signals can tell any two models apart: seven hits in a row are not rare enough."""
 MOST = 10_000
+COPY = 0.5
+"""Share of its distance to the original within which a retrained model is taken for a copy of an unlearned one."""
 SHARED = 0.01
 """Share of the smaller split that may stand in another one; data sets of photos hold a few copies."""
 NO_BETTER, BETTER = 0.05, 0.001
@@ -55,6 +65,45 @@ def check_models(models: Mapping[str, tuple[PreTrainedModel, ModelInfo]]) -> lis
         reason = next((text for role, text in meaning.items() if role in roles), "they cannot differ")
         notes.append(f"{first} and {second} have the same weights: {reason}.")
     return notes
+
+
+def doubtful_references(models: Mapping[str, tuple[PreTrainedModel, str]]) -> dict[str, str]:
+    """Unlearned models that a retrained one was made from, or is a copy of, each with a note; it is then no reference.
+
+    Of a retrained model R, the original O and the unlearned model U: two trainings that share no more than their start
+    are about as far from each other as each is from what was made of the other, so R is about as far from U as from O.
+    R is taken for a copy of U if it is less than half as far, and for a step on the way from O to U if O and U lie on
+    opposite sides of it.
+
+    Args:
+        models: each model, and its role, by name; "original" is one of them.
+    """
+    by_role: dict[str, list[str]] = {}
+    for name, (_, role) in models.items():
+        by_role.setdefault(role, []).append(name)
+    found = {}
+    for unlearned in by_role.get("unlearned", []):
+        for retrained in by_role.get("retrained", []):
+            three = (models[name][0] for name in ("original", unlearned, retrained))
+            if _made_from(*three):
+                found[unlearned] = (
+                    f"{retrained} is nearer to {unlearned} in its weights than a model that was trained on its own: "
+                    "it looks like a copy of it, or a step on its way, and likeness to it is no sign of erasure."
+                )
+    return found
+
+
+def _made_from(original: PreTrainedModel, unlearned: PreTrainedModel, retrained: PreTrainedModel) -> bool:
+    """Whether a retrained model seems to come from an unlearned one; see `doubtful_references`."""
+    o, u, r = (dict(model.named_parameters()) for model in (original, unlearned, retrained))
+    to_unlearned = to_original = inner = 0.0
+    for name in r:
+        if name in o and name in u and o[name].shape == u[name].shape == r[name].shape:
+            mine, theirs = (r[name].detach().cpu().double() - other[name].detach().cpu().double() for other in (u, o))
+            to_unlearned += mine.square().sum().item()
+            to_original += theirs.square().sum().item()
+            inner += (mine * theirs).sum().item()
+    return to_original > 0 and (to_unlearned < COPY**2 * to_original or inner < 0)
 
 
 def splits_without_sense(
@@ -100,7 +149,7 @@ def models_without_sense(collected: BySplit, question: Question) -> list[str]:
         collected: what the pass collected.
         question: what is asked.
     """
-    split = "forget_test" if question.whole_classes and len(question.labels["forget_test"]) else "forget_train"
+    split, seen = _forget_split(question), named_by_retrained(collected, question)
     chance, count = 1 / max(len(question.class_names), 1), len(question.labels[split])
     notes = []
     for model in ["original", *(question.retrained if question.whole_classes else [])] if count else []:
@@ -109,7 +158,7 @@ def models_without_sense(collected: BySplit, question: Question) -> list[str]:
         told = f"{model} names {100 * hits / count:.1f} % of the {split} images right (guessing: {100 * chance:.1f} %)"
         if model == "original" and count >= LEAST_IMAGES and better > NO_BETTER:
             notes.append(f"{told}, which is no better than guessing: there is nothing to forget that it names.")
-        if model != "original" and better < BETTER:
+        if model in seen:
             notes.append(f"{told}, though a retrained model never saw these classes: is it the right model?")
     kept = np.unique(np.concatenate([question.labels[name] for name in ("retain_train", "retain_test")]))
     if len(kept) == 1:
@@ -118,6 +167,25 @@ def models_without_sense(collected: BySplit, question: Question) -> list[str]:
             "keeps everything, so what is said of the rest means little."
         )
     return notes
+
+
+def named_by_retrained(collected: BySplit, question: Question) -> list[str]:
+    """Retrained models that name images of forgotten classes better than by guessing, and so must have seen some.
+
+    Args:
+        collected: what the pass collected.
+        question: what is asked.
+    """
+    split = _forget_split(question)
+    chance, count = 1 / max(len(question.class_names), 1), len(question.labels[split])
+    if not count or not question.whole_classes:
+        return []
+    hits = {name: int(np.nansum(collected[split].outputs[name]["hit"])) for name in question.retrained}
+    return [name for name, right in hits.items() if binom.sf(right - 1, count, chance) < BETTER]
+
+
+def _forget_split(question: Question) -> str:
+    return "forget_test" if question.whole_classes and len(question.labels["forget_test"]) else "forget_train"
 
 
 def features_without_sense(collected: BySplit) -> list[str]:

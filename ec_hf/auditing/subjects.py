@@ -18,7 +18,7 @@ from ec_hf.auditing.report import ModelInfo
 from ec_hf.data.columns import shown
 from ec_hf.models.adapters import merged
 from ec_hf.models.inputs import ImageCollator, collator_for
-from ec_hf.models.loading import load_model, new_like
+from ec_hf.models.loading import contents_hash, load_model, new_like
 from ec_hf.models.modules import modules_at, with_modules
 from ec_hf.models.penultimate import Layer, Penultimate, classifier_of, penultimate_point
 from ec_hf.models.points import (
@@ -198,6 +198,7 @@ def info(model: PreTrainedModel, role: str, *, by_name: bool = False) -> ModelIn
         role,
         id=str(name) if on_hub else None,
         revision=getattr(model.config, "_commit_hash", None) if on_hub else None,
+        weights=contents_hash(model.state_dict().values()) if role == "unlearned" else None,
     )
 
 

@@ -20,7 +20,10 @@ __all__ = ["BAD", "DESCRIPTION", "NOT_FORGOTTEN", "OFTEN", "EraseArguments", "er
 UNNAMED = "trainer_output"  # what TrainingArguments calls the folder where none was named
 NOT_FORGOTTEN = 3
 BAD = ("untouched", "under-erased", "known", "unknown", "blind")
-"""Statuses that do not pass `--fail_unless_forgotten`. Without a retrained model "unclear" is the best there is."""
+"""Statuses that do not pass `--fail_unless_forgotten`, nor does "unclear" beside a retrained model.
+
+Without a retrained model "unclear" is the best there is.
+"""
 
 
 @dataclass
@@ -97,7 +100,8 @@ DESCRIPTION = f"""Erase classes, rows or people from an image classifier, and sh
 A first argument that ends in .yaml gives defaults for any of the flags.
 
 Exit codes: 0 the folder is finished, 1 an error, 2 wrong usage, {NOT_FORGOTTEN} the folder is finished and, with
---fail_unless_forgotten, the audit's status is one of {", ".join(BAD)}."""
+--fail_unless_forgotten, the audit's status is one of {", ".join(BAD)};
+beside a retrained model unclear is one of them, without one it is the best there is."""
 
 
 def erase_command(argv: Sequence[str]) -> int:
@@ -165,7 +169,13 @@ def run(
             if answer:
                 print(json.dumps(done.to_dict()), file=answer, flush=True)
         done.trainer.end()
-    return NOT_FORGOTTEN if what.fail_unless_forgotten and done.status in BAD else 0
+    return NOT_FORGOTTEN if what.fail_unless_forgotten and not _passes(done) else 0
+
+
+def _passes(done: Any) -> bool:
+    """Whether the audit's status is the best that it could be, or says that too much was erased."""
+    judged = any(info.role == "retrained" for info in done.report.models.values())
+    return done.status not in BAD and not (judged and done.status == "unclear")
 
 
 PASSED_ON = ("model_revision", "dataset_config", "id_column", "hold_out", "with_delete", "manifest_detail", "finish")

@@ -5,10 +5,11 @@ from __future__ import annotations
 import copy
 import hashlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from huggingface_hub import try_to_load_from_cache
 from safetensors import SafetensorError
@@ -21,7 +22,7 @@ from ec_hf.files import ADAPTER_CONFIG, CONFIG, WEIGHTS, ModelFolder, first_line
 from ec_hf.models.adapters import base_name, load_adapted, original_state
 from ec_hf.models.penultimate import classifier_of
 
-__all__ = ["load_model", "load_with_new_head", "new_like", "require_finite", "weights_hash"]
+__all__ = ["contents_hash", "load_model", "load_with_new_head", "new_like", "require_finite", "weights_hash"]
 
 
 def _near(name_or_path: str | Path) -> str:
@@ -185,6 +186,22 @@ def weights_hash(model: nn.Module) -> str:
     for name, value in original_state(model).items():
         digest.update(name.encode() + value.detach().flatten()[:256].double().cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def contents_hash(tensors: Iterable[torch.Tensor]) -> str:
+    """A hash by which weights are known again under any names and in any order, as files of other layouts hold them.
+
+    It is made of the shape and the first 256 numbers of each tensor; of equal tensors, such as tied ones, one counts.
+    """
+    found = {
+        hashlib.sha256(str(tuple(value.shape)).encode() + _first_numbers(value).tobytes()).digest()
+        for value in tensors
+    }
+    return hashlib.sha256(b"".join(sorted(found))).hexdigest()[:16]
+
+
+def _first_numbers(tensor: torch.Tensor) -> np.ndarray:
+    return tensor.detach().flatten()[:256].cpu().double().numpy()
 
 
 def new_like(model: Any) -> Any:

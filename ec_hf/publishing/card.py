@@ -29,7 +29,7 @@ from ec_hf.publishing.contents import (
 )
 from ec_hf.publishing.licenses import LICENSES
 from ec_hf.publishing.metadata import check_card, metadata
-from ec_hf.publishing.weights import require_finite
+from ec_hf.publishing.weights import require_audited, require_finite
 from ec_hf.reporting.figures import CAPTIONS
 from ec_hf.reporting.findings import by_model
 from ec_hf.reporting.labels import ARROWS, MISSING, interval_text, model_label, split_label, value_text
@@ -116,9 +116,11 @@ def card(
 
     Raises:
         FileNotFoundError: for a folder without config.json.
-        ValueError: for a file that cannot be read, weights that are NaN or infinite, an unknown licence or detail.
+        ValueError: for a file that cannot be read, weights that are NaN or infinite or not those of the audit, an
+            unknown licence or detail.
     """
     require_finite(ModelFolder(folder))
+    require_audited(ModelFolder(folder))
     if license is not None and license not in LICENSES:
         close = difflib.get_close_matches(license, LICENSES, n=3, cutoff=0.3)
         raise ValueError(f"license={license!r} is no licence id of the Hub; close ones: {', '.join(close) or 'other'}")

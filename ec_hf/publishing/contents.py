@@ -65,7 +65,7 @@ def read(folder: str | Path, detail: str | None = None) -> Contents:
     return Contents(
         config,
         disclosed_record(record, detail, named),
-        disclosed_manifest(manifest, detail) if manifest else {},
+        disclosed_manifest(manifest, detail, named) if manifest else {},
         disclosed_report(report, detail, named) if report else None,
         tuple(shown),
         base_license(files.path) if files.has(CARD) else {},

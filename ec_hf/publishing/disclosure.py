@@ -42,23 +42,33 @@ FLAGS = frozenset(
 """Flags whose values a request does not decide, beside those that stand among the settings of a record."""
 
 
-def disclosed_manifest(manifest: Mapping[str, Any], detail: str = "hashes") -> dict[str, Any]:
+def disclosed_manifest(
+    manifest: Mapping[str, Any], detail: str = "hashes", named: Named | None = None
+) -> dict[str, Any]:
     """What of a forget manifest, and of the earlier ones in its `history`, may be published.
 
-    Only what is known to be harmless passes below "rows"; a key that this function does not know is left out. What
-    an earlier call left out stays out, and the result says in `detail` what it holds.
+    Only what is known to be harmless passes below "rows"; a key that this function does not know is left out, and so
+    is a name of the dataset that tells what the request named. What an earlier call left out stays out, and the
+    result says in `detail` what it holds.
+
+    Args:
+        manifest: the manifest.
+        detail: one of `DETAILS`.
+        named: what the request named; None for what the manifest itself tells.
 
     Raises:
         ValueError: for an unknown detail.
     """
     detail = lower(detail, manifest.get("detail", "rows"))
+    hidden = (named or Named()) | named_by(manifest, detail=detail)
     history = {}
     if "history" in manifest:
-        history["history"] = [disclosed_manifest(entry, detail) for entry in manifest["history"]]
+        history["history"] = [disclosed_manifest(entry, detail, hidden) for entry in manifest["history"]]
     if detail == "rows":
         return {**manifest, **history, "detail": detail}
     kept = {key: manifest[key] for key in EVERYWHERE if key in manifest}
-    kept["dataset"] = {key: manifest["dataset"][key] for key in OF_DATASET if key in manifest["dataset"]}
+    of_dataset = {key: manifest["dataset"][key] for key in OF_DATASET if key in manifest["dataset"]}
+    kept["dataset"] = _without_names(of_dataset, hidden)
     kept["request"] = {"hash": manifest["request"]["hash"]}
     kept["parts"] = {name: _part(manifest["parts"][name], detail) for name in ("forget", "retain")}
     if (whole := whole_class_count(manifest)) is not None:
@@ -86,6 +96,13 @@ def disclosed_report(report: AuditReport, detail: str = "hashes", named: Named |
         return report
     hidden = (named or Named()) | named_by({}, report, detail=detail)
     report = _without_sentences(_without_model_names(report, hidden), hidden)
+    report = replace(
+        report,
+        settings=_without_names(report.settings, hidden),
+        versions={name: text for name, text in report.versions.items() if not hidden.hides_value(text)},
+        dataset={**report.dataset, **_without_names({"name": report.dataset.get("name")}, hidden)},
+        attacks=[replace(curve, settings=_without_names(curve.settings, hidden)) for curve in report.attacks],
+    )
     request = {key: value for key, value in report.request.items() if key != "summary"}
     if detail == "classes":
         return replace(report, request=request, retrievals=[])
@@ -110,7 +127,7 @@ def _without_sentences(report: AuditReport, hidden: Named) -> AuditReport:
         notes.append(WITHHELD)
     references = [line for line in report.references if not hidden.hides_sentence(line)]
     measurements = [
-        replace(row, note=None) if row.note not in (None, *MODES) and hidden.hides(row.note) else row
+        replace(row, note=None) if row.note not in (None, *MODES) and hidden.hides_value(row.note) else row
         for row in report.measurements
     ]
     return replace(report, notes=notes, references=references, measurements=measurements)
@@ -192,12 +209,12 @@ def disclosed_record(record: Mapping[str, Any], detail: str = "hashes", named: N
 
 
 def _without_names(value: Any, hidden: Named) -> Any:
-    """A JSON value in which None stands for every text that tells what is hidden; such keys are left out."""
+    """A JSON value in which None stands for every text or number that tells what is hidden; such keys are left out."""
     if isinstance(value, Mapping):
-        return {key: _without_names(entry, hidden) for key, entry in value.items() if not hidden.hides(str(key))}
+        return {key: _without_names(entry, hidden) for key, entry in value.items() if not hidden.hides_value(str(key))}
     if isinstance(value, (list, tuple)):
         return [_without_names(entry, hidden) for entry in value]
-    return None if isinstance(value, str) and hidden.hides(value) else value
+    return None if isinstance(value, (str, int, float)) and hidden.hides_value(value) else value
 
 
 def _shown_command(words: Sequence[str], record: Mapping[str, Any], hidden: Named, detail: str) -> str:

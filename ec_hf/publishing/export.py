@@ -35,8 +35,8 @@ from ec_hf.models.finish import finished
 from ec_hf.models.heads import ECHeads
 from ec_hf.publishing.card import card
 from ec_hf.publishing.disclosure import FIGURES_WITH_CLASSES, disclosed_manifest, disclosed_record, disclosed_report
-from ec_hf.publishing.pictures import text_of, without_text
-from ec_hf.publishing.weights import SHARDS, metadata_of, require_finite, weight_files
+from ec_hf.publishing.pictures import drawing_without_text, text_of, without_text
+from ec_hf.publishing.weights import SHARDS, require_audited, require_finite, texts_of, weight_files
 from ec_hf.publishing.withheld import Named, named_by
 from ec_hf.reporting.drawing import render
 from ec_hf.reporting.figures import draw
@@ -121,12 +121,14 @@ def export(
         FileExistsError: the destination is not empty.
         FileNotFoundError: the folder holds no model, or not the heads that are asked for.
         ValueError: a choice does not exist or does not fit the model; a file is a link out of the folder, or names a
-            token, a path of this machine, or what `manifest_detail` withholds; or the weights are NaN or infinite.
+            token, a path of this machine, or what `manifest_detail` withholds; or the weights are NaN or infinite, or
+            not those of the audit.
     """
     source, exported = ModelFolder(folder), ModelFolder(destination)
     choices = Choices(with_heads, manifest_detail, finish, license, readme)
     source.require_model()
     _refuse_links(source.path)
+    require_audited(source)
     hidden = named_in(source, manifest_detail)
     _require_empty(exported.path)
     _export_model(source, exported, choices)
@@ -210,7 +212,7 @@ def _export_documents(source: ModelFolder, exported: ModelFolder, choices: Choic
     if record:
         exported.write(RECORD, without_paths(disclosed_record(record, detail, hidden)))
     if manifest:
-        exported.write(MANIFEST, without_paths(disclosed_manifest(manifest, detail)))
+        exported.write(MANIFEST, without_paths(disclosed_manifest(manifest, detail, hidden)))
     if source.has(AUDIT):
         report = disclosed_report(AuditReport.load(source.path / AUDIT), detail, hidden)
         exported.write(AUDIT, without_paths(report.to_dict()))
@@ -236,7 +238,12 @@ def _export_figures(source: ModelFolder, exported: ModelFolder, choices: Choices
             continue
         if path.suffix == ".png":
             target.write_bytes(without_text(target.read_bytes(), path.name))
-        elif hidden.hides(text_of(target)):
+            if hidden.hides_value(target.read_bytes().decode("utf-8", "replace")):
+                target.unlink()
+            continue
+        drawing = drawing_without_text(target.read_text(encoding="utf-8"), path.name)
+        target.write_text(drawing, encoding="utf-8", newline="\n")
+        if hidden.hides_value(text_of(target)):
             target.unlink()
 
 
@@ -262,13 +269,27 @@ def _export_card(
     exported.write(CARD, text)
 
 
-def export_heads_alone(source: ModelFolder, destination: Path) -> None:
-    """The EC heads as a repository of their own, with their card."""
+def export_heads_alone(source: ModelFolder, destination: Path, detail: str = "hashes") -> None:
+    """The EC heads as a repository of their own, with their card.
+
+    Args:
+        source: the model folder.
+        destination: the folder to write to.
+        detail: what may be told of the request, as for `export`.
+
+    Raises:
+        FileNotFoundError: the folder holds no heads.
+        ValueError: as `export`.
+    """
     copy_heads(source, destination)
     text = ECHeads.from_pretrained(destination).generate_model_card()
     if base := source.read(RECORD).get("base_model"):
         text.data["base_model"] = base
     text.save(destination / CARD)
+    hidden = named_in(source, detail)
+    for name in files_in(destination):
+        _check(destination, name)
+        _check_withheld(destination, name, hidden, own_card=False)
 
 
 def copy_heads(source: ModelFolder, destination: Path) -> None:
@@ -300,9 +321,12 @@ def _check(folder: Path, name: str) -> None:
     """Refuse a file that is not on the list, or a text that names a token or a path of this machine."""
     if not is_allowed(name):
         raise ValueError(f"{name} is not among the files that are published")
-    if name.endswith((".safetensors", ".png")):
+    if name.endswith(".png"):
         return
-    text = EMBEDDED_IMAGE.sub("", (folder / name).read_text(encoding="utf-8"))
+    if name.endswith(".safetensors"):
+        text = "\n".join(texts_of(folder / name))
+    else:
+        text = EMBEDDED_IMAGE.sub("", (folder / name).read_text(encoding="utf-8"))
     token = get_token()
     if TOKEN.search(text) or (token and token in text):
         raise ValueError(f"{name} holds a Hub token: take it out, and revoke the token if it was seen by others")
@@ -316,14 +340,26 @@ def _check_withheld(folder: Path, name: str, hidden: Named, own_card: bool) -> N
     if name == CARD and own_card:
         texts = [(folder / name).read_text(encoding="utf-8")]
     elif name == CONFIG:
-        texts = _foreign_texts(ModelFolder(folder).read(CONFIG))
+        config = ModelFolder(folder).read(CONFIG)
+        texts = _foreign_texts(config) if "model_type" in config else _values(config)  # else that of heads alone
+    elif name in (PROCESSOR, f"{HEADS}/{CONFIG}"):
+        texts = _values(ModelFolder(folder).read(name))
     elif name.endswith(".safetensors"):
-        texts = list(metadata_of(folder / name).values())
-    if any(map(hidden.hides, texts)):
+        texts = texts_of(folder / name)
+    if any(map(hidden.hides_value, texts)):
         raise ValueError(
             f"{name} names what the request named, which this manifest_detail withholds: take it out, or publish with "
             "manifest_detail='classes' or 'rows'"
         )
+
+
+def _values(content: Any) -> list[str]:
+    """All texts and numbers in a JSON value, without its keys: "height" is no word of whoever forgot "eight"."""
+    if isinstance(content, Mapping):
+        return _values(list(content.values()))
+    if isinstance(content, list):
+        return [text for entry in content for text in _values(entry)]
+    return [str(content)]
 
 
 def _foreign_texts(config: Mapping[str, Any]) -> list[str]:

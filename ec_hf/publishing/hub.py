@@ -264,9 +264,14 @@ def _retry(folder: str | Path, target: _Target, choices: Choices) -> str:
 
 def _stage(folder: str | Path, staged: Path, target: _Target, choices: Choices) -> None:
     """Write what will be uploaded: ``model``, and ``heads`` if they go to a repository of their own."""
-    if choices.heads_repo_id:
-        export_heads_alone(ModelFolder(folder), staged / "heads")
     repo_id = _with_owner(target.repo_id, target.token)
+    if choices.heads_repo_id:
+        if _with_owner(choices.heads_repo_id, target.token) == repo_id:
+            raise ValueError(
+                f"with_heads={choices.heads_repo_id!r} is the model's own repository, whose files have the same "
+                "names: name another one, or publish the heads in ec_heads/ with with_heads=True"
+            )
+        export_heads_alone(ModelFolder(folder), staged / "heads", choices.manifest_detail)
     export(folder, staged / "model", repo_id=repo_id, token=target.token, **vars(choices))
     if named_in(ModelFolder(folder), choices.manifest_detail).hides(repo_id):
         logger.warning(
@@ -278,7 +283,7 @@ def _stage(folder: str | Path, staged: Path, target: _Target, choices: Choices) 
 
 def _upload_staged(staged: Path, target: _Target, choices: Choices, commit_message: str) -> str:
     if choices.heads_repo_id:
-        _upload(staged / "heads", replace(target, repo_id=choices.heads_repo_id), "EC heads")
+        _upload(staged / "heads", replace(target, repo_id=choices.heads_repo_id), "EC heads", heads=True)
     return _upload(staged / "model", target, commit_message)
 
 
@@ -287,8 +292,8 @@ def _with_owner(repo_id: str, token: str | bool | None) -> str:
     return repo_id if "/" in repo_id else f"{HfApi(token=token).whoami()['name']}/{repo_id}"
 
 
-def _upload(folder: Path, target: _Target, commit_message: str) -> str:
-    """Make the repository's allowed files equal to those of a folder, in one commit.
+def _upload(folder: Path, target: _Target, commit_message: str, *, heads: bool = False) -> str:
+    """Make the repository's allowed files equal to those of a folder, of a model or of EC heads, in one commit.
 
     Returns:
         Address of the repository.
@@ -301,7 +306,7 @@ def _upload(folder: Path, target: _Target, commit_message: str) -> str:
         api.create_branch(url.repo_id, branch=target.revision, exist_ok=True)
     names = files_in(folder)
     old = api.list_repo_files(url.repo_id, revision=target.revision)
-    deleted = _deleted(api, url.repo_id, names, old, target)
+    deleted = _deleted(api, url.repo_id, names, old, target, heads=heads)
     # Not upload_folder: where hf_xet is installed, it commits in batches, and a commit that the Hub refuses is tried
     # again in parts (huggingface_hub 2.4 made two commits of 301 files).
     api.create_commit(
@@ -316,33 +321,37 @@ def _upload(folder: Path, target: _Target, commit_message: str) -> str:
     return f"{url}/tree/{target.revision}" if target.revision else str(url)
 
 
-def _deleted(api: HfApi, repo_id: str, names: Sequence[str], old: Sequence[str], target: _Target) -> list[str]:
+def _deleted(
+    api: HfApi, repo_id: str, names: Sequence[str], old: Sequence[str], target: _Target, *, heads: bool = False
+) -> list[str]:
     """The files that a push takes away: those of an earlier push, or weights that would be loaded in place of ours.
 
     Raises:
         ValueError: the repository holds files that no push wrote, and the user did not say to replace them.
     """
     gone = [name for name in old if is_allowed(name) and name not in names]
-    if _is_ours(api, repo_id, old, target):
+    if _is_ours(api, repo_id, old, target, heads=heads):
         return gone
     weights = [name for name in gone if name in (WEIGHTS, WEIGHTS_INDEX) or fnmatch(name, SHARDS)]
     if (lost := [*(name for name in old if name in names), *weights]) and not target.overwrite:
         more = f" and {len(lost) - FEW} more" if len(lost) > FEW else ""
         raise ValueError(
-            f"the repository was not made by ec_hf, and this push would replace or delete {', '.join(lost[:FEW])}"
+            f"the repository was not made by ec_hf, or not for {'EC heads' if heads else 'a model'}, and this push "
+            f"would replace or delete {', '.join(lost[:FEW])}"
             f"{more}. Choose another name, or say so with --overwrite (in Python overwrite=True)"
         )
     return weights
 
 
-def _is_ours(api: HfApi, repo_id: str, old: Sequence[str], target: _Target) -> bool:
-    """Whether an earlier push made the repository: it holds a record or a manifest, or a card that says so."""
+def _is_ours(api: HfApi, repo_id: str, old: Sequence[str], target: _Target, *, heads: bool = False) -> bool:
+    """Whether an earlier push of the same kind made the repository: its record or manifest says so, or its card."""
     if RECORD in old or MANIFEST in old:
-        return True
+        return not heads
     if CARD not in old:
         return False
     try:
         text = ModelCard.load(api.hf_hub_download(repo_id, CARD, revision=target.revision)).data
     except (ValueError, YAMLError):  # a card that cannot be read is not one of ours
         return False
-    return "ec_hf" in (text.library_name, *(text.tags or ()))
+    told = (text.library_name, *(text.tags or ()))
+    return "ec_hf" in told and ("ec-heads" in told) == heads

@@ -9,9 +9,11 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from ec_hf.files import WEIGHTS, WEIGHTS_INDEX, ModelFolder, first_line
+from ec_hf.auditing.report import AuditReport
+from ec_hf.files import AUDIT, RECORD, WEIGHTS, WEIGHTS_INDEX, ModelFolder, first_line
+from ec_hf.models.loading import contents_hash
 
-__all__ = ["SHARDS", "metadata_of", "require_finite", "weight_files"]
+__all__ = ["SHARDS", "require_audited", "require_finite", "texts_of", "weight_files"]
 
 SHARDS = "model-*-of-*.safetensors"
 
@@ -54,11 +56,42 @@ def require_finite(folder: ModelFolder) -> None:
             raise _unreadable(folder.path / name, error) from error
 
 
-def metadata_of(path: Path) -> dict[str, str]:
-    """The texts that a safetensors file carries beside its tensors."""
+def require_audited(folder: ModelFolder) -> None:
+    """Refuse an audit of other weights than those beside it, as a later run in the same folder leaves one.
+
+    Where the audit does not tell the weights, or the logits were finished since, nothing can be checked.
+
+    Raises:
+        ValueError: the audit is of other weights, or a file cannot be read.
+    """
+    if not folder.has(AUDIT) or folder.read(RECORD).get("finish", "keep") != "keep":
+        return
+    models = AuditReport.load(folder.path / AUDIT).models.values()
+    known = next((info.weights for info in models if info.role == "unlearned"), None)
+    if known and (folder.has(WEIGHTS) or folder.has(WEIGHTS_INDEX)) and known != _hash_of(folder):
+        raise ValueError(
+            f"{AUDIT} is of other weights than those in {str(folder.path)!r}: audit this model again, or take the "
+            "file away"
+        )
+
+
+def _hash_of(folder: ModelFolder) -> str:
+    tensors = []
+    for name in weight_files(folder):
+        try:
+            with safe_open(folder.path / name, "pt") as file:
+                tensors += [file.get_tensor(key) for key in file.keys()]  # noqa: SIM118 - it is no mapping
+        except SafetensorError as error:
+            raise _unreadable(folder.path / name, error) from error
+    return contents_hash(tensors)
+
+
+def texts_of(path: Path) -> list[str]:
+    """The texts that a safetensors file carries beside its tensors, keys too."""
     try:
         with safe_open(path, "pt") as tensors:
-            return dict(tensors.metadata() or {})
+            beside = tensors.metadata() or {}
+            return [*(key for key in beside if key != "format"), *beside.values()]
     except SafetensorError as error:
         raise _unreadable(path, error) from error
 

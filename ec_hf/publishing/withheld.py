@@ -17,6 +17,8 @@ __all__ = ["FLAG", "LISTED", "Named", "named_by", "words_of"]
 
 SHORT = 4
 """A shorter name hides a text only where it stands as a word of its own: "ant" is not in "want"."""
+LONG = 5
+"""A number of fewer digits may be a size, a step or a count in any file."""
 COUNTED = r"images?|labels|classes|steps?|signals?|models?|retrained|processe?s?|bits|layers?|points?|channels|rows"
 FLAG = re.compile(r"--?[A-Za-z]")
 LISTED = re.compile(r"\b(?:labels?|class(?:es)?|ids?|rows?|ind(?:ex|exes|ices))\b[\s:=()\[{#]*\d", re.IGNORECASE)
@@ -42,6 +44,11 @@ class Named:
         """Whether a text tells one of the names, in any case, spelling of its blanks or URL encoding."""
         return bool(self._names) and any(self._names.search(form) for form in (text, unquote(text)))  # type: ignore[union-attr]
 
+    def hides_value(self, value: Any) -> bool:
+        """Whether a value tells a name, or a number that is too long to stand there by chance."""
+        text = value if isinstance(value, str) else str(value)
+        return self.hides(text) or bool(self._long and self._long.search(text))
+
     def hides_sentence(self, text: str) -> bool:
         """Whether a sentence tells a name, a number, or lists labels, classes, ids or rows by their numbers."""
         told = self.hides(text) or LISTED.search(text)
@@ -51,6 +58,12 @@ class Named:
     def _names(self) -> re.Pattern[str] | None:
         patterns = [_pattern(name) for name in sorted(self.names, key=len, reverse=True)]
         return re.compile("|".join(patterns), re.IGNORECASE) if patterns else None
+
+    @cached_property
+    def _long(self) -> re.Pattern[str] | None:
+        """Numbers of so many digits, wherever they stand by themselves."""
+        long = [re.escape(number) for number in self.numbers if len(number) >= LONG]
+        return re.compile(rf"(?<!\w)(?:{'|'.join(long)})(?!\w)") if long else None
 
     @cached_property
     def _numbers(self) -> re.Pattern[str] | None:

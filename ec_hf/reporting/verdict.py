@@ -150,7 +150,10 @@ def _from_signals(report: AuditReport, name: str, judged: Sequence[Finding]) -> 
     if by_signals.status != "blind" and (weak := weak_references(report)):
         beside["unclear"] = weak
     if (stated := report.status.get(name)) is not None:
-        beside[stated] = f"the report holds {stated!r} as its status, since some layers are not judged (see the notes)"
+        beside[stated] = (
+            f"the report holds {stated!r} as its status, since the signals do not judge everything, or not against a "
+            "true reference (see the notes)"
+        )
     beside |= {kind: finding.text.rstrip(".") for finding in judged for kind in STATUSES if kind == finding.kind}
     worst = worst_status([by_signals.status, *beside])
     if worst == by_signals.status or worst not in BESIDE:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,11 +20,12 @@ from transformers.hf_argparser import HfArg
 
 from ec_hf.data.columns import find_image_column, find_label_column
 from ec_hf.data.fingerprint import fingerprint
-from ec_hf.files import CONFIG, ModelFolder
+from ec_hf.files import AUDIT, CONFIG, MANIFEST, RECORD, WEIGHTS, ModelFolder, explained_writing, move_files
 from ec_hf.models.inputs import collator_for
 from ec_hf.models.loading import load_with_new_head, new_like, weights_hash
 from ec_hf.training.architectures import build
 from ec_hf.training.augmentation import COLOUR, GRAY, Batches
+from ec_hf.training.checkpoints import UNFINISHED
 from ec_hf.training.trainer import accuracy
 
 __all__ = ["ClassifierConfig", "class_names", "seed_folders", "train_classifier", "train_once", "train_seeds"]
@@ -147,9 +149,7 @@ def train_classifier(
     plain = {name: part.with_transform(Batches(collator)) for name, part in parts.items()}
     reached = {name: trainer.evaluate(part)["eval_accuracy"] for name, part in plain.items()}
     if trainer.is_world_process_zero():
-        model.save_pretrained(str(config.output_dir))
-        if is_image:
-            processor.save_pretrained(str(config.output_dir))
+        _save(Path(str(config.output_dir)), model, processor if is_image else None)
     trainer.accelerator.wait_for_everyone()
     trainer.accelerator.print(
         f"{_origin(config, like)}, {model.num_parameters():,} parameters: accuracy {reached['train']:.2%} on the "
@@ -218,9 +218,28 @@ def seed_folders(output_dir: str, seeds: int) -> list[str]:
 
 
 def check_output(config: ClassifierConfig) -> None:
-    """Refuse a folder that holds a model, unless it may be replaced."""
-    if (Path(str(config.output_dir)) / CONFIG).exists() and not config.overwrite:
+    """Refuse a folder that holds a model, unless it may be replaced; an unlearned model never is."""
+    folder = ModelFolder(str(config.output_dir))
+    if (folder.has(CONFIG) or folder.has(WEIGHTS)) and not config.overwrite:
         raise FileExistsError(f"{config.output_dir!r} holds a model: load it, name another folder, or set overwrite")
+    if told := [name for name in (RECORD, MANIFEST, AUDIT) if folder.has(name)]:
+        raise FileExistsError(
+            f"{config.output_dir!r} holds an unlearned model, of which its {told[0]} tells: another model beside that "
+            "file would pass for it, so name another folder"
+        )
+
+
+def _save(folder: Path, model: PreTrainedModel, processor: Any) -> None:
+    """Write a model aside, then move it to its place: a save that is cut short leaves the earlier model as it was."""
+    aside = folder / UNFINISHED
+    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        with explained_writing(folder, "What lay there before is unchanged."):
+            for each in filter(None, (model, processor)):
+                each.save_pretrained(str(aside))
+            move_files(aside, folder)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def class_names(labels: Sequence[Dataset]) -> list[str]:
