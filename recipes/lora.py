@@ -5,7 +5,7 @@
     python recipes/train_original.py --output_dir retrained --without_classes 3 5 8
     python recipes/lora.py --original original --retrained retrained
 
-Settings are those of `ec_vit.yaml`; every field of `ECConfig` is a flag. The base weights stay as they are, the
+Settings are those of `lora.yaml`; every field of `ECConfig` is a flag. The base weights stay as they are, the
 original model is the one with its adapters switched off, and what is audited is the merged model.
 """
 
@@ -29,7 +29,7 @@ from ec_hf.models.loading import load_model
 from ec_hf.reporting.markdown import table
 from ec_hf.reporting.verdict import findings
 
-SETTINGS = str(Path(__file__).with_name("ec_vit.yaml"))
+SETTINGS = str(Path(__file__).with_name("lora.yaml"))
 
 
 @dataclass

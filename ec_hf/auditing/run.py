@@ -120,9 +120,7 @@ def answer(
         measured, hits, not_measured = _measure(collected, question, shadows)
         summaries = _summarize([*recovered, *measured], question)
         nearest = retrievals(collected, question, deepest)
-    doubtful = doubtful_references({name: (each.model, question.models[name].role) for name, each in subjects.items()})
-    for model, found in _classes_unheard(collected, question).items() if question.retrained else ():
-        doubtful[model] = " ".join(filter(None, [doubtful.get(model), found]))
+    doubtful = _doubts(question, subjects, collected)
     with clock("signals"):
         signals, not_told = _signals(collected, hits, attacked, question, shadows, residual)
     picture: dict[str, Any] = {}
@@ -169,6 +167,14 @@ def answer(
         seconds=clock.seconds,
         versions=VERSIONS,
     )
+
+
+def _doubts(question: Question, subjects: Mapping[str, Subject], collected: BySplit) -> dict[str, str]:
+    """Unlearned model -> why its references, or the images, allow no all-clear."""
+    doubtful = doubtful_references({name: (each.model, question.models[name].role) for name, each in subjects.items()})
+    for model, found in _classes_unheard(collected, question).items() if question.retrained else ():
+        doubtful[model] = " ".join(filter(None, [doubtful.get(model), found]))
+    return doubtful
 
 
 def look(question: Question, subjects: Mapping[str, Subject]) -> BySplit:

@@ -136,12 +136,12 @@ def words_of(command: Any) -> list[str]:
 
 def _rows_and_values(document: Mapping[str, Any]) -> Named:
     content = document["request"].get("content") or {}
-    values = [value for entries in content.get("ids", {}).values() for value in entries]
-    for clause in content.get("where", ()):
+    values = [value for entries in (content.get("ids") or {}).values() for value in entries or ()]
+    for clause in content.get("where") or ():
         for key, given in clause.items():
             if key != "column":
                 values += given if isinstance(given, (list, tuple)) else [given]
-    return _named([*values, *content.get("rows", ())])
+    return _named([*values, *(content.get("rows") or ())])
 
 
 def _classes(document: Mapping[str, Any], labels: Mapping[str, str]) -> Named:

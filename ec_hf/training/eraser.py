@@ -350,7 +350,7 @@ class Eraser:
 
     def _check_with_adapters(self) -> None:
         config = self.config
-        if not self.objective.trains or self.objective.from_scratch:
+        if not self.objective.trains or self.objective.from_scratch or self.objective.renews:
             raise ValueError(
                 f"objective {config.objective!r} edits the weights themselves, and with adapters these stay as they "
                 "are: choose an objective that trains, or give the model without adapters."

@@ -299,7 +299,7 @@ MODELS = [
     ("a label too far", lambda t: trainer(t, forget=labelled(7), retain=labelled(0)), "label 7 of forget row 0"),
     ("a hidden state that is not there", lambda t: trainer(t, points=[9]), "no hidden state 9"),
     ("a hidden state named twice", lambda t: trainer(t, points=[1, 1]), "named twice"),
-    ("a hidden state that is a word", lambda t: trainer(t, points=["deep", "1"]), "is not an index"),
+    ("a hidden state that is a word", lambda t: trainer(t, points=["deep", "1"]), "no module 'deep'"),
     ("too few layer weights", lambda t: trainer(t, layer_weights=[1, 2]), "one number for each of the 4"),
     ("an unknown schedule of layers", lambda t: trainer(t, layer_weights="steep"), "steep"),
     ("heads that are not there", lambda t: trainer(t, heads=str(t / "none")), "none"),

@@ -69,6 +69,8 @@ EXPECTED = {
 def scratch(tmp_path_factory):
     """Modules are copied here, and rows kept here, and not in the user's cache."""
     with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in sys.modules if name.partition(".")[0] == "evaluate_modules"]:
+            patch.delitem(sys.modules, name)  # from a cache of another test
         folder = str(tmp_path_factory.mktemp("evaluate"))
         patch.setattr(evaluate.config, "HF_METRICS_CACHE", folder)
         patch.setattr(evaluate.config, "HF_MODULES_CACHE", folder)
