@@ -37,9 +37,16 @@ class _Hash(TypedDict):
     hash: str
 
 
+class _Content(TypedDict, total=False):
+    classes: list[int | str]
+    rows: list[int]
+    ids: dict[str, list[int | str]]
+    where: list[dict[str, Any]]
+
+
 class _Request(_Hash, total=False):
     summary: str
-    content: dict[str, Any]
+    content: _Content
 
 
 class _Core(TypedDict):
