@@ -32,7 +32,9 @@ class Rewind(Objective):
     points there.
 
     Batch norm follows the retain images, whatever `batch_norm` says, and no forget target stops the run, as the model
-    must come back to its accuracy first. The learning rate is that of a training, not of a fine-tuning.
+    must come back to its accuracy first. The learning rate is that of a training, not of a fine-tuning. Held-out
+    images were in the original's training and are new to the rewound part: let `retain_floor` be wider than the gap
+    between the original's accuracy on training and on test images.
 
     Source: re-initialised last layers as in EU-k (arXiv 2201.06640), α as in UNDO (arXiv 2506.06278), the blind
     teacher as in DELETE (arXiv 2503.23751), here on retain images.
