@@ -184,7 +184,7 @@ def main() -> None:
     request = ForgetRequest(classes=FORGOTTEN)
     collator = ImageCollator(processor, num_channels=channels)
     points = describe_hidden_states(models["original"])
-    subjects = {name: Subject(model, collator, points) for name, model in models.items()}
+    subjects = {name: Subject(model, collator, points, depth=len(points)) for name, model in models.items()}
     passes = Passes(subjects, four_splits(train, test, request), arguments.batch_size)
     whole = partial(
         audit,
