@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-import numpy as np
 import torch
-from torch import nn
 from transformers import PreTrainedModel
 
 from ec_hf.auditing.attacks.base import Attack, AttackImages, Outcome
-from ec_hf.auditing.attacks.fitting import hits_on, logits_of
+from ec_hf.auditing.attacks.weights import hits_of_changed, weighted_layers
 from ec_hf.auditing.subjects import Subject
 
 __all__ = ["Pruning", "pruned"]
 
-PRUNED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 SPARSITIES = (0.1, 0.3, 0.5, 0.7)
 
 
@@ -30,11 +27,8 @@ class Pruning(Attack):
 
     def run(self, subject: Subject, images: AttackImages) -> Outcome:
         """See `Attack.run`."""
-        tests, hits = images.tests(subject.collator), []
-        for sparsity in SPARSITIES:
-            sparse = pruned(subject.model, sparsity)
-            hits.append(hits_on(logits_of(sparse), tests, sparse))
-        return Outcome(SPARSITIES, np.stack(hits), self.unit, {"pruned": "smallest magnitudes over all layers"})
+        hits = hits_of_changed(subject, images, SPARSITIES, pruned)
+        return Outcome(SPARSITIES, hits, self.unit, {"pruned": "smallest magnitudes over all layers"})
 
 
 @torch.no_grad()
@@ -53,8 +47,7 @@ def pruned(model: PreTrainedModel, sparsity: float) -> PreTrainedModel:
     if not 0 <= sparsity < 1:
         raise ValueError(f"sparsity={sparsity}: expected a share from 0 to below 1")
     model = copy.deepcopy(model)
-    layers = [module for module in model.modules() if isinstance(module, PRUNED)]
-    weights = [layer.weight for layer in layers if layer.weight.is_floating_point()]
+    weights: list[Any] = [layer.weight for layer in weighted_layers(model)]
     sizes = torch.cat([weight.abs().flatten().float() for weight in weights]) if weights else torch.empty(0)
     removed = int(sparsity * len(sizes))
     if removed:

@@ -5,15 +5,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-import numpy as np
 import torch
-from torch import nn
 from transformers import PreTrainedModel
 
 from ec_hf.auditing.attacks.base import Attack, AttackImages, Outcome
-from ec_hf.auditing.attacks.fitting import hits_on, logits_of
+from ec_hf.auditing.attacks.weights import hits_of_changed, weighted_layers
 from ec_hf.auditing.forward import features_of
 from ec_hf.auditing.measures.outputs import mean_over_images
 from ec_hf.auditing.question import Question, drawn_evenly
@@ -22,7 +20,6 @@ from ec_hf.auditing.subjects import Subject
 
 __all__ = ["Quantization", "int8_accuracies", "quantized"]
 
-ROUNDED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 INT8_IMAGES = 1000
 BITS = (8, 6, 5, 4)
 
@@ -36,11 +33,8 @@ class Quantization(Attack):
 
     def run(self, subject: Subject, images: AttackImages) -> Outcome:
         """See `Attack.run`."""
-        tests, hits = images.tests(subject.collator), []
-        for bits in BITS:
-            rounded = quantized(subject.model, bits)
-            hits.append(hits_on(logits_of(rounded), tests, rounded))
-        return Outcome(BITS, np.stack(hits), self.unit, {"rounding": "to nearest, for each output channel"})
+        hits = hits_of_changed(subject, images, BITS, quantized)
+        return Outcome(BITS, hits, self.unit, {"rounding": "to nearest, for each output channel"})
 
 
 def quantized(model: PreTrainedModel, bits: int = 8) -> PreTrainedModel:
@@ -60,12 +54,11 @@ def quantized(model: PreTrainedModel, bits: int = 8) -> PreTrainedModel:
     if not 2 <= bits <= 16:
         raise ValueError(f"bits={bits}: expected 2 to 16")
     model = copy.deepcopy(model)
-    for module in model.modules():
-        if isinstance(module, ROUNDED) and module.weight.is_floating_point():
-            weight = module.weight.data
-            step = weight.float().abs().flatten(1).amax(1) / (2 ** (bits - 1) - 1)
-            step = step.clamp_min(torch.finfo(torch.float32).tiny).view(-1, *[1] * (weight.dim() - 1))
-            weight.copy_((weight.float() / step).round() * step)
+    for layer in weighted_layers(model):
+        weight: Any = layer.weight.data
+        step = weight.float().abs().flatten(1).amax(1) / (2 ** (bits - 1) - 1)
+        step = step.clamp_min(torch.finfo(torch.float32).tiny).view(-1, *[1] * (weight.dim() - 1))
+        weight.copy_((weight.float() / step).round() * step)
     return model
 
 
