@@ -42,6 +42,7 @@ _OBJECTIVES: dict[str, str | type[Objective]] = {
     "saliency": "ec_hf.objectives.saliency:Saliency",
     "scrub": "ec_hf.objectives.scrub:Scrub",
     "ssd": "ec_hf.objectives.ssd:Ssd",
+    "undo": "ec_hf.objectives.undo:Undo",
 }
 
 Class = TypeVar("Class", bound=type[Objective])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -60,6 +60,7 @@ class Rewind(Objective):
     name = "rewind"
     uses = "retain"
     renews = True
+    renews_classifier: ClassVar[bool] = True
     source = "EU-k (arXiv 2201.06640), UNDO (arXiv 2506.06278) and DELETE (arXiv 2503.23751), put together"
 
     def __post_init__(self) -> None:
@@ -80,7 +81,7 @@ class Rewind(Objective):
 
     def share_of_new(self, block: int, count: int) -> float:
         """How much of a block's weights is new; the classifier's block is number `count` - 1."""
-        if block == count - 1:
+        if block == count - 1 and self.renews_classifier:
             return 1.0
         return self.alpha if block >= self.cut(count) else 0.0
 

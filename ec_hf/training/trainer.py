@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import ConcatDataset, Dataset
-from transformers import PreTrainedModel, TrainerCallback
+from transformers import PreTrainedModel, PrinterCallback, ProgressCallback, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import TrainOutput
@@ -35,6 +35,7 @@ from ec_hf.training.loop import Loop
 from ec_hf.training.memory import explained_memory
 from ec_hf.training.paired_trainer import PairedTrainer
 from ec_hf.training.plan import RunPlan, settings_in_effect
+from ec_hf.training.progress import ProgressTable
 from ec_hf.training.record import peak_memory_mb
 from ec_hf.training.stopping import StoppingRule
 
@@ -139,6 +140,9 @@ class ECTrainer(PairedTrainer):
         args.check_batch_norm(self.eraser.batch_norm)
         self.stopping_rule = StoppingRule(self._forget_target(), args.retain_floor, args.min_steps, self.total_steps())
         self.interruption = Interruption()
+        self.remove_callback(ProgressCallback)
+        self.remove_callback(PrinterCallback)
+        self.add_callback(ProgressTable())
         self.add_callback(self.stopping_rule)
         self.add_callback(self.interruption)
         self.plan = self._plan()

@@ -51,6 +51,15 @@ def test_alpha_mixes_the_blocks_and_the_classifier_is_new_in_any_case():
     assert half[name].std() < before[name].std()  # of two independent draws of one size
 
 
+def test_undo_moves_every_block_the_classifier_too_by_alpha():
+    model = make_model("ViT")
+    before, after, blocks, _ = prepared(model, "undo", alpha=0.25)
+    whole = prepared(make_model("ViT"), "undo", alpha=1.0)[1]
+    assert set(blocks) >= changed(before, after) > set()
+    for name in ("classifier.weight", "vit.embeddings.patch_embeddings.projection.weight"):
+        torch.testing.assert_close(after[name], 0.75 * before[name] + 0.25 * whole[name])
+
+
 def test_a_base_checkpoint_gives_its_weights_where_they_fit_and_new_ones_elsewhere(tmp_path):
     model = make_model("ViT")
     base = type(model)(type(model.config).from_dict({**model.config.to_dict(), "id2label": {0: "one", 1: "two"}}))

@@ -1,0 +1,100 @@
+"""What a run shows while it trains: a line an evaluation, and on a terminal a bar with the time left."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from transformers import TrainerCallback
+
+from ec_hf.training.stopping import accuracies
+
+__all__ = ["ProgressTable"]
+
+TITLES = ("step", "loss", "forget", "retain", "time left")
+WIDTHS = (12, 9, 9, 9, 11)
+
+
+class ProgressTable(TrainerCallback):
+    """Prints accuracy on forget and retain images at each evaluation, in place of the logged dictionaries.
+
+    A run that evaluates no forget and retain images gets a line each time it logs. All that is logged goes to
+    `report_to` as before. On a terminal a bar follows the steps, unless `disable_tqdm` is set; elsewhere there are the
+    lines alone.
+
+    Args:
+        console: where to print; standard output if left out.
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
+        self._given = console
+        self._bar: Progress | None = None
+        self._began: tuple[float, int] | None = None
+        self._loss: float | None = None
+        self._shown: set[int] = set()
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Start the clock, and the bar."""
+        self._began = time.monotonic(), state.global_step
+        console = self._console()
+        if state.is_world_process_zero and console.is_terminal and not args.disable_tqdm:
+            self._bar = Progress(
+                TextColumn("erasing"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+                console=console, transient=True,
+            )  # fmt: skip
+            self._bar.add_task("erasing", total=state.max_steps, completed=state.global_step)
+            self._bar.start()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Move the bar."""
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=state.global_step)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        """Keep the loss for the next line; it is a line itself where nothing is evaluated."""
+        if not logs or "loss" not in logs:
+            return
+        self._loss = float(logs["loss"])
+        if args.eval_strategy == "no":
+            self._show(state, None)
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Print a line once both forget and retain images were evaluated."""
+        if (both := accuracies(state.log_history).get(state.global_step)) is not None:
+            self._show(state, both)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Take the bar away."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def _console(self) -> Console:
+        return self._given or Console(file=sys.stdout, highlight=False)
+
+    def _show(self, state: Any, both: tuple[float, float] | None) -> None:
+        step = state.global_step
+        if not state.is_world_process_zero or step in self._shown:
+            return
+        console = self._console() if self._bar is None else self._bar.console
+        if not self._shown:
+            console.print(_line(TITLES), markup=False)
+        self._shown.add(step)
+        shares = ("", "") if both is None else tuple(f"{share:.1%}" for share in both)
+        loss = "" if self._loss is None or not step else f"{self._loss:.3f}"
+        name = f"{step}/{state.max_steps}" if state.max_steps else str(step)
+        console.print(_line((name, loss, *shares, self._time_left(state))), markup=False)
+
+    def _time_left(self, state: Any) -> str:
+        began, first = self._began or (0.0, state.global_step)
+        if state.global_step <= first:
+            return ""
+        seconds = (time.monotonic() - began) / (state.global_step - first) * (state.max_steps - state.global_step)
+        return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+
+
+def _line(cells: tuple[str, ...]) -> str:
+    return "".join(f"{cell:>{width}}" for cell, width in zip(cells, WIDTHS, strict=True))
