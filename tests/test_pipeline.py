@@ -19,6 +19,7 @@ import ec_hf
 from ec_hf import ECConfig, ForgetRequest, cli, pipeline
 from ec_hf.auditing.report import AuditReport
 from ec_hf.commands.erase import what_next
+from ec_hf.models.inputs import collator_for
 from ec_hf.reporting.labels import arrow
 
 FAST = {
@@ -209,6 +210,26 @@ def test_a_preset_beside_settings_that_are_complete_is_refused_since_it_could_fi
     request, complete = ForgetRequest(classes=["bee"]), ECConfig(use_cpu=True, objective="scrub")
     with pytest.raises(ValueError, match=r"preset='published' fills in what `args` leaves out"):
         ec_hf.erase("model", "data", request, output_dir=tmp_path, args=complete, preset="published")
+
+
+@pytest.mark.parametrize(("objective", "lead"), [("rewind", 0.75), ("retrain", 0.75), ("delete", 0.0)])
+def test_new_weights_are_judged_by_what_the_original_knows_of_images_that_it_never_saw(tmp_path, objective, lead):
+    model, images = make_model("ViT"), make_images(20)
+    collator = collator_for(model, make_processor(), {"train": images})
+    with torch.no_grad():
+        named = model(pixel_values=collator(list(images))["pixel_values"]).logits.argmax(-1).numpy()
+    others = (named + (np.arange(20) % 4 > 0)) % len(NAMES)  # three of four are wrong
+    known, unseen = (
+        images.remove_columns("label").add_column("label", labels).cast_column("label", images.features["label"])
+        for labels in (named, others)
+    )
+    held_out = SimpleNamespace(evaluated={"retain": known})
+    data = SimpleNamespace(held_out=held_out, splits={"retain_test": unseen}, columns={"label_column": "label"})
+    config = ECConfig(output_dir=str(tmp_path), use_cpu=True, objective=objective, points=[])
+    original = pipeline.Original(model, make_processor())
+    assert pipeline._lead_of_original(config, data, original) == pytest.approx(lead)
+    data.splits = {"retain_test": unseen.select([])}
+    assert pipeline._lead_of_original(config, data, original) == 0
 
 
 def test_the_retain_floor_leaves_room_for_chance_where_few_images_decide():
