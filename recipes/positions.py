@@ -2,10 +2,10 @@
 
     python recipes/positions.py recipes/positions/fashion.yaml --output_dir DIR
 
-A file names an original model, retrained ones, the data, the classes to forget, what all methods share, and the
-methods as fields of `ECConfig`. The table has, for each method, the positions of all signals that tell the original
-from the retrained models: 0 is as the original, 1 as retrained. Every model and the audit stay in DIR; a method whose
-model is there is not run again.
+A file names an original model, retrained ones, the data, the classes (or a request) to forget, what all methods share,
+and the methods as fields of `ECConfig`. The table has, for each method, the positions of all signals that tell the
+original from the retrained models: 0 is as the original, 1 as retrained. Every model and the audit stay in DIR; a
+method whose model is there is not run again.
 """
 
 from __future__ import annotations
@@ -56,14 +56,15 @@ def run(case: Mapping[str, Any], folder: Path) -> tuple[AuditReport, dict[str, M
     """Erase with every method of a case, and audit what came out.
 
     Args:
-        case: "original", "retrained", "dataset_name", "forget_classes", "common" and "methods".
+        case: "original", "retrained", "dataset_name", "forget_classes" (or "request", a file), "methods"; and
+            "common" and "audit", settings of all methods and of the audit.
         folder: for the models.
 
     Returns:
         The audit, and method -> cost of its run.
     """
     images = load_images(case["dataset_name"])
-    request = ForgetRequest(classes=case["forget_classes"])
+    request = ForgetRequest.load(case["request"]) if "request" in case else ForgetRequest(case["forget_classes"])
     splits = four_splits(*train_and_test(images, seed=0), request)
     original, processor = load_model(case["original"])
     costs: dict[str, Mapping[str, float]] = {}

@@ -6,15 +6,13 @@ them. Without one, the findings tell what has changed, and the headline says tha
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 
-from scipy.stats import binom
-
-from ec_hf.auditing.report import STATUSES, AttackCurve, AuditReport, Measurement, RetainedClass, Status
+from ec_hf.auditing.report import STATUSES, AuditReport, Measurement, Status
 from ec_hf.reporting import layerwise
+from ec_hf.reporting.attacked import attacks
 from ec_hf.reporting.findings import Finding, Kind, Topic
-from ec_hf.reporting.labels import attack_words, metric_title, percent, split_label, value_text
+from ec_hf.reporting.labels import metric_title, percent, split_label, value_text
 from ec_hf.reporting.printable import printable
 from ec_hf.reporting.reading import (
     above,
@@ -29,18 +27,11 @@ from ec_hf.reporting.reading import (
     whole_classes,
     worst_status,
 )
+from ec_hf.reporting.rest import classes_can_tell, rest
 from ec_hf.reporting.signals import blind_signals, judgement, ranking, signal_findings
 
 __all__ = ["findings", "headline"]
 
-CLASS_ALPHA = 0.05
-"""In this share of audits some kept class may be said to have suffered though it differs by chance."""
-FEW_CLASSES = 3
-FEW_ATTACKS = 3
-"""So many attacks are told with their strengths, those first that are quicker than on a retrained model."""
-RETAIN_LOSS = 0.02
-"""Retain accuracy that may be lost before the rest counts as hurt. It is a choice, not measured, and the finding says
-so: whoever uses the model must judge the loss."""
 
 # The headline of a model without a retrained one beside it, put together from what single findings come to.
 OUTPUT: dict[Kind, str] = {
@@ -109,12 +100,12 @@ def findings(report: AuditReport) -> list[Finding]:
 def _of_model(report: AuditReport, name: str) -> list[Finding]:
     if of_role(report, "retrained"):
         measured = {each.metric for each in report.signals if each.model == name}
-        others = [_attacks(report, name)]
+        others = [attacks(report, name)]
         others += [_eight_bits(report, name)] if measured and "accuracy_int8" not in measured else []
-        judged = [*signal_findings(report, name), *others, _rest(report, name)]
+        judged = [*signal_findings(report, name), *others, rest(report, name)]
     else:
-        topics = (_output, layerwise.scores, layerwise.layers, layerwise.probe, _attacks, _membership, _eight_bits)
-        judged = [judge(report, name) for judge in (*topics, _rest)]
+        topics = (_output, layerwise.scores, layerwise.layers, layerwise.probe, attacks, _membership, _eight_bits)
+        judged = [judge(report, name) for judge in (*topics, rest)]
     found = [finding for finding in judged if finding]
     return [headline(report, name, found), *found]
 
@@ -131,16 +122,16 @@ def headline(report: AuditReport, name: str, judged: Sequence[Finding]) -> Findi
         judged: the findings on it.
     """
     kinds = {finding.topic: finding.kind for finding in judged}
-    rest = REST.get(kinds.get("rest", "unknown"), "what the rest has lost was not measured")
-    if kinds.get("rest") == "intact" and not _classes_can_tell(report, name):
-        rest += " on average"
+    of_rest = REST.get(kinds.get("rest", "unknown"), "what the rest has lost was not measured")
+    if kinds.get("rest") == "intact" and not classes_can_tell(report, name):
+        of_rest += " on average"
     if not of_role(report, "retrained"):
         kind, text = _without_retrained(kinds, OUTPUT if whole_classes(report) else OUTPUT_ON_ROWS)
     elif not signals_of(report, name):
         kind, text = "unknown", NO_SIGNAL if report.signals else NOT_JUDGED
     else:
         kind, text = _from_signals(report, name, judged)
-    return Finding(name, "summary", kind, f"{text}; {rest}.")
+    return Finding(name, "summary", kind, f"{text}; {of_rest}.")
 
 
 def _from_signals(report: AuditReport, name: str, judged: Sequence[Finding]) -> tuple[Kind, str]:
@@ -213,155 +204,6 @@ def _aim_of_accuracy(report: AuditReport, mine: Measurement, name: str) -> tuple
         return "its own on images of the same classes that it never saw", matched
     unseen = output(report, "accuracy", name, "retain_test")
     return None if unseen is None else ("its own on images that it never saw", unseen)
-
-
-def _rest(report: AuditReport, name: str) -> Finding | None:
-    mine, original = (report.value("accuracy", model=model, split="retain_test") for model in (name, "original"))
-    if mine is None or original is None:
-        return None
-    numbers = f"{percent(mine)} of the retain test images right, the original {percent(original)}"
-    numbers += _classes_of_rows(report, name)
-    limit = f"{100 * RETAIN_LOSS:.0f} points"
-    lost = _lost_classes(report, name)
-    if original - mine > RETAIN_LOSS:
-        loss = f"a loss of {100 * (original - mine):.1f} points{f'; most of all {lost}' if lost else ''}"
-        return Finding(name, "rest", "hurt", f"the rest has suffered: {numbers}, {loss}.")
-    if lost:
-        return Finding(name, "rest", "hurt", f"single classes have suffered: {lost}; of all, {numbers}.")
-    if _rows_hurt(report, name):
-        return Finding(name, "rest", "hurt", f"the classes of the forgotten rows have suffered: {numbers}.")
-    stated = f"a loss of up to {limit} counts as none"
-    if _classes_can_tell(report, name):
-        known = f"no single class has lost more than chance, as far as {_fewest(report, name)} images of one can tell"
-        return Finding(name, "rest", "intact", f"the rest is intact: {numbers} ({stated}; {known}).")
-    stated += ", and single classes can have lost more"
-    return Finding(name, "rest", "intact", f"the rest is intact on average: {numbers} ({stated}).")
-
-
-def _classes_of_rows(report: AuditReport, name: str) -> str:
-    """Accuracy on unseen images of the classes of forgotten rows, which must stay; "" for a request of classes."""
-    models = {"": name, "the original ": "original"}
-    models |= {f"{model} ": model for model in of_role(report, "retrained")}
-    known = {whose: output(report, "accuracy_matched", model, "retain_test") for whose, model in models.items()}
-    if known[""] is None:
-        return ""
-    told = ", ".join(f"{whose}{percent(number(each))}" for whose, each in known.items() if each)
-    return f"; of unseen images of the forgotten rows' classes {told}"
-
-
-def _rows_hurt(report: AuditReport, name: str) -> bool:
-    """Whether unseen images of the forgotten rows' classes lost more than the limit, and more than chance explains."""
-    mine, original = (output(report, "accuracy_matched", each, "retain_test") for each in (name, "original"))
-    if mine is None or original is None:
-        return False
-    return number(original) - number(mine) > RETAIN_LOSS and above(mine, number(original)) < 0
-
-
-def _lost_classes(report: AuditReport, name: str) -> str:
-    """The kept classes that lost images beyond chance, the worst first; "" where none did.
-
-    McNemar's exact test, one-sided: of the images on which model and original differ, is more than half lost? Over all
-    kept classes together 5 % are false findings at most (Bonferroni). A class that is wiped out is told without
-    that correction, which few images of many classes could never pass.
-    """
-    classes = report.retained.get(name, {})
-    worse = {
-        kept: (counts.gained - counts.lost) / counts.images
-        for kept, counts in classes.items()
-        if counts.lost and _chance_of(counts) < (CLASS_ALPHA if _wiped_out(counts) else CLASS_ALPHA / len(classes))
-    }
-    told = []
-    for kept in sorted(worse, key=lambda each: worse[each])[:FEW_CLASSES]:
-        counts = classes[kept]
-        before = (counts.right + counts.lost - counts.gained) / counts.images
-        told.append(f"{kept} {percent(before)} before, {percent(counts.right / counts.images)} now")
-    if len(worse) > FEW_CLASSES:
-        told.append(f"and {len(worse) - FEW_CLASSES} more")
-    return ", ".join(told)
-
-
-def _chance_of(counts: RetainedClass) -> float:
-    return float(binom.sf(counts.lost - 1, counts.lost + counts.gained, 0.5))
-
-
-def _wiped_out(counts: RetainedClass) -> bool:
-    """Whether the original knew a class, half of its images or more, and the model at most a fifth of those."""
-    before = counts.right + counts.lost - counts.gained
-    return 2 * before >= counts.images and 5 * counts.right <= before
-
-
-def _classes_can_tell(report: AuditReport, name: str) -> bool:
-    """Whether each kept class has so many images that its loss could be told from chance."""
-    classes = report.retained.get(name, {})
-    return bool(classes) and 0.5 ** _fewest(report, name) < CLASS_ALPHA / len(classes)
-
-
-def _fewest(report: AuditReport, name: str) -> int:
-    return min(counts.images for counts in report.retained[name].values())
-
-
-def _attacks(report: AuditReport, name: str) -> Finding | None:
-    """At which strength of an attack is half of the original's accuracy back?"""
-    original, own = (report.value("accuracy", model=model, split="forget_test") for model in ("original", name))
-    mine = [curve for curve in report.attacks if curve.model == name and curve.x]
-    if original is None or own is None or own >= original / 2 or not mine:
-        return None
-    half, retrained = original / 2, of_role(report, "retrained")
-    others = {
-        curve.attack: [each for each in report.attacks if each.attack == curve.attack and each.model in retrained]
-        for curve in mine
-    }
-    sooner = [
-        curve
-        for curve in mine
-        if others[curve.attack] and _place(curve, half) < min(_place(other, half) for other in others[curve.attack])
-    ]
-    back = [curve for curve in mine if _place(curve, half) < math.inf]
-    kind: Kind = "back" if back else "not back"
-    ordered = sorted(back, key=lambda curve: curve not in sooner)  # stable
-    told = ordered[:FEW_ATTACKS]
-    clauses = [_comeback(curve, others[curve.attack], half, first=not k) for k, curve in enumerate(told)]
-    if more := ordered[FEW_ATTACKS:]:
-        clauses.append(f"these attacks bring it back too: {_listed(more)}")
-    if never := [curve for curve in mine if curve not in back]:
-        what = "it" if back else "half of the original's accuracy on other forget images"
-        clauses.append(f"these attacks do not bring {what} back: {_listed(never)}")
-    text = "; ".join(clauses)
-    judged = {each.note for each in signals_of(report, name) if each.metric == "attack_area"}
-    if any(curve.attack not in judged for curve in sooner):
-        kind, text = "unclear", f"{text}: sooner, in single runs whose spread was not measured"
-    return Finding(name, "attacks", kind, f"{text}.")
-
-
-def _comeback(curve: AttackCurve, retrained: Sequence[AttackCurve], half: float, *, first: bool) -> str:
-    """When half of the original's accuracy is back, and when it is in the retrained models."""
-    what = "half of the original's accuracy on others is back " if first else ""
-    text = f"{attack_words(curve.attack).way}, {what}{_when(curve, half)}"
-    if retrained:
-        whose = "the retrained model" if len(retrained) == 1 else "the retrained models"
-        text += f", in {whose} {', '.join(dict.fromkeys(_when(each, half) for each in retrained))}"
-    return text
-
-
-def _listed(curves: Sequence[AttackCurve]) -> str:
-    return ", ".join(f"{words.title} ({words.by})" for words in (attack_words(curve.attack) for curve in curves))
-
-
-def _place(curve: AttackCurve, accuracy: float) -> float:
-    """The number of the first point of a curve that reaches an accuracy; infinity where none does."""
-    return next((k for k, now in enumerate(curve.accuracy) if now >= accuracy), math.inf)
-
-
-def _when(curve: AttackCurve, accuracy: float) -> str:
-    place = _place(curve, accuracy)
-    strength = curve.x[-1] if place == math.inf else curve.x[int(place)]
-    words = {
-        "steps": f"after {strength:g} steps",
-        "images a class": f"with {strength:g} images a class",
-        "bits": f"at {strength:g} bits",
-        "sparsity": f"at a share of {percent(strength)}",
-    }[curve.unit]
-    return words if place < math.inf else f"not even {words}"
 
 
 def _membership(report: AuditReport, name: str) -> Finding | None:

@@ -104,7 +104,6 @@ SAMPLERS = st.fixed_dictionaries(
 )
 
 
-@settings(deadline=None)
 @given(sizes=SAMPLERS, epoch=st.integers(0, 5))
 def test_batches_are_forget_then_retain_and_cover_an_epoch(sizes, epoch):
     sampler = PairedBatchSampler(**sizes)
@@ -139,7 +138,6 @@ def test_batches_are_forget_then_retain_and_cover_an_epoch(sizes, epoch):
             assert len({*one_pass}) == len(one_pass)
 
 
-@settings(deadline=None)
 @given(sizes=SAMPLERS, epoch=st.integers(0, 5))
 def test_processes_together_see_the_batch_of_a_single_process(sizes, epoch):
     processes, forget_size = sizes["num_processes"], sizes["forget_batch_size"]

@@ -241,7 +241,6 @@ def through(data, steps):
     return data
 
 
-@settings(deadline=None)
 @given(
     steps=STEPS,
     classes=st.lists(st.sampled_from(["cat", 1, "cow"]), max_size=2),

@@ -59,7 +59,7 @@ def test_masking_shows_what_hiding_a_logit_achieves_without_erasing():
     logits=st.lists(st.tuples(*[st.floats(-800, 800)] * 4), min_size=1, max_size=8),
     label=st.integers(0, 3),
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_values_stay_in_range_however_sure_the_model_is(logits, label):
     labels = [label] * len(logits)
     for values, high in (
@@ -101,7 +101,7 @@ def test_outputs_that_do_not_fit_are_refused():
     members=st.lists(st.integers(-3, 3), min_size=1, max_size=20),
     others=st.lists(st.integers(-3, 3), min_size=1, max_size=20),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_area_agrees_with_scikit_learn_and_turns_with_the_sign(members, others):
     truth = [1] * len(members) + [0] * len(others)
     area = membership_auc(members, others)
@@ -124,7 +124,7 @@ def test_a_low_loss_on_training_images_gives_them_away():
     others=st.lists(st.integers(0, 4), min_size=1, max_size=30),
     seed=st.integers(0, 9),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_matched_sides_have_as_many_of_each_class_and_as_many_as_can_be(members, others, seed):
     counts = np.array([np.bincount(side, minlength=5) for side in (members, others)])
     if not counts.min(0).any():

@@ -114,7 +114,7 @@ def test_a_probe_of_one_class_or_without_a_penalty_is_refused():
 
 
 @given(rows=st.integers(5, 60), k=st.integers(1, 5), classes=st.integers(1, 6), seed=st.integers(0, 99))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_the_vote_of_neighbours_agrees_with_scikit_learn_ties_included(rows, k, classes, seed):
     bank_x, bank_y, query_x, query_y = blobs(rows, 4, classes, seed=seed)
     reference = KNeighborsClassifier(k, metric="cosine").fit(bank_x, 3 * bank_y)

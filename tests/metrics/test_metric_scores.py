@@ -78,7 +78,7 @@ def test_golden_divergence_whichever_comes_first():
 
 @given(seed=st.integers(0, 99), rows=st.integers(1, 6), classes=st.integers(2, 6), sure=st.floats(0, 100))
 @example(seed=0, rows=2, classes=2, sure=2.9e-12)  # SciPy's jensenshannon gives NaN here
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_distances_agree_with_scipy_and_numpy_and_keep_their_range(seed, rows, classes, sure):
     p, q = torch.from_numpy(sure * np.random.default_rng(seed).normal(size=(2, rows, classes))).softmax(2).numpy()
     expected = np.mean(entropy((p + q) / 2, axis=1) - (entropy(p, axis=1) + entropy(q, axis=1)) / 2)
@@ -127,7 +127,7 @@ share = st.floats(0, 1)
 
 
 @given(a=share, b=share, c=share)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_scores_are_numbers_in_their_range_for_any_accuracies(a, b, c):
     for key, value in {
         "h_mean": h_mean(a, b, c),
@@ -279,7 +279,7 @@ def test_no_hit_at_all_still_has_an_interval():
     repeats=st.sampled_from([1, 40]),
     level=st.floats(0.01, 0.99),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_intervals_are_numbers_about_the_mean_for_any_values(values, repeats, level):
     values = np.tile(values, repeats)
     low, high = bootstrap_mean(values, level=0.95, resamples=200)

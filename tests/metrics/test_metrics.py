@@ -60,7 +60,7 @@ def test_golden_values(debiased):
     debiased=st.booleans(),
     seed=st.integers(0, 99),
 )
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_any_shapes_and_any_batch_cuts_equal_the_definition(rows, widths, cuts, debiased, seed):
     x, y = related(rows, *widths, seed)
     expected = pytest.approx(gram_cka(x, y, debiased), abs=1e-9)
@@ -69,7 +69,7 @@ def test_any_shapes_and_any_batch_cuts_equal_the_definition(rows, widths, cuts, 
 
 
 @given(shards=st.lists(st.integers(0, 12), min_size=2, max_size=4), debiased=st.booleans(), seed=st.integers(0, 99))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_merged_shards_equal_one_pass_however_far_apart_they_lie(shards, debiased, seed):
     x, y = related(sum(shards) + 5, 4, 6, seed)
     bounds = np.cumsum(shards)
@@ -205,7 +205,7 @@ PAIRS = [("ours", "original"), ("retrained", "original"), ("ours", "retrained")]
 
 
 @given(cuts=st.lists(st.integers(0, 40), max_size=4), debiased=st.booleans(), seed=st.integers(0, 99))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_one_stream_over_several_models_equals_the_definition_for_each_pair(cuts, debiased, seed):
     models = three_models(40, seed)
     first, second = CKAStream(PAIRS), CKAStream(PAIRS)
@@ -265,7 +265,7 @@ def uuef_cka(x, y, size):
 
 
 @given(rows=st.integers(4, 40), size=st.integers(2, 45), seed=st.integers(0, 99), cut=st.integers(0, 40))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_the_way_of_uuef_is_the_mean_of_biased_values_of_batches_in_order(rows, size, seed, cut):
     x, y = related(rows, 5, 7, seed)
     if rows % size == 1:

@@ -70,7 +70,7 @@ def test_the_original_is_never_called_retrained(retrained):
     assert "blind" not in statuses(rng, [0.9, 0.9, *[0.3] * retrained], same=0)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     st.lists(st.floats(0, 1), min_size=2, max_size=5),
     st.integers(2, 400),
@@ -88,7 +88,7 @@ def test_a_copy_of_the_original_is_untouched_or_the_signal_is_blind(levels, imag
     assert found.position in (None, 0)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.lists(st.floats(0, 1), min_size=3, max_size=5), st.integers(1, 400), st.integers(0, 2**32 - 1))
 def test_the_status_follows_from_the_interval_which_holds_the_position(levels, images, seed):
     hits = (np.random.default_rng(seed).random((images, len(levels))) < levels).astype(float)
