@@ -9,7 +9,7 @@ import pytest
 import torch
 from accelerate.data_loader import BatchSamplerShard, prepare_data_loader, skip_first_batches
 from datasets import Dataset, concatenate_datasets
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ec_hf.data.pairing import PairedBatchSampler, PairedDataset, PairedRows

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value, concatenate_datasets
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ec_hf.data.columns import find_label_column, label_ids
