@@ -144,3 +144,19 @@ def test_a_published_run_trains_by_the_published_optimiser(tmp_path):
     trainer.train()
     (group,) = [each for each in trainer.optimizer.param_groups if each["weight_decay"]]
     assert (group["lr"], group["momentum"], group["weight_decay"]) == (1e-4, 0.9, 5e-4)
+
+
+def test_the_preset_rewind_is_the_method_that_came_nearest_to_retraining():
+    config = ECConfig(**CPU, preset="rewind", learning_rate=3e-3, objective_kwargs={"depth": 0.25})
+    assert (config.objective, config.calibrated, config.ec_weight, config.points) == ("rewind", True, 0.1, "auto")
+    assert config.objective_kwargs == {"teacher_weight": 2.0, "depth": 0.25}
+    assert (config.learning_rate, config.lr_scheduler_type, config.per_device_forget_batch_size) == (
+        3e-3,
+        "cosine",
+        32,
+    )
+    plain = ECConfig(**CPU)
+    assert (plain.objective, plain.calibrated) == ("contrastive", False)
+    assert EraserConfig(preset="rewind").objective == "rewind"
+    with pytest.raises(ValueError, match="preset='rewind' is of the objective rewind"):
+        ECConfig(**CPU, preset="rewind", objective="delete")
