@@ -40,10 +40,12 @@ class Rewind(Objective):
     teacher as in DELETE (arXiv 2503.23751), here on retain images.
 
     Args:
-        depth: share of the blocks, counted from the output, that start anew; 1 for all.
-        alpha: α, from 0 for the original weights to 1 for new ones. The classifier is new in any case.
+        depth: share of the blocks, counted from the output, that start anew, 1 for all; None for ½, and 1 with a base.
+        alpha: α, from 0 for the original weights to 1 for new ones; None for 1, and 0.8 with a base, which keeps a
+            part of what fine-tuning made. The classifier is new in any case.
         base: Hub id or folder of the checkpoint that the original was fine-tuned from; blocks are then set back to its
-            weights, and only what it lacks is new. None for new weights.
+            weights, and only what it lacks is new. None for new weights, from which a pretrained network does not
+            come back in a fifth of its fine-tuning.
         retain_weight: λ ≥ 0.
         teacher_weight: τ ≥ 0. Without whole classes to hide the teacher is the original as it is.
 
@@ -51,8 +53,8 @@ class Rewind(Objective):
         ValueError: a setting out of range.
     """
 
-    depth: float = 0.5
-    alpha: float = 1.0
+    depth: float = None  # type: ignore[assignment] # None until `__post_init__`, so is alpha
+    alpha: float = None  # type: ignore[assignment]
     base: str | None = None
     retain_weight: float = 1.0
     teacher_weight: float = 1.0
@@ -64,6 +66,9 @@ class Rewind(Objective):
     source = "EU-k (arXiv 2201.06640), UNDO (arXiv 2506.06278) and DELETE (arXiv 2503.23751), put together"
 
     def __post_init__(self) -> None:
+        depth, alpha = (0.5, 1.0) if self.base is None else (1.0, 0.8)
+        self.depth = depth if self.depth is None else self.depth
+        self.alpha = alpha if self.alpha is None else self.alpha
         share(self, "depth", "alpha")
         not_negative(self, "retain_weight", "teacher_weight")
 

@@ -64,13 +64,19 @@ def test_a_base_checkpoint_gives_its_weights_where_they_fit_and_new_ones_elsewhe
     model = make_model("ViT")
     base = type(model)(type(model.config).from_dict({**model.config.to_dict(), "id2label": {0: "one", 1: "two"}}))
     base.save_pretrained(tmp_path / "base")
-    before, after, blocks, count = prepared(model, "rewind", depth=0.5, base=str(tmp_path / "base"))
+    before, after, blocks, count = prepared(model, "rewind", depth=0.5, alpha=1.0, base=str(tmp_path / "base"))
     theirs = base.state_dict()
     for name, block in blocks.items():
         if name.startswith("classifier"):
             assert after[name].shape == before[name].shape
         else:
             assert torch.equal(after[name], theirs[name] if block >= round(count / 2) else before[name])
+
+
+def test_with_a_base_all_blocks_go_most_of_the_way_back_to_it_unless_said_otherwise(tmp_path):
+    plain, based = get_objective("rewind"), get_objective("rewind", base="somewhere")
+    assert (plain.depth, plain.alpha, based.depth, based.alpha) == (0.5, 1.0, 1.0, 0.8)
+    assert (get_objective("rewind", base="somewhere", depth=0.25, alpha=1.0).depth) == 0.25
 
 
 def test_frozen_weights_are_not_rewound():
