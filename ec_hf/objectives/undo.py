@@ -35,6 +35,7 @@ class Undo(Rewind):
     depth: float = 1.0
     alpha: float = 0.6
     retain_weight: float = 0.0
+    teacher_weight: float = 1.0
 
     name = "undo"
     source = "UNDO (arXiv 2506.06278)"

@@ -60,7 +60,6 @@ and schedule of the paper are not public: those of the contrast are its authors'
 learning rate of 1e-3, here divided by 3 and multiplied by 3), weight decay and batch those of arXiv 2503.06991."""
 REWIND: dict[str, Any] = {
     "objective": "rewind",
-    "objective_kwargs": {"teacher_weight": 2.0},
     "calibrated": True,
     "ec_weight": 0.1,
     "per_device_forget_batch_size": 32,
@@ -70,7 +69,7 @@ REWIND: dict[str, Any] = {
     "warmup_steps": 0.1,
 }
 """What came nearest to retraining in `recipes/results/README.md`: the deep half starts anew, and calibrated EC erases
-below. The teacher's weight was chosen on MNIST-5k."""
+below."""
 PRESETS = ("default", "paper", "published", "rewind")
 
 

@@ -149,7 +149,7 @@ def test_a_published_run_trains_by_the_published_optimiser(tmp_path):
 def test_the_preset_rewind_is_the_method_that_came_nearest_to_retraining():
     config = ECConfig(**CPU, preset="rewind", learning_rate=3e-3, objective_kwargs={"depth": 0.25})
     assert (config.objective, config.calibrated, config.ec_weight, config.points) == ("rewind", True, 0.1, "auto")
-    assert config.objective_kwargs == {"teacher_weight": 2.0, "depth": 0.25}
+    assert config.objective_kwargs == {"depth": 0.25}
     assert (config.learning_rate, config.lr_scheduler_type, config.per_device_forget_batch_size) == (
         3e-3,
         "cosine",
