@@ -40,8 +40,7 @@ class PlanArguments:
 
     def __post_init__(self) -> None:
         self.devices = self.devices or [1, 8, 64]
-        if isinstance(self.model_config, str):
-            self.model_config = json.loads(self.model_config)
+        self.model_config = _object(self.model_config)
         numbers = {"devices": min(self.devices), "gigabytes_per_second": self.gigabytes_per_second}
         numbers |= {name: getattr(self, name) for name in ("measured_images", "measured_steps")}
         optional = ("train_images", "num_classes", "image_size", "retrain_epochs", "images_per_second")
@@ -50,6 +49,17 @@ class PlanArguments:
             raise UsageError(f"--{bad[0]} {numbers[bad[0]]}: expected a number above 0")
         if self.train_images and not self.num_classes:
             raise UsageError("--train_images needs --num_classes: what is forgotten is a number of classes")
+
+
+def _object(text: Any) -> dict[str, Any] | None:
+    """The sizes of a model, as YAML gives them or as JSON text."""
+    try:
+        value = json.loads(text) if isinstance(text, str) else text
+    except ValueError:
+        value = text
+    if not isinstance(value, (dict, type(None))):
+        raise UsageError(f'--model_config {text!r}: expected a JSON object such as \'{{"model_type": "resnet"}}\'')
+    return value
 
 
 OFTEN = {
