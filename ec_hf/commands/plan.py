@@ -146,7 +146,7 @@ def plan(what: EraseArguments, config: ECConfig, facts: PlanArguments) -> dict[s
     else:
         images = blanked(images_of(str(what.dataset_name), what.dataset_config)[0], shape)
     request = resolved(request, images, config.label_column)
-    columns = {"label_column": config.label_column, "id_column": what.id_column}
+    columns: dict[str, Any] = {"label_column": config.label_column, "id_column": what.id_column}
     data = ErasureData.of(images, request, share=what.hold_out, seed=config.seed, **columns)
     with tempfile.TemporaryDirectory() as folder:
         config = replace(

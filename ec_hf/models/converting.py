@@ -13,12 +13,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import (
-    AutoModelForImageClassification,
-    BitImageProcessor,
-    PreTrainedConfig,
-    PreTrainedModel,
-)
+from transformers import BitImageProcessor, PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
 from transformers.models.timm_wrapper.image_processing_timm_wrapper import TimmWrapperImageProcessor
 
 from ec_hf.data.columns import shown
@@ -131,7 +127,7 @@ def convert(
     model = _loaded(config, _tensors(kept, names), known.name)
     processor: Any = None
     if timm_architecture:
-        processor = TimmWrapperImageProcessor(config.pretrained_cfg, timm_architecture)  # type: ignore[attr-defined]
+        processor = TimmWrapperImageProcessor(config.pretrained_cfg, timm_architecture)
     else:
         mean = image_mean or _numbers(state, "normalize.mean") or MEAN
         std = image_std or _numbers(state, "normalize.std") or STD
@@ -200,7 +196,7 @@ def _name_classes(config: PreTrainedConfig, classes: int, names: Sequence[str] |
 
 def _loaded(config: PreTrainedConfig, tensors: dict[str, Tensor], layout: str) -> PreTrainedModel:
     """The classifier with these weights, each in its place."""
-    kind = AutoModelForImageClassification._model_mapping[type(config)]
+    kind: Any = MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING[type(config)]
     model, report = kind.from_pretrained(
         None, config=config, state_dict=tensors, ignore_mismatched_sizes=True, output_loading_info=True
     )

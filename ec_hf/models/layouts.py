@@ -323,7 +323,8 @@ def timm_layout(architecture: str) -> Layout:
     classifier = classifier if isinstance(classifier, str) else classifier[0]
 
     def config(state: State, _heads: int | None) -> PreTrainedConfig:
-        made = TimmWrapperConfig(architecture=architecture, num_labels=len(state[f"{classifier}.weight"]))
+        labels: dict[str, Any] = {"num_labels": len(state[f"{classifier}.weight"])}
+        made = TimmWrapperConfig(architecture=architecture, **labels)
         made.pretrained_cfg = {**settings, "num_classes": made.num_labels}
         return made
 

@@ -119,7 +119,7 @@ class ECTrainer(PairedTrainer):
             kwargs["preprocess_logits_for_metrics"] = lambda logits, _labels: logits.argmax(-1)
         super().__init__(
             model,
-            _own(args, len(forget_dataset), len(retain_dataset), evaluates=bool(eval_dataset)),
+            _own(args, forget_dataset, retain_dataset, evaluates=bool(eval_dataset)),
             data_collator=data_collator or collator_for(model, processing_class, sets, **columns),
             train_dataset=PairedDataset(forget_dataset, retain_dataset, seed=args.seed),
             eval_dataset=eval_dataset or None,
@@ -358,7 +358,7 @@ def accuracy(prediction: Any) -> dict[str, float]:
     return {"accuracy": float((prediction.predictions == prediction.label_ids).mean())}
 
 
-def _own(args: ECConfig, forget_rows: int, retain_rows: int, *, evaluates: bool) -> ECConfig:
+def _own(args: ECConfig, forget: Any, retain: Any, *, evaluates: bool) -> ECConfig:
     """The trainer's own copy of the settings.
 
     `Trainer` refuses evaluation without data to evaluate on, and does not know passes over the forget set.
@@ -367,5 +367,5 @@ def _own(args: ECConfig, forget_rows: int, retain_rows: int, *, evaluates: bool)
     if not evaluates:
         args.eval_strategy, args.eval_on_start = "no", False
     if args.forget_epochs:
-        args.max_steps = RunLength.of(args, forget_rows, retain_rows, args.world_size).steps
+        args.max_steps = RunLength.of(args, len(forget), len(retain), args.world_size).steps
     return args
