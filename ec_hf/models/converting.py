@@ -107,31 +107,37 @@ def convert(
         timm_architecture: name of the timm model that the state dict belongs to. It then becomes one of timm's models
             in transformers' wrapper, which needs timm to load; any architecture will do.
         num_attention_heads: of a ViT, where it is not one for each 64 channels; shapes do not tell it.
-        image_size: side of the images in pixels, where the weights do not tell it; 224 for ResNets if left out.
+        image_size: side of the images in pixels, where the weights do not tell it; else 224, or what timm says.
         image_mean: mean of each channel by which pixels from 0 to 1 are normalised; else what the weights hold
-            (``normalize.mean``), else ImageNet's.
+            (``normalize.mean``), else ImageNet's, or what timm says.
         image_std: standard deviation, likewise.
         ignored: regular expression of whole keys to leave out, such as those of auxiliary modules.
 
     Raises:
-        ValueError: for an unknown layout, keys that it lacks, weights that are missing or of another shape, and a
-            number of class names that is not the number of classes.
+        ValueError: for an unknown layout, keys that it lacks, weights that are missing or of another shape, a number
+            of class names that is not the number of classes, and an image size or a number of heads that cannot be.
     """
     kept = {key: value for key, value in state.items() if not (ignored and re.fullmatch(ignored, key))}
     known = timm_layout(timm_architecture) if timm_architecture else _named(layout) if layout else layout_of(kept)
     names = _names(kept, known)
     if lacking := [key for key in (known.classifier, *known.has) if key not in kept]:
         raise ValueError(f"the weights lack {shown(lacking)}, which the layout {known.name} has")
-    config = known.config(kept, num_attention_heads)
+    if num_attention_heads and "vit" not in known.name:
+        raise ValueError(
+            f"num_attention_heads={num_attention_heads}: the layout {known.name} tells its heads by itself"
+        )
+    config: Any = known.config(kept, num_attention_heads)
     _name_classes(config, len(kept[known.classifier]), class_names)
-    model = _loaded(config, _tensors(kept, names), known.name)
-    processor: Any = None
+    mean = image_mean or _numbers(state, "normalize.mean")
+    std = image_std or _numbers(state, "normalize.std")
     if timm_architecture:
-        processor = TimmWrapperImageProcessor(config.pretrained_cfg, timm_architecture)
+        shape = None if image_size is None else (config.pretrained_cfg["input_size"][0], image_size, image_size)
+        own = {"mean": mean, "std": std, "input_size": shape}
+        config.pretrained_cfg |= {name: tuple(value) for name, value in own.items() if value}
+        processor: Any = TimmWrapperImageProcessor(config.pretrained_cfg, timm_architecture)
     else:
-        mean = image_mean or _numbers(state, "normalize.mean") or MEAN
-        std = image_std or _numbers(state, "normalize.std") or STD
-        processor = _processor(config, image_size, mean, std)
+        processor = _processor(config, image_size, mean or MEAN, std or STD)
+    model = _loaded(config, _tensors(kept, names), known.name)
     left_out = {*state} - {key for key, name in names.items() if name}
     return Converted(model, processor, known.name, tuple(sorted(left_out)))
 
@@ -220,7 +226,12 @@ def _numbers(state: Mapping[str, Tensor], key: str) -> tuple[float, ...] | None:
 
 def _processor(config: Any, size: int | None, mean: Sequence[float], std: Sequence[float]) -> BitImageProcessor:
     """Resize, crop the middle and normalise, as the layouts' own evaluation does."""
-    side = size or getattr(config, "image_size", None) or 224
+    told = getattr(config, "image_size", None)
+    if size and told and config.model_type == "vit" and size != told:
+        raise ValueError(f"image_size={size}: the position embeddings are those of images of {told} pixels")
+    if size and told:
+        config.image_size = size
+    side = size or told or 224
     return BitImageProcessor(
         size={"shortest_edge": round(side / CROPPED)},
         crop_size={"height": side, "width": side},

@@ -334,6 +334,6 @@ def timm_layout(architecture: str) -> Layout:
         classifier=f"{classifier}.weight",
         has=(),
         renames={r"(.+)": r"timm_model.\1"},
-        left_out=r"(?!)|normalize\.(mean|std)",
+        left_out=r"normalize\.(mean|std)",
         config=config,
     )

@@ -139,6 +139,18 @@ def test_class_names_are_those_of_the_checkpoint(tmp_path):
             convert(state, class_names=names)
 
 
+def test_images_are_as_the_weights_allow_and_the_choices_say(tmp_path):
+    vit, size = timm_vit()
+    with pytest.raises(ValueError, match="position embeddings are those of images of 48 pixels"):
+        convert(vit.state_dict(), image_size=size + 16)
+    swin = convert(timm_swin()[0].state_dict(), image_size=256)
+    assert swin.model.config.image_size == swin.processor.crop_size["height"] == 256
+    state = timm.create_model("test_resnet", num_classes=7).state_dict() | {"normalize.mean": MEAN}
+    wrapped = convert(state, timm_architecture="test_resnet", image_size=96)
+    assert wrapped.processor.data_config["input_size"] == (3, 96, 96)
+    assert wrapped.processor.data_config["mean"] == pytest.approx(MEAN.tolist())
+
+
 # What does not fit
 
 
@@ -181,6 +193,7 @@ def test_unknown_names_list_the_layouts_there_are():
         ({"layout": "resnet"}, "layout='resnet': expected one of torchvision_resnet"),
         ({"layout": "timm_vit"}, "no place for"),
         ({"timm_architecture": "resnet1800"}, "timm has no such model"),
+        ({"num_attention_heads": 3}, "tells its heads by itself"),
     ],
 )
 def test_wrong_choices_are_refused(options, message):
