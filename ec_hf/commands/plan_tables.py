@@ -68,7 +68,7 @@ def _device_tables(planned: Mapping[str, Any]) -> str:
             [f"{d['batch']['forget']} + {d['batch']['retain']}" for d in each],
         ),
         ("steps", [f"{d['steps']:,}" for d in each]),
-        ("seconds a step", [f"{d['seconds_a_step']:,.3g}" for d in each]),
+        ("seconds a step", [_number(d["seconds_a_step"]) for d in each]),
         ("of these, exchange between devices", [f"{d['communication']:,.2g}" for d in each]),
         ("sent by a device in a step", [f"{d['exchanged'] / 2**20:,.0f} MiB" for d in each]),
         ("hours: fitting the EC heads", [_hours(d["hours"]["heads"]) for d in each]),
@@ -93,7 +93,12 @@ def _device_tables(planned: Mapping[str, Any]) -> str:
 
 
 def _hours(hours: float | None) -> str:
-    return "unknown" if hours is None else f"{hours:,.3g}" if hours < 1000 else f"{hours:,.0f}"
+    return "unknown" if hours is None else _number(hours)
+
+
+def _number(value: float) -> str:
+    """Three digits, and all of those before the point."""
+    return f"{value:,.3g}" if value < 1000 else f"{value:,.0f}"
 
 
 def _assumed(planned: Mapping[str, Any]) -> str:
