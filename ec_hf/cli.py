@@ -27,6 +27,14 @@ COMMANDS = {
     "audit": ("ec_hf.cli:audit_command", "measure what an unlearned model still knows, layer by layer"),
     "card": ("ec_hf.cli:card_command", "write the model card of a finished model folder"),
     "push": ("ec_hf.cli:push_command", "publish a finished model folder on the Hub"),
+    "plan": (
+        "ec_hf.commands.plan:plan_command",
+        "what an erasure will cost, from its settings, without data and network",
+    ),
+    "convert": (
+        "ec_hf.commands.convert:convert_command",
+        "bring weights of torchvision, timm, Swin or the EC authors into a model folder",
+    ),
 }
 """Each command with the function that takes its arguments ("module:function"), and its line in the overview."""
 

@@ -21,6 +21,7 @@ from ec_hf.auditing.report import AuditReport
 from ec_hf.auditing.settings import AuditSettings
 from ec_hf.auditing.subjects import info, retrained_by_name
 from ec_hf.command import public
+from ec_hf.data.class_lists import RandomClasses
 from ec_hf.data.erasure import ErasureData
 from ec_hf.data.holding_out import SHARE
 from ec_hf.data.manifests import earlier_manifests
@@ -40,7 +41,7 @@ from ec_hf.training.checkpoints import UNFINISHED
 from ec_hf.training.config import ECConfig
 from ec_hf.training.trainer import ECTrainer
 
-__all__ = ["Erased", "Original", "erase", "images_of"]
+__all__ = ["Erased", "Original", "erase", "images_of", "resolved", "retain_floor_for"]
 
 LEAD_IMAGES = 2000
 """Images of each kind that tell how much better the original is on what it was trained on: to about a point."""
@@ -138,7 +139,7 @@ class Erased:
 def erase(
     model: PreTrainedModel | str | Path | Original,
     dataset: Mapping[str, Dataset] | Dataset | str | Path,
-    request: ForgetRequest,
+    request: ForgetRequest | RandomClasses,
     *,
     output_dir: str | Path,
     args: ECConfig | None = None,
@@ -167,7 +168,7 @@ def erase(
         model: Hub id, local folder or timm name, or a model in memory, which is not changed.
         dataset: Hub id, local folder or "mnist5k", or the splits: ``{"train": ..., "test": ...}``. Without a test
             split, a part of the training images is taken for it.
-        request: what to forget.
+        request: what to forget; classes to be drawn at random are on record as they were drawn.
         output_dir: the folder; it may hold no file that a finished folder has and, unless the run is resumed, no
             checkpoints.
         args: settings of the erasure.
@@ -212,9 +213,10 @@ def erase(
         raise ValueError(f"manifest_detail={manifest_detail!r}: expected one of {', '.join(DETAILS)}")
     measured_by = AuditSettings(**{"seed": config.seed, **(audit_settings or {})})
     state = PartialState(cpu=config.use_cpu)
-    state.print(request.summary())
     original = model if isinstance(model, Original) else Original.of(model, processor, model_revision)
     images, name = images_of(dataset, dataset_config)
+    request = resolved(request, images, config.label_column)
+    state.print(request.summary())
     data = ErasureData.of(
         images,
         request,
@@ -297,6 +299,24 @@ def images_of(
     return dataset, None
 
 
+def resolved(
+    request: ForgetRequest | RandomClasses, images: Mapping[str, Dataset], label_column: str | None = None
+) -> ForgetRequest:
+    """The request itself, or what is drawn of a dataset's classes.
+
+    Args:
+        request: what to forget.
+        images: datasets by split name.
+        label_column: as for `split`.
+
+    Raises:
+        ValueError: as `RandomClasses.among`.
+    """
+    if isinstance(request, ForgetRequest):
+        return request
+    return request.among(images["train"] if "train" in images else next(iter(images.values())), label_column)
+
+
 def floor_for(floor: float, images: int) -> float:
     """How far retain accuracy on so many images may fall before the true fall is known to be larger than `floor`.
 
@@ -310,16 +330,22 @@ def floor_for(floor: float, images: int) -> float:
     return max(floor + 1.64 * math.sqrt(2 * floor / images), 1 / images)
 
 
+def retain_floor_for(config: ECConfig, data: ErasureData) -> float:
+    """How far retain accuracy may fall in a run on this data, by its settings and the images that decide."""
+    if not 0 < config.retain_floor < 1:
+        return config.retain_floor
+    return min(1.0, floor_for(config.retain_floor, len(data.held_out.evaluated["retain"])))
+
+
 def _fit_for(config: ECConfig, data: ErasureData, original: Original) -> dict[str, Any]:
     """The retain floor of this run, where there is one; said in the output."""
-    count = len(data.held_out.evaluated["retain"])
-    if not 0 < config.retain_floor < 1:
+    floor = retain_floor_for(config, data)
+    if floor == config.retain_floor:
         return {}
-    floor, why = floor_for(config.retain_floor, count), f"on {count:,} images, where some of a fall is chance, "
+    why = f"on {len(data.held_out.evaluated['retain']):,} images, where some of a fall is chance, "
     if (lead := _lead_of_original(config, data, original)) > 0:
-        floor += lead
+        floor = min(1.0, floor + lead)
         why += f"and which the original was trained on, it names them {lead:.1%} better than test images, "
-    floor = min(1.0, floor)
     PartialState().print(f"Retain accuracy may fall by {config.retain_floor:.1%}; {why}that is {floor:.1%}.")
     return {"retain_floor": floor}
 

@@ -126,7 +126,7 @@ def test_an_abbreviated_flag_is_refused_as_its_value_could_not_be_hidden(flag):
 # Help
 
 
-@pytest.mark.parametrize("command", ["erase", "retrain"])
+@pytest.mark.parametrize("command", ["erase", "retrain", "plan"])
 def test_help_lists_what_most_people_need_and_help_all_the_rest(command, capsys):
     texts = {}
     for option in ("--help", "--help-all"):
@@ -145,9 +145,10 @@ def test_help_lists_what_most_people_need_and_help_all_the_rest(command, capsys)
 def test_each_flag_that_help_lists_is_a_field_and_is_listed_once():
     from dataclasses import fields
 
-    from ec_hf.commands import erase, retrain
+    from ec_hf.commands import erase, plan, retrain
 
     for room, types in (
+        (plan, (erase.EraseArguments, erase.ECConfig, plan.PlanArguments)),
         (erase, (erase.EraseArguments, erase.ECConfig)),
         (retrain, (retrain.RetrainArguments, retrain.RetrainConfig)),
     ):

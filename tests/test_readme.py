@@ -17,7 +17,8 @@ from ec_hf.files import MANIFEST
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 GUIDE = ROOT / "recipes" / "README.md"
-COMMANDS = ("erase", "retrain", "audit", "push")
+COMMANDS = ("erase", "retrain", "audit", "push", "plan", "convert")
+PLAIN = ("push", "convert")  # the commands whose help lists all
 OF_OTHERS = {"--multi_gpu", "--num_processes", "--help", "--output_dir"}
 PAGES = (README, GUIDE, ROOT / "recipes" / "results" / "README.md")
 
@@ -85,7 +86,7 @@ def commands(page):
 @pytest.mark.parametrize("command", COMMANDS)
 def test_the_flags_of_the_commands_are_flags_of_theirs(command, capsys):
     with pytest.raises(SystemExit) as end:
-        cli.main([command, "--help" if command == "push" else "--help-all"])
+        cli.main([command, "--help" if command in PLAIN else "--help-all"])
     assert end.value.code == 0
     known = set(re.findall(r"--\w+", capsys.readouterr().out))
     used = [flags for page in PAGES for name, flags in commands(page) if name == command]
@@ -96,7 +97,7 @@ def test_the_flags_of_the_commands_are_flags_of_theirs(command, capsys):
 def test_flags_that_the_text_advises_are_flags(page, capsys):
     for command in COMMANDS:
         with pytest.raises(SystemExit):
-            cli.main([command, "--help" if command == "push" else "--help-all"])
+            cli.main([command, "--help" if command in PLAIN else "--help-all"])
     known = set(re.findall(r"--\w+", capsys.readouterr().out)) | OF_OTHERS
     text = page.read_text().partition("\n## LoRA")[0]  # which names flags of a recipe
     advised = {flag for code in re.findall(r"`([^`\n]+)`", text) for flag in re.findall(r"--\w+", code)}

@@ -36,6 +36,9 @@ class EraseArguments:
     dataset_config: str | None = flag("Name of a subset, where the dataset on the Hub has several.")
     forget_classes: list[str] | None = flag("Class names or ids to forget.")
     forget_request: str | None = flag("JSON file with a ForgetRequest; replaces the classes.")
+    forget_classes_file: str | None = flag("Text file with a class name or id a line; replaces the classes.")
+    forget_random_classes: int | None = flag("Draw so many classes at random, where none are named.")
+    forget_seed: int = flag("Seed of that draw.", 0)
     id_column: str | None = flag("Column that identifies an image; its duplicates are forgotten together.")
     hold_out: float = flag(
         "Share of the training images, about 1,000 at most of each side, that decide when to stop; 0 to 0.5.", 0.1
@@ -183,19 +186,27 @@ PASSED_ON = ("model_revision", "dataset_config", "id_column", "hold_out", "with_
 
 
 def read_request(what: Any) -> Any:
-    """What to forget, from the file or the class flags.
+    """What to forget, from a file or the class flags: a `ForgetRequest`, or `RandomClasses` to be drawn of the data.
 
     Raises:
-        UsageError: neither is given.
-        ValueError: the file is no request.
+        UsageError: nothing is given.
+        ValueError: the file is no request, or no list of classes.
     """
+    from ec_hf.data.class_lists import RandomClasses, read_class_list
     from ec_hf.data.requests import ForgetRequest
 
     if what.forget_request:
         return ForgetRequest.load(what.forget_request)
+    if what.forget_classes_file:
+        return read_class_list(what.forget_classes_file)
     if what.forget_classes:
         return ForgetRequest(classes=what.forget_classes)
-    raise UsageError("Say what to forget: --forget_classes NAME ... or --forget_request FILE.json.")
+    if what.forget_random_classes is not None:
+        return RandomClasses(what.forget_random_classes, what.forget_seed)
+    raise UsageError(
+        "Say what to forget: --forget_classes NAME ..., --forget_classes_file FILE, --forget_random_classes N or "
+        "--forget_request FILE.json."
+    )
 
 
 def reference_of(what: EraseArguments, config: ECConfig) -> Any:

@@ -11,6 +11,9 @@ from typing import Any
 
 __all__ = ["HelpFormatter", "UsageError", "flag", "parse", "read_settings"]
 
+BLOCKS = ("plan",)
+"""Keys of a YAML file under which the command of that name has settings of its own; others pass over them."""
+
 
 class UsageError(ValueError):
     """A command line that is no sense as it stands; ``ec-hf`` then ends with exit code 2."""
@@ -52,6 +55,7 @@ def parse(
     description: str | None = None,
     prog: str | None = None,
     often: Mapping[str, Sequence[str]] | None = None,
+    block: str | None = None,
 ) -> tuple[Any, ...]:
     """One instance of each dataclass, with fields from the command line.
 
@@ -64,6 +68,7 @@ def parse(
         description: what stands above the flags in the help.
         prog: the command's name in the help.
         often: titles and the flags under them that ``--help`` lists; all others are listed by ``--help-all`` alone.
+        block: of `BLOCKS` the one that is this command's.
 
     Raises:
         UsageError: the YAML file is no mapping, or has a key that is no field; a flag is unknown.
@@ -78,7 +83,7 @@ def parse(
         _list_often(parser, often)
     if argv and argv[0].endswith((".yaml", ".yml")):
         path = argv.pop(0)
-        values = read_settings(path)
+        values = _own_settings(path, block)
         known = {action.dest for action in parser._actions}
         unknown = sorted(set(values) - known)
         if unknown:
@@ -90,6 +95,16 @@ def parse(
     if unknown:
         raise UsageError(f"Some specified arguments are not used by this command: {unknown}; --help lists the flags.")
     return tuple(parsed)
+
+
+def _own_settings(path: str | Path, block: str | None) -> dict[str, Any]:
+    """The settings in a YAML file, with those of a command's own block and without other commands' blocks."""
+    values = read_settings(path)
+    blocks = {name: values.pop(name) for name in BLOCKS if name in values}
+    own = blocks.get(block or "") or {}
+    if not isinstance(own, dict):
+        raise UsageError(f"{path}: under {block!r} expected a mapping of settings, found {type(own).__name__}.")
+    return values | own
 
 
 def read_settings(path: str | Path) -> dict[str, Any]:

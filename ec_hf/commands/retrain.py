@@ -28,6 +28,9 @@ class RetrainArguments:
     dataset_config: str | None = flag("Name of a subset, where the dataset on the Hub has several.")
     forget_classes: list[str] | None = flag("Class names or ids to leave out.")
     forget_request: str | None = flag("JSON file with a ForgetRequest; replaces the classes.")
+    forget_classes_file: str | None = flag("Text file with a class name or id a line; replaces the classes.")
+    forget_random_classes: int | None = flag("Draw so many classes at random, as ec-hf erase does with the same seed.")
+    forget_seed: int = flag("Seed of that draw.", 0)
     id_column: str | None = flag("Column that identifies an image; its duplicates are left out together.")
     seeds: int = flag(
         "Train so many models, with the seeds from --seed on, into OUTPUT_DIR-1, OUTPUT_DIR-2 and so on; the spread "
@@ -95,12 +98,13 @@ def retrain_command(argv: Sequence[str]) -> None:
     from accelerate import PartialState
 
     from ec_hf.data.erasure import ErasureData
-    from ec_hf.pipeline import Original, images_of
+    from ec_hf.pipeline import Original, images_of, resolved
 
     state = PartialState(cpu=config.use_cpu)
-    state.print(request.summary())
     original = Original.of(what.model_name_or_path, revision=what.model_revision) if what.model_name_or_path else None
     images, _ = images_of(what.dataset_name, what.dataset_config)
+    request = resolved(request, images, config.label_column)
+    state.print(request.summary())
     columns = {"label_column": config.label_column, "id_column": what.id_column}
     history = original.history if original else ()
     data = ErasureData.of(images, request, history=history, share=0, seed=config.seed, **columns)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,15 @@ from ec_hf.files import ADAPTER_CONFIG, CONFIG, WEIGHTS, ModelFolder, first_line
 from ec_hf.models.adapters import base_name, load_adapted, original_state
 from ec_hf.models.penultimate import classifier_of
 
-__all__ = ["contents_hash", "load_model", "load_with_new_head", "new_like", "require_finite", "weights_hash"]
+__all__ = [
+    "configured",
+    "contents_hash",
+    "load_model",
+    "load_with_new_head",
+    "new_like",
+    "require_finite",
+    "weights_hash",
+]
 
 
 def _near(name_or_path: str | Path) -> str:
@@ -158,6 +166,43 @@ def load_with_new_head(
         return model, AutoImageProcessor.from_pretrained(source, **hub)
     except (OSError, ValueError):
         return model, None
+
+
+def configured(
+    name_or_path: str | Path | None,
+    model_config: Mapping[str, Any] | None,
+    *,
+    revision: str | None = None,
+    **over: Any,
+) -> PreTrainedModel:
+    """A classifier with random weights: of the sizes that are given, or of those of a model by its name.
+
+    Args:
+        name_or_path: Hub id, local folder or timm name, of which the configuration alone is read.
+        model_config: ``{"model_type": "resnet", ...}``, the fields of a configuration of transformers where they
+            differ from its defaults; then no name is looked up.
+        revision: branch, tag or commit on the Hub.
+        **over: fields of the configuration, over both.
+
+    Raises:
+        OSError: the Hub has no such model, or does not give it.
+        ValueError: for a configuration of no image classifier.
+    """
+    if model_config:
+        fields = {**model_config, **over}
+        config = AutoConfig.for_model(fields.pop("model_type", ""), **fields)
+    else:
+        source = _model_source(str(name_or_path))
+        try:
+            config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False, **over)
+        except OSError as error:
+            raise OSError(
+                f"no configuration of {str(name_or_path)!r} at hand ({first_line(error)}): give its sizes, such as "
+                "model_config: {model_type: resnet, depths: [3, 4, 6, 3]}"
+            ) from error
+    if type(config) not in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING:
+        raise ValueError(f"{config.model_type!r} is no image classifier that AutoModelForImageClassification loads")
+    return AutoModelForImageClassification.from_config(config).eval()
 
 
 def require_finite(name: str, model: nn.Module) -> None:

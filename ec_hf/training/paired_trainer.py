@@ -17,6 +17,7 @@ from ec_hf.objectives.base import Progress
 from ec_hf.training.checks import check_classes
 from ec_hf.training.config import CHECKED_IMAGES, ECConfig
 from ec_hf.training.loss import DivergedError, LossTerms
+from ec_hf.training.run_length import RunLength, paired_sampler
 from ec_hf.training.saving import SavingTrainer
 
 __all__ = ["PairedTrainer"]
@@ -56,25 +57,13 @@ class PairedTrainer(SavingTrainer):
         return self.accelerator.prepare(self.loader(self.train_dataset, batch_sampler=self.sampler))
 
     def _new_sampler(self) -> PairedBatchSampler:
-        data, args = self.train_dataset, self.args
-        return PairedBatchSampler(
-            len(data.forget),
-            len(data.retain),
-            forget_batch_size=args.per_device_forget_batch_size,
-            retain_batch_size=args.per_device_train_batch_size,
-            seed=args.data_seed if args.data_seed is not None else args.seed,
-            num_processes=args.world_size,
-        )
+        data = self.train_dataset
+        return paired_sampler(self.args, len(data.forget), len(data.retain), self.args.world_size)
 
     def total_steps(self) -> int:
         """Number of optimiser steps of a whole run."""
-        args = self.args
-        batches = len(self._new_sampler()) // args.world_size
-        return (
-            args.max_steps
-            if args.max_steps > 0
-            else math.ceil(args.num_train_epochs * math.ceil(batches / args.gradient_accumulation_steps))
-        )
+        data = self.train_dataset
+        return RunLength.of(self.args, len(data.forget), len(data.retain), self.args.world_size).steps
 
     def loader(self, dataset: Dataset, **kwargs: Any) -> DataLoader:
         """A loader with the collator and the `dataloader_*` settings of this run; not shared out among processes."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -37,6 +36,7 @@ from ec_hf.training.paired_trainer import PairedTrainer
 from ec_hf.training.plan import RunPlan, settings_in_effect
 from ec_hf.training.progress import ProgressTable
 from ec_hf.training.record import peak_memory_mb
+from ec_hf.training.run_length import RunLength
 from ec_hf.training.stopping import StoppingRule
 
 
@@ -120,7 +120,7 @@ class ECTrainer(PairedTrainer):
             kwargs["preprocess_logits_for_metrics"] = lambda logits, _labels: logits.argmax(-1)
         super().__init__(
             model,
-            _own(args, forget_dataset, evaluates=bool(eval_dataset)),
+            _own(args, forget_dataset, retain_dataset, evaluates=bool(eval_dataset)),
             data_collator=data_collator or collator_for(model, processing_class, sets, **columns),
             train_dataset=PairedDataset(forget_dataset, retain_dataset, seed=args.seed),
             eval_dataset=eval_dataset or None,
@@ -362,7 +362,7 @@ def accuracy(prediction: Any) -> dict[str, float]:
     return {"accuracy": float((prediction.predictions == prediction.label_ids).mean())}
 
 
-def _own(args: ECConfig, forget: Any, *, evaluates: bool) -> ECConfig:
+def _own(args: ECConfig, forget: Any, retain: Any, *, evaluates: bool) -> ECConfig:
     """The trainer's own copy of the settings.
 
     `Trainer` refuses evaluation without data to evaluate on, and does not know passes over the forget set.
@@ -371,6 +371,5 @@ def _own(args: ECConfig, forget: Any, *, evaluates: bool) -> ECConfig:
     if not evaluates:
         args.eval_strategy, args.eval_on_start = "no", False
     if args.forget_epochs:
-        a_step = args.per_device_forget_batch_size * args.world_size * args.gradient_accumulation_steps
-        args.max_steps = math.ceil(args.forget_epochs * math.ceil(len(forget) / a_step))
+        args.max_steps = RunLength.of(args, len(forget), len(retain), args.world_size).steps
     return args

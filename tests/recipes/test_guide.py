@@ -12,7 +12,11 @@ from helpers.models import make_images, make_model, make_processor
 from helpers.stock import collate_fn, stock_trainer, with_pixels
 from transformers import AutoModelForImageClassification, Trainer
 
-from ec_hf import ForgetRequest, load_report, split
+from ec_hf import ECConfig, ForgetRequest, load_report, split
+from ec_hf.commands.erase import EraseArguments
+from ec_hf.commands.parsing import parse
+from ec_hf.commands.plan import PlanArguments
+from ec_hf.models.loading import load_model
 
 GUIDE = Path(__file__).parents[2] / "recipes" / "README.md"
 SECTIONS = dict(re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", GUIDE.read_text(), re.DOTALL | re.MULTILINE))
@@ -53,6 +57,25 @@ def test_a_trainer_with_three_lines_more_erases(run):
     assert names["Erasing"].compute_loss is Trainer.compute_loss
     added = [line for line in SECTIONS["Your own Trainer"].splitlines() if re.search(r"# [123](:|$)", line)]
     assert len(added) == 3
+
+
+def test_the_weights_of_torchvision_in_the_guide_become_a_model(run):
+    names = run("Weights of other code")
+    model, processor = load_model("resnet18")
+    assert model.config.label2id["elk"] == 4 and processor.crop_size["height"] == 224
+    assert names["converted"].left_out == ()
+
+
+def test_the_settings_of_the_guide_are_what_a_plan_takes(tmp_path):
+    (block,) = re.findall(r"```yaml\n(.*?)```", SECTIONS["What a run will cost"], re.DOTALL)
+    (tmp_path / "settings.yaml").write_text(block)
+    kinds = (EraseArguments, ECConfig, PlanArguments)
+    what, _, facts = parse(*kinds, argv=[str(tmp_path / "settings.yaml")], block="plan")
+    assert (what.forget_random_classes, facts.train_images, facts.model_config["model_type"]) == (
+        100,
+        1281167,
+        "resnet",
+    )
 
 
 def test_the_loop_of_plain_torch_erases(run):
