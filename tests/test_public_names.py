@@ -12,7 +12,7 @@ import ec_hf
 
 PUBLIC = {
     "ec_hf": """
-        AuditReport ECCallback ECConfig ECHeads ECTrainer Eraser EraserConfig ForgetRequest __version__ audit erase
+        AuditReport ECCallback ECConfig ECHeads ECTrainer Eraser EraserConfig ForgetRequest __version__ as_classifier audit erase
         load_report push split
     """,
     "ec_hf.losses": """
