@@ -50,13 +50,13 @@ class Original:
     """The model that is to unlearn.
 
     Attributes:
-        model: the model; it is never changed. `for_images` makes one of any module.
+        model: the model, or the module of which `for_images` makes one; it is never changed.
         processor: its image processor; None for images that hold ``pixel_values``.
         history: manifests of the requests that it met before, oldest first.
         by_name: whether it was loaded by its name, under which the report may name it.
     """
 
-    model: nn.Module
+    model: Any
     processor: Any = None
     history: Sequence[dict[str, Any]] = ()
     by_name: bool = False
@@ -75,7 +75,7 @@ class Original:
             commit = getattr(loaded.config, "_commit_hash", None)  # a local model has none
             history = earlier_manifests(loaded.config._name_or_path, revision=commit)
             return cls(loaded, processor or its_own, history, by_name=True)
-        source = getattr(getattr(model, "config", None), "_name_or_path", None)
+        source = str(getattr(getattr(model, "config", None), "_name_or_path", None) or "")
         saved = bool(source) and (Path(source).is_dir() or isinstance(model, OwnClassifier))
         return cls(model, processor, earlier_manifests(source) if saved else ())
 

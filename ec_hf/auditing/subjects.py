@@ -135,9 +135,9 @@ def load_models(
     several, processor = retrained_by_name(retrained), as_processor(processor)
     roles = {"original": "original", **dict.fromkeys(several, "retrained")}
     for name, given in _named(original, unlearned, several).items():
-        by_name = isinstance(given, (str, Path))
+        by_name = not isinstance(given, nn.Module)
         models[name], own_processors[name] = (
-            load_model(given) if by_name else taken(name, given, processor, images, **columns)
+            taken(name, given, processor, images, **columns) if isinstance(given, nn.Module) else load_model(given)
         )
         infos[name] = info(models[name], roles.get(name, "unlearned"), by_name=by_name)
         check_finite(name, models[name])

@@ -133,7 +133,7 @@ def single_layers(
 ) -> list[str]:
     """Names of the innermost modules whose features can be taken, in the order in which they run.
 
-    Those with weights, where there are any; those with positions, where there are any.
+    Those with weights, where there are any; those with positions, where there are any. None before the first weight.
 
     Args:
         model: an image classifier; its mode and its gradients are left as they were.
@@ -142,8 +142,10 @@ def single_layers(
     """
     forward = _Forward.of(model, False, shape)
     modules = dict(model.named_modules())
-    single = [name for name in forward.runs if name not in set(leave_out) and not any(modules[name].children())]
-    found = [name for name in single if forward.can_be_taken(name)]
+    single = [name for name in forward.runs if not any(modules[name].children())]
+    first = min((forward.place(name) for name in single if _matrices(modules[name])), default=0)
+    kept = [name for name in single if name not in set(leave_out) and forward.place(name) >= first]
+    found = [name for name in kept if forward.can_be_taken(name)]
     found = [name for name in found if _matrices(modules[name])] or found
     found = [name for name in found if forward.shows_positions(name)] or found
     return sorted(found, key=forward.place)

@@ -29,7 +29,7 @@ def timm_image_shape(module: Any) -> tuple[int, int, int]:
     channels, height, width = module.pretrained_cfg["input_size"]
     first = next((each.in_channels for each in module.modules() if isinstance(each, nn.Conv2d)), channels)
     made_for = getattr(getattr(module, "patch_embed", None), "img_size", None)
-    return (first, *(made_for or (height, width)))  # type: ignore[return-value]
+    return (first, *(made_for or (height, width)))
 
 
 def timm_processor(module: Any, shape: tuple[int, int, int] | None) -> Any:

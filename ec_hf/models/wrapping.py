@@ -87,7 +87,9 @@ class OwnClassifier(PreTrainedModel):
         hidden_points: the modules whose outputs are the hidden states.
     """
 
+    config: OwnConfig
     config_class = OwnConfig
+    own: nn.Module
     main_input_name = "pixel_values"
 
     def __init__(
@@ -122,10 +124,10 @@ class OwnClassifier(PreTrainedModel):
         """
         points = self.hidden_points if output_hidden_states else []
         with Penultimate((), modules_at(self, points)) as taps:
-            logits = logits_in(vars(self)["own"](pixel_values))
+            logits = logits_in(self.own(pixel_values))
         states = tuple(_as_state(each, point) for each, point in zip(taps.after(()), points, strict=True))
         loss = None if labels is None else F.cross_entropy(logits.float(), labels)
-        return ImageClassifierOutput(loss=loss, logits=logits, hidden_states=states or None)  # type: ignore[arg-type]
+        return ImageClassifierOutput(loss=loss, logits=logits, hidden_states=states or None)
 
     @property
     def hidden_names(self) -> list[str]:
@@ -194,7 +196,7 @@ class OwnClassifier(PreTrainedModel):
         save_file(kept, folder / WEIGHTS, metadata={"format": "pt"})
 
     @classmethod
-    def from_pretrained(cls, *_: Any, **__: Any) -> Any:  # type: ignore[override]
+    def from_pretrained(cls, *_: Any, **__: Any) -> Any:
         """Refused: only the owner's code can build the network.
 
         Raises:
@@ -396,9 +398,9 @@ def _made(
             f"safetensors.torch.load_file('{WEIGHTS}')) on it."
         ),
         architectures=[type(module).__name__],
-        **({"name_or_path": str(weights)} if weights else {}),
     )
     if weights:
+        config.name_or_path = str(weights)
         _load(module, weights)
     model = _classifier(module, config, processor, new)
     model.hidden_points = _hidden_points(model, shape, layers)
@@ -541,7 +543,7 @@ def _read(weights: str | Path | None) -> dict[str, Any]:
 
 
 def _shape_of(known: Mapping[str, Any]) -> tuple[int, int, int] | None:
-    return (known["num_channels"], *known["image_size"]) if known else None  # type: ignore[return-value]
+    return (known["num_channels"], *known["image_size"]) if known else None
 
 
 def _load(module: nn.Module, weights: str | Path) -> None:

@@ -113,8 +113,8 @@ class ECTrainer(PairedTrainer):
             model, loaded = load_model(model)
             processing_class = processing_class or loaded
         columns = {"image_column": args.image_column, "label_column": args.label_column}
-        model, processing_class = classifier_for(model, processing_class, forget_dataset, **columns)
-        check_model(model, args)
+        taken, processing_class = classifier_for(model, processing_class, forget_dataset, **columns)
+        check_model(taken, args)
         eval_dataset = {name: part for name, part in (eval_dataset or {}).items() if len(part)}  # type: ignore[arg-type]
         sets = {"forget": forget_dataset, "retain": retain_dataset}
         sets |= {f"evaluation {name}": part for name, part in eval_dataset.items()}
@@ -122,9 +122,9 @@ class ECTrainer(PairedTrainer):
             compute_metrics = accuracy
             kwargs["preprocess_logits_for_metrics"] = lambda logits, _labels: logits.argmax(-1)
         super().__init__(
-            model,
+            taken,
             _own(args, forget_dataset, evaluates=bool(eval_dataset)),
-            data_collator=data_collator or collator_for(model, processing_class, sets, **columns),
+            data_collator=data_collator or collator_for(taken, processing_class, sets, **columns),
             train_dataset=PairedDataset(forget_dataset, retain_dataset, seed=args.seed),
             eval_dataset=eval_dataset or None,
             processing_class=processing_class,
