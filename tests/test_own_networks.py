@@ -21,6 +21,8 @@ from ec_hf.models.loading import load_model, new_like
 from ec_hf.publishing.card import card
 from ec_hf.publishing.export import export
 
+pytestmark = pytest.mark.slow
+
 FAST = {"embedding": False, "int8": False}
 BEES = ForgetRequest(classes=["bee"])
 STEPS = {"max_steps": 2, "heads_epochs": 1, "eval_on_start": False, "eval_strategy": "no", "save_strategy": "no"}
