@@ -154,7 +154,7 @@ class OwnClassifier(PreTrainedModel):
 
     def renewed(self) -> OwnClassifier:
         """A network of the same kind with new weights, from the current random state; see `as_classifier`."""
-        network = drawn_anew(self.own) if self.new is None else self.new()
+        network = drawn_anew(self.own) if self.new is None else uncompiled(self.new())
         other = _classifier(network, copy.deepcopy(self.config), self.image_processor, self.new)
         if (ours := _shapes(self)) != (theirs := _shapes(other)):
             odd = sorted(name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name))
