@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from ec_hf.data.requests import ForgetRequest
     from ec_hf.data.splitting import split
     from ec_hf.models.heads import ECHeads
+    from ec_hf.models.wrapping import as_classifier
     from ec_hf.pipeline import erase
     from ec_hf.publishing.hub import load_report, push
     from ec_hf.training.callback import ECCallback
@@ -30,6 +31,7 @@ __all__ = [
     "EraserConfig",
     "ForgetRequest",
     "__version__",
+    "as_classifier",
     "audit",
     "erase",
     "load_report",
@@ -46,6 +48,7 @@ _HOMES = {
     "Eraser": "training.eraser",
     "EraserConfig": "training.config",
     "ForgetRequest": "data.requests",
+    "as_classifier": "models.wrapping",
     "audit": "auditing.audit",
     "erase": "pipeline",
     "load_report": "publishing.hub",

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from accelerate import PartialState
 from datasets import Dataset, DatasetDict
+from torch import nn
 from transformers import PreTrainedModel, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -30,6 +31,7 @@ from ec_hf.data.sources import load_images
 from ec_hf.files import CARD, CONFIG, MANIFEST, ModelFolder, local_folder, move_files
 from ec_hf.models.inputs import collator_for
 from ec_hf.models.loading import load_model
+from ec_hf.models.wrapping import OwnClassifier, classifier_for
 from ec_hf.objectives import get_objective
 from ec_hf.publishing.card import card
 from ec_hf.publishing.contents import unlearned_name
@@ -54,19 +56,19 @@ class Original:
     """The model that is to unlearn.
 
     Attributes:
-        model: the model; it is never changed.
+        model: the model, or the module of which `for_images` makes one; it is never changed.
         processor: its image processor; None for images that hold ``pixel_values``.
         history: manifests of the requests that it met before, oldest first.
         by_name: whether it was loaded by its name, under which the report may name it.
     """
 
-    model: PreTrainedModel
+    model: Any
     processor: Any = None
     history: Sequence[dict[str, Any]] = ()
     by_name: bool = False
 
     @classmethod
-    def of(cls, model: PreTrainedModel | str | Path, processor: Any = None, revision: str | None = None) -> Original:
+    def of(cls, model: nn.Module | str | Path, processor: Any = None, revision: str | None = None) -> Original:
         """A model by its name, or one in memory; its history is read where it was loaded from.
 
         Raises:
@@ -79,8 +81,23 @@ class Original:
             commit = getattr(loaded.config, "_commit_hash", None)  # a local model has none
             history = earlier_manifests(loaded.config._name_or_path, revision=commit)
             return cls(loaded, processor or its_own, history, by_name=True)
-        source = getattr(model.config, "_name_or_path", None)
-        return cls(model, processor, earlier_manifests(source) if source and Path(source).is_dir() else ())
+        source = str(getattr(getattr(model, "config", None), "_name_or_path", None) or "")
+        saved = bool(source) and (Path(source).is_dir() or isinstance(model, OwnClassifier))
+        return cls(model, processor, earlier_manifests(source) if saved else ())
+
+    def for_images(self, images: Mapping[str, Dataset], **columns: str | None) -> Original:
+        """The same with a model that this package works on, whatever module it was; see `ec_hf.as_classifier`.
+
+        Args:
+            images: splits, of which the first tells the names of the classes and the size of the images.
+            **columns: image_column and label_column, where they cannot be told.
+
+        Raises:
+            TypeError: as `ec_hf.as_classifier`.
+            ValueError: as `ec_hf.as_classifier`, and where images cannot be prepared.
+        """
+        model, processor = classifier_for(self.model, self.processor, next(iter(images.values())), **columns)
+        return replace(self, model=model, processor=processor)
 
 
 @dataclass(frozen=True)
@@ -137,7 +154,7 @@ class Erased:
 
 
 def erase(
-    model: PreTrainedModel | str | Path | Original,
+    model: nn.Module | str | Path | Original,
     dataset: Mapping[str, Dataset] | Dataset | str | Path,
     request: ForgetRequest | RandomClasses,
     *,
@@ -165,14 +182,15 @@ def erase(
     again. Started on several processes, all return the same.
 
     Args:
-        model: Hub id, local folder or timm name, or a model in memory, which is not changed.
+        model: Hub id, local folder or timm name, or a model in memory, which is not changed; any module that gives
+            logits, see `ec_hf.as_classifier`.
         dataset: Hub id, local folder or "mnist5k", or the splits: ``{"train": ..., "test": ...}``. Without a test
             split, a part of the training images is taken for it.
         request: what to forget; classes to be drawn at random are on record as they were drawn.
         output_dir: the folder; it may hold no file that a finished folder has and, unless the run is resumed, no
             checkpoints.
         args: settings of the erasure.
-        processor: image processor, where the model does not bring its own.
+        processor: image processor, where the model does not bring its own, or a function from a PIL image to a tensor.
         model_revision: branch, tag or commit of the model on the Hub.
         dataset_config: name of a subset, where the dataset has several.
         id_column: column that identifies an image; its duplicates are forgotten together.
@@ -189,7 +207,8 @@ def erase(
         **settings: fields of `ECConfig`, over those of `args`.
 
     Returns:
-        Model, report and folder. The folder's model loads where `ec_hf` is not installed.
+        Model, report and folder. The folder's model loads where `ec_hf` is not installed; that of a network of one's
+        own by its own code.
 
     Raises:
         FileExistsError: output_dir holds a model, a file that would be replaced, or an interrupted run; or
@@ -215,6 +234,7 @@ def erase(
     state = PartialState(cpu=config.use_cpu)
     original = model if isinstance(model, Original) else Original.of(model, processor, model_revision)
     images, name = images_of(dataset, dataset_config)
+    original = original.for_images(images, image_column=config.image_column, label_column=config.label_column)
     request = resolved(request, images, config.label_column)
     state.print(request.summary())
     data = ErasureData.of(
@@ -230,7 +250,7 @@ def erase(
     state.wait_for_everyone()  # no process writes before all have looked
     config = replace(config, label_column=data.columns["label_column"], **_fit_for(config, data, original))
 
-    if callable(retrained) and not isinstance(retrained, PreTrainedModel):
+    if callable(retrained) and not isinstance(retrained, nn.Module):
         retrained = retrained(original, data)
     for each in retrained_by_name(retrained).values():
         if isinstance(each, (str, Path)):

@@ -12,8 +12,8 @@ import ec_hf
 
 PUBLIC = {
     "ec_hf": """
-        AuditReport ECCallback ECConfig ECHeads ECTrainer Eraser EraserConfig ForgetRequest __version__ audit erase
-        load_report push split
+        AuditReport ECCallback ECConfig ECHeads ECTrainer Eraser EraserConfig ForgetRequest __version__ as_classifier
+        audit erase load_report push split
     """,
     "ec_hf.losses": """
         CONTRASTS Contrast LAYER_WEIGHTS PointWeights check_contrast check_temperature cross_entropy csul delete_kl

@@ -8,7 +8,7 @@ from typing import Any
 
 from accelerate import PartialState
 from datasets import Dataset
-from transformers import PreTrainedModel
+from torch import nn
 
 from ec_hf.auditing.downstream import bank_and_queries
 from ec_hf.auditing.forward import evaluating
@@ -26,10 +26,10 @@ __all__ = ["audit"]
 
 
 def audit(
-    original: PreTrainedModel | str | Path,
-    unlearned: PreTrainedModel | str | Path | Mapping[str, PreTrainedModel | str | Path],
+    original: nn.Module | str | Path,
+    unlearned: nn.Module | str | Path | Mapping[str, nn.Module | str | Path],
     *,
-    retrained: PreTrainedModel | str | Path | Sequence[Any] | Mapping[str, Any] | None = None,
+    retrained: nn.Module | str | Path | Sequence[Any] | Mapping[str, Any] | None = None,
     shadows: Sequence[Any] | Mapping[str, Sequence[Any]] | None = None,
     train: Dataset | None = None,
     test: Dataset | None = None,
@@ -49,7 +49,8 @@ def audit(
     from that one pass. Started on several processes, they share the images and all return the same report.
 
     Args:
-        original: the model before unlearning: a model, or a Hub id, local folder or timm name.
+        original: the model before unlearning: a model, or a Hub id, local folder or timm name. Any module that gives
+            logits is a model, here and below; see `ec_hf.as_classifier`.
         unlearned: the model after it, or several by name: ``{"ec": ..., "delete": ...}``.
         retrained: a model trained without the forget set, the best reference there is, or several of other seeds, in
             a list or by name: how far these differ is the unit that the unlearned models are measured in. Without any
@@ -65,7 +66,8 @@ def audit(
             retain_test; any may be missing or empty but not all forgotten ones.
         downstream: other labelled images, for k-NN on frozen features: a dataset, which is divided at random 80 to 20
             with seed 2 as UUEF does, or ``{"train": ..., "test": ...}``.
-        processor: image processor of all models, or of some by name; comes along with a model that is given by name.
+        processor: image processor of all models, or of some by name, or a function from a PIL image to a tensor; comes
+            along with a model that is given by name.
         dataset_name: for the report.
         image_column: as for `ec_hf.models.inputs.collator_for`.
         label_column: as for `ec_hf.models.inputs.collator_for`.
@@ -91,9 +93,12 @@ def audit(
     given = checked_splits(train, test, request, splits, label_column=label_column, id_column=id_column)
     halves = None if downstream is None else bank_and_queries(downstream)
     with clock("loading"):
-        loaded = load_models(original, unlearned, retrained, processor=processor, seed=chosen.seed)
-    with evaluating((each.model for each in loaded.values()), PartialState().device):
+        shown = next(part for part in given.values() if len(part))
         columns = {"image_column": image_column, "label_column": label_column}
+        loaded = load_models(
+            original, unlearned, retrained, processor=processor, seed=chosen.seed, images=shown, **columns
+        )
+    with evaluating((each.model for each in loaded.values()), PartialState().device):
         notes = [
             *check_models({name: (each.model, each.info) for name, each in loaded.items()}),
             *splits_without_sense(given, image_column, chosen.max_images),

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset, concatenate_datasets
+from torch import nn
 from transformers import PreTrainedModel
 
 from ec_hf.auditing.collected import Shadows
@@ -15,7 +16,7 @@ from ec_hf.auditing.forward import evaluating, features_of
 from ec_hf.auditing.measures.membership import held_out_splits, matched_rows
 from ec_hf.auditing.question import Question
 from ec_hf.auditing.sense import same_weights
-from ec_hf.auditing.subjects import Loaded, Subject, check_finite, check_labels
+from ec_hf.auditing.subjects import Loaded, Subject, check_finite, check_labels, taken
 from ec_hf.metrics import logit_confidence, loss
 from ec_hf.models.inputs import collator_for
 from ec_hf.models.loading import load_model
@@ -45,7 +46,7 @@ def shadows_by_side(given: Any) -> dict[str, list[Any]]:
     else:
         pairs = [_side_of(model) for model in _listed(given)]
     for side, model in pairs:
-        if not isinstance(model, (PreTrainedModel, str, Path)):
+        if not isinstance(model, (nn.Module, str, Path)):
             raise TypeError(f"shadows: expected PreTrainedModels or their names, got {type(model).__name__}")
         sides[side].append(model)
     return sides
@@ -83,9 +84,10 @@ def seen_by_shadows(
     for side in SIDES:
         for number, given in enumerate(sides[side], start=1):
             name = f"shadow {number} ({side})"
-            own, processor = (given, None) if isinstance(given, PreTrainedModel) else load_model(given)
+            usual, by_name = loaded["original"].processor, isinstance(given, (str, Path))
+            own, processor = load_model(given) if by_name else taken(name, given, usual, images, **columns)
             _check(name, own, loaded)
-            collator = collator_for(own, processor or loaded["original"].processor, {"images": images}, **columns)
+            collator = collator_for(own, processor or usual, {"images": images}, **columns)
             with evaluating([own], device):
                 subject = Subject(own, collator)
                 logits = features_of({name: subject}, images, batch_size=question.settings.batch_size, title=name)
@@ -100,7 +102,7 @@ def seen_by_shadows(
 
 
 def _listed(given: Any) -> list[Any]:
-    return [given] if isinstance(given, (str, Path, PreTrainedModel)) else list(given)
+    return [given] if isinstance(given, (str, Path, nn.Module)) else list(given)
 
 
 def _side_of(model: Any) -> tuple[str, Any]:

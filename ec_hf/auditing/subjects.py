@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +29,8 @@ from ec_hf.models.points import (
     select_points,
     take,
 )
+from ec_hf.models.transforms import as_processor
+from ec_hf.models.wrapping import classifier_for
 
 __all__ = [
     "Loaded",
@@ -41,6 +43,7 @@ __all__ = [
     "random_init",
     "retrained_by_name",
     "subjects_of",
+    "taken",
 ]
 
 RESERVED = ("original", "retrained", "random_init")
@@ -59,7 +62,7 @@ class Subject:
             penultimate layer, which the classifier reads, where it has one.
         classifier: the layers that give its logits.
         depth: number of hidden states that it returns.
-        modules: those that points are named after.
+        modules: those that points are named after, by name.
     """
 
     model: PreTrainedModel
@@ -67,7 +70,7 @@ class Subject:
     points: Sequence[SupervisionPoint] = ()
     classifier: Sequence[Layer] = ()
     depth: int = 0
-    modules: Sequence[nn.Module] = ()
+    modules: Mapping[str, nn.Module] = field(default_factory=dict)
 
     @property
     def layers(self) -> list[str]:
@@ -99,7 +102,14 @@ class Loaded(NamedTuple):
 
 
 def load_models(
-    original: Any, unlearned: Any, retrained: Any = None, *, processor: Any = None, seed: int = 0
+    original: Any,
+    unlearned: Any,
+    retrained: Any = None,
+    *,
+    processor: Any = None,
+    seed: int = 0,
+    images: Dataset | None = None,
+    **columns: str | None,
 ) -> dict[str, Loaded]:
     """The models by name, all fit to be compared; without a retrained one, a model of random weights joins.
 
@@ -111,20 +121,24 @@ def load_models(
         retrained: the same, several of them in a list or by name, or None.
         processor: image processor of all models, or of some by name.
         seed: seed of the random weights.
+        images: images of the audit, for modules that are no models of transformers.
+        **columns: image_column and label_column of them.
 
     Raises:
-        TypeError: for something that is neither a `PreTrainedModel` nor a name.
+        TypeError: for something that is neither a model nor a name.
         ValueError: for names that are reserved, weights that are not finite, label sets that differ, and processors of
             models that are not there.
     """
     models: dict[str, PreTrainedModel] = {}
     infos: dict[str, ModelInfo] = {}
     own_processors: dict[str, Any] = {}
-    several = retrained_by_name(retrained)
+    several, processor = retrained_by_name(retrained), as_processor(processor)
     roles = {"original": "original", **dict.fromkeys(several, "retrained")}
     for name, given in _named(original, unlearned, several).items():
-        by_name = isinstance(given, (str, Path))
-        models[name], own_processors[name] = (given, None) if isinstance(given, PreTrainedModel) else load_model(given)
+        by_name = not isinstance(given, nn.Module)
+        models[name], own_processors[name] = (
+            taken(name, given, processor, images, **columns) if isinstance(given, nn.Module) else load_model(given)
+        )
         infos[name] = info(models[name], roles.get(name, "unlearned"), by_name=by_name)
         check_finite(name, models[name])
         check_labels(name, models[name], models["original"])
@@ -134,6 +148,29 @@ def load_models(
         floor = random_init(models["original"], seed)
         loaded["random_init"] = Loaded(floor, processors["original"], info(floor, "floor"))
     return loaded
+
+
+def taken(
+    name: str, given: nn.Module, processor: Any, images: Dataset | None, **columns: str | None
+) -> tuple[PreTrainedModel, Any]:
+    """A model in memory, whatever module it is, and the image processor that it brings along, if it does.
+
+    Args:
+        name: what it is called in errors.
+        given: the module.
+        processor: image processor of all models, or of some by name.
+        images: what the models are asked about.
+        **columns: image_column and label_column of these.
+
+    Raises:
+        TypeError: as `ec_hf.as_classifier`.
+        ValueError: as `ec_hf.as_classifier`.
+    """
+    of_it = processor.get(name) if isinstance(processor, Mapping) else processor
+    try:
+        return classifier_for(given, of_it, images, **columns)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{name}: {str(error).removeprefix('model: ')}") from error
 
 
 def retrained_by_name(given: Any) -> dict[str, Any]:
@@ -162,7 +199,7 @@ def retrained_by_name(given: Any) -> dict[str, Any]:
     return named if len(named) > 1 else {"retrained": next(iter(named.values()))}
 
 
-def _named(original: Any, unlearned: Any, retrained: Mapping[str, Any]) -> dict[str, PreTrainedModel | str | Path]:
+def _named(original: Any, unlearned: Any, retrained: Mapping[str, Any]) -> dict[str, nn.Module | str | Path]:
     """What was given for the models, by their names in the report; a model with adapters as a merged copy."""
     several = dict(unlearned) if isinstance(unlearned, Mapping) else {"unlearned": unlearned}
     reserved = list(dict.fromkeys([*RESERVED, *retrained]))
@@ -172,9 +209,8 @@ def _named(original: Any, unlearned: Any, retrained: Mapping[str, Any]) -> dict[
     given = {"original": original, **several, **retrained}
     named: dict[str, Any] = {name: merged(model) for name, model in given.items()}
     for name, model in named.items():
-        if not isinstance(model, (PreTrainedModel, str, Path)):
-            hint = "; a bare timm model is loaded by its name" if isinstance(model, nn.Module) else ""
-            raise TypeError(f"{name}: expected a PreTrainedModel or its name, got {type(model).__name__}{hint}")
+        if not isinstance(model, (nn.Module, str, Path)):
+            raise TypeError(f"{name}: expected a PreTrainedModel or its name, got {type(model).__name__}")
     return named
 
 

@@ -21,6 +21,7 @@ from ec_hf.data.columns import shown
 from ec_hf.files import ADAPTER_CONFIG, CONFIG, WEIGHTS, ModelFolder, first_line, local_folder
 from ec_hf.models.adapters import base_name, load_adapted, original_state
 from ec_hf.models.penultimate import classifier_of
+from ec_hf.models.wrapping import MODEL_TYPE, OwnClassifier
 
 __all__ = [
     "configured",
@@ -60,23 +61,15 @@ def load_model(
     Raises:
         FileNotFoundError: there is no such folder, or it holds no config.json.
         OSError: the Hub has no such model, or does not give it.
-        ValueError: the model is no image classifier, its file of weights is cut short, it has no trained
-            classification head, or its weights are not finite.
+        ValueError: the model is no image classifier, or one that only its owner's code can build; its file of weights
+            is cut short, it has no trained classification head, or its weights are not finite.
     """
     if adapters := _adapters_folder(name_or_path):
         base, processor = load_model(base_name(adapters), token=token)
         return load_adapted(adapters, base).eval(), processor
     source = _model_source(name_or_path)
     hub: dict[str, Any] = {"revision": revision, "token": token, "trust_remote_code": False}
-    try:
-        config = AutoConfig.from_pretrained(source, **hub)
-    except OSError as error:
-        raise OSError(
-            f"no model {str(name_or_path)!r}: it is no local folder{_near(name_or_path)}, and the Hub did not give "
-            f"{source!r} ({first_line(error)}). A private or gated model needs token=."
-        ) from error
-    except RecursionError as error:
-        raise ValueError(f"the {CONFIG} of {source!r} is nested too deeply to be one") from error
+    config = _configuration(name_or_path, source, hub)
     if commit := _commit(source, revision):
         config._commit_hash, hub["revision"] = commit, commit
     if type(config) not in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING:
@@ -112,6 +105,26 @@ def load_model(
         )
         processor = None
     return model, processor
+
+
+def _configuration(name_or_path: str | Path, source: str, hub: dict[str, Any]) -> Any:
+    """The configuration of a model that `AutoConfig` knows."""
+    try:
+        return AutoConfig.from_pretrained(source, **hub)
+    except OSError as error:
+        raise OSError(
+            f"no model {str(name_or_path)!r}: it is no local folder{_near(name_or_path)}, and the Hub did not give "
+            f"{source!r} ({first_line(error)}). A private or gated model needs token=."
+        ) from error
+    except RecursionError as error:
+        raise ValueError(f"the {CONFIG} of {source!r} is nested too deeply to be one") from error
+    except ValueError as error:
+        if MODEL_TYPE not in str(error):
+            raise
+        raise ValueError(
+            f"{source!r} holds the weights of a network of one's own, which only its owner's code can build: in "
+            f"Python, give ec_hf.as_classifier(network, weights={source!r}) in place of the name"
+        ) from error
 
 
 def load_with_new_head(
@@ -251,6 +264,8 @@ def _first_numbers(tensor: torch.Tensor) -> np.ndarray:
 
 def new_like(model: Any) -> Any:
     """A new model of the same configuration, initialised as its family is, from the current random state."""
+    if isinstance(model, OwnClassifier):
+        return model.renewed()
     config = copy.deepcopy(model.config)
     new = type(model)(config)
     if hasattr(new, "timm_model"):

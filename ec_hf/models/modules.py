@@ -27,7 +27,7 @@ from ec_hf.models.points import (
     token_shape,
 )
 
-__all__ = ["blocks_of", "modules_at", "tensor_of", "with_modules"]
+__all__ = ["blocks_of", "described", "modules_at", "single_layers", "tensor_of", "with_modules"]
 
 CONTAINERS = (nn.ModuleList, nn.Sequential, nn.ModuleDict)
 TRIAL_IMAGES = 2
@@ -45,10 +45,10 @@ def tensor_of(output: Any) -> Tensor | None:
     return None
 
 
-def modules_at(model: nn.Module, points: Iterable[SupervisionPoint]) -> tuple[nn.Module, ...]:
-    """The modules that points are named after, in the order in which their features stand among the states."""
+def modules_at(model: nn.Module, points: Iterable[SupervisionPoint]) -> dict[str, nn.Module]:
+    """The modules that points are named after, by name, in the order of their features among the states."""
     named = sorted((point.index, point.module) for point in points if point.module)
-    return tuple(model.get_submodule(name) for _, name in named)
+    return {name: model.get_submodule(name) for _, name in named}
 
 
 def with_modules(
@@ -108,6 +108,47 @@ def blocks_of(model: PreTrainedModel, shape: tuple[int, int, int] | None = None)
         ValueError: nothing repeats.
     """
     return _blocks(model, _Forward.of(model, False, shape))
+
+
+def described(
+    model: PreTrainedModel, names: Iterable[str], shape: tuple[int, int, int] | None = None
+) -> list[SupervisionPoint]:
+    """Modules as points that are maps or vectors, numbered in the order in which they run.
+
+    Args:
+        model: an image classifier; its mode and its gradients are left as they were.
+        names: of modules.
+        shape: ``(channels, height, width)`` of the images; read from its configuration when left out.
+
+    Raises:
+        ValueError: as `with_modules`.
+    """
+    forward = _Forward.of(model, False, shape)
+    in_order = sorted(names, key=lambda name: forward.runs.get(name, [-1])[-1])
+    return [replace(forward.describe(name), index=index) for index, name in enumerate(in_order)]
+
+
+def single_layers(
+    model: PreTrainedModel, shape: tuple[int, int, int] | None = None, leave_out: Iterable[str] = ()
+) -> list[str]:
+    """Names of the innermost modules whose features can be taken, in the order in which they run.
+
+    Those with weights, where there are any; those with positions, where there are any. None before the first weight.
+
+    Args:
+        model: an image classifier; its mode and its gradients are left as they were.
+        shape: ``(channels, height, width)`` of the images; read from its configuration when left out.
+        leave_out: names of modules that do not count, such as the classifier.
+    """
+    forward = _Forward.of(model, False, shape)
+    modules = dict(model.named_modules())
+    single = [name for name in forward.runs if not any(modules[name].children())]
+    first = min((forward.place(name) for name in single if _matrices(modules[name])), default=0)
+    kept = [name for name in single if name not in set(leave_out) and forward.place(name) >= first]
+    found = [name for name in kept if forward.can_be_taken(name)]
+    found = [name for name in found if _matrices(modules[name])] or found
+    found = [name for name in found if forward.shows_positions(name)] or found
+    return sorted(found, key=forward.place)
 
 
 def _blocks(model: nn.Module, forward: _Forward) -> list[str]:
@@ -205,6 +246,13 @@ class _Forward:
             at = next((k for k, print_ in enumerate(self.prints) if print_ and _same(print_, wanted)), -1)
             places.append(max([at, *places[-1:]]))
         return places
+
+    def can_be_taken(self, name: str) -> bool:
+        """Whether a module can be a point."""
+        try:
+            return bool(self.describe(name).channels)
+        except ValueError:
+            return False
 
     def shows_positions(self, name: str) -> bool:
         """Whether a module can be a point with positions, tokens or a map."""

@@ -98,11 +98,11 @@ class Penultimate:
 
     Args:
         layers: the layers that give the logits; without any, nothing is taken of what they read.
-        modules: the modules whose outputs are taken too, for supervision points that are named after them.
+        modules: the modules whose outputs are taken too, by name, for supervision points that are named after them.
     """
 
-    def __init__(self, layers: Iterable[Layer], modules: Iterable[nn.Module] = ()) -> None:
-        self.layers, self.modules = tuple(layers), tuple(modules)
+    def __init__(self, layers: Iterable[Layer], modules: Mapping[str, nn.Module] | None = None) -> None:
+        self.layers, self.modules = tuple(layers), dict(modules or {})
         self._inputs: dict[Layer, Tensor] = {}
         self._outputs: dict[nn.Module, Any] = {}
         self._handles: list[RemovableHandle] = []
@@ -111,7 +111,7 @@ class Penultimate:
         """Take the features of each forward from now on."""
         self._handles = [
             *(layer.register_forward_pre_hook(self._keep) for layer in self.layers),
-            *(module.register_forward_hook(self._keep_output) for module in self.modules),
+            *(module.register_forward_hook(self._keep_output) for module in self.modules.values()),
         ]
 
     def detach(self) -> None:
@@ -134,9 +134,14 @@ class Penultimate:
         Raises:
             RuntimeError: a named module did not run.
         """
-        if silent := sum(module not in self._outputs for module in self.modules):
-            raise RuntimeError(f"{silent} of the {len(self.modules)} modules that points are named after did not run.")
-        outputs = [self._outputs.pop(module) for module in self.modules]
+        if silent := [name for name, module in self.modules.items() if self._outputs.get(module) is None]:
+            raise RuntimeError(
+                f"{len(silent)} of the {len(self.modules)} modules that points are named after did not run, or gave "
+                f"nothing: {', '.join(map(repr, silent[:4]))}. A model may leave a module out while it trains, or "
+                "call its weights without the module. Name the module around it, or one behind it, in `points` (of an "
+                "audit in `layers`); `dict(model.named_modules())` shows the names."
+            )
+        outputs = [self._outputs.pop(module) for module in self.modules.values()]
         features = self.take()
         return (*(hidden_states or ()), *outputs, *(() if features is None else (features,)))
 

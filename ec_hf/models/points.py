@@ -43,6 +43,7 @@ class SupervisionPoint:
         prefix: number of tokens before the patch tokens; 0 for maps.
         module: name of the module whose output it is; empty for hidden states and the penultimate layer.
         channels_last: whether that module gives maps as ``(batch, height, width, channels)``.
+        label: name of a hidden state, where the model gives its own ones names (`ec_hf.models.wrapping`).
     """
 
     index: int
@@ -53,11 +54,12 @@ class SupervisionPoint:
     prefix: int = 0
     module: str = ""
     channels_last: bool = False
+    label: str = ""
 
     @property
     def name(self) -> str:
         """Name used in logs, reports and layer-wise tables."""
-        return PENULTIMATE if self.is_penultimate else self.module or f"hidden_states.{self.index}"
+        return PENULTIMATE if self.is_penultimate else self.module or self.label or f"hidden_states.{self.index}"
 
     @property
     def is_penultimate(self) -> bool:
@@ -77,9 +79,10 @@ class SupervisionPoint:
         return f"{self.name} ({shape}, {self.channels} channels)"
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as plain JSON values; those of named modules only where it is one."""
-        values = asdict(self)
-        return values if self.module else {k: v for k, v in values.items() if k not in ("module", "channels_last")}
+        """The fields as plain JSON values; those of named modules only where it is one, the label where it has one."""
+        left_out = [] if self.module else ["module", "channels_last"]
+        left_out += [] if self.label else ["label"]
+        return {name: value for name, value in asdict(self).items() if name not in left_out}
 
 
 def hidden_state_kwargs(model: nn.Module) -> dict[str, Any]:
@@ -174,7 +177,9 @@ def describe_hidden_states(
     raw = [_shape_of(state, (height, width)) for state in states]
     isotropic = len({(shape["channels"], shape["height"], shape["width"]) for shape in raw}) == 1
     kind = "tokens" if isotropic and len(raw) > 1 else "map"
-    return [SupervisionPoint(index=index, kind=kind, **shape) for index, shape in enumerate(raw)]
+    labels = getattr(model, "hidden_names", None) or [""] * len(raw)
+    named = zip(raw, labels, strict=True)
+    return [SupervisionPoint(index, kind, **shape, label=label) for index, (shape, label) in enumerate(named)]
 
 
 def is_module_name(entry: int | str) -> bool:
@@ -211,7 +216,7 @@ def select_points(
         return tuple(hidden[index] for index in _auto_indices(model, hidden))
     entries = [points] if isinstance(points, str) else list(points)
     chosen = [_place(entry, states) for entry in entries if entry != BLOCKS]
-    if len(set(chosen)) != len(chosen):
+    if len({states[place].name for place in chosen}) != len(chosen):
         raise ValueError(f"points={entries}: the same hidden state or module is named twice.")
     if BLOCKS in entries:
         chosen += [k for k, state in enumerate(states) if state.module and k not in chosen]

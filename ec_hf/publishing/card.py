@@ -17,6 +17,7 @@ from ec_hf.data.manifests import whole_class_count
 from ec_hf.files import ModelFolder
 from ec_hf.models.finish import UNREACHABLE
 from ec_hf.models.points import SupervisionPoint
+from ec_hf.models.wrapping import MODEL_TYPE
 from ec_hf.publishing.contents import (
     Contents,
     base_name,
@@ -146,6 +147,7 @@ def context(contents: Contents, repo_id: str | None, licence: Mapping[str, str])
         "name_or_path": repo_id or "path/to/this/folder",
         "architecture": (config.get("architectures") or ["image classifier"])[0],
         "timm": config.get("model_type") == "timm_wrapper",
+        "own": config.get("network") if config.get("model_type") == MODEL_TYPE else None,
         "labels": len(config["id2label"]) if "id2label" in config else config.get("num_labels"),
         "base_model": record.get("base_model"),
         "revision": record.get("base_model_revision"),

@@ -33,6 +33,7 @@ from ec_hf.files import (
 )
 from ec_hf.models.finish import finished
 from ec_hf.models.heads import ECHeads
+from ec_hf.models.wrapping import MODEL_TYPE, OwnConfig
 from ec_hf.publishing.card import card
 from ec_hf.publishing.disclosure import FIGURES_WITH_CLASSES, disclosed_manifest, disclosed_record, disclosed_report
 from ec_hf.publishing.pictures import drawing_without_text, text_of, without_text
@@ -188,6 +189,11 @@ def _finished(source: ModelFolder, choices: Choices) -> PreTrainedModel:
         raise ValueError(f"finish={how!r}: this model was finished already ({earlier}); push it with finish='keep'")
     if how == "drop" and choices.with_heads:
         raise ValueError("finish='drop' leaves fewer classes than the EC heads know: publish these without with_heads")
+    if source.read(CONFIG).get("model_type") == MODEL_TYPE:
+        raise ValueError(
+            f"finish={how!r} needs the code of this network, which is its owner's: in Python, save what "
+            f"ec_hf.models.finish.finished(model, classes, {how!r}) gives, or push it with finish='keep'"
+        )
     model = AutoModelForImageClassification.from_pretrained(source.path)
     return finished(model, _forgotten_labels(source, model.config.id2label), how)
 
@@ -366,5 +372,6 @@ def _foreign_texts(config: Mapping[str, Any]) -> list[str]:
     """What a configuration holds beside the keys of its architecture and the model's list of classes, as texts."""
     kind = config.get("model_type")
     known = set(CONFIG_MAPPING[kind]().to_dict()) if isinstance(kind, str) and kind in CONFIG_MAPPING else set()
+    known |= set(OwnConfig().to_dict()) if kind == MODEL_TYPE else set()
     known |= {"id2label", "label2id", "pretrained_cfg"}  # timm's holds the class list too
     return [json.dumps({key: value}, ensure_ascii=False) for key, value in config.items() if key not in known]

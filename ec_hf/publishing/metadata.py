@@ -11,6 +11,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ec_hf.auditing.report import SPLITS, AuditReport
+from ec_hf.models.wrapping import MODEL_TYPE
 from ec_hf.publishing.contents import Contents, dataset_name, deepest_layer, is_finite, unlearned_name
 from ec_hf.publishing.licenses import LICENSES
 from ec_hf.reporting.labels import metric_title, model_label
@@ -54,7 +55,7 @@ def metadata(contents: Contents, title: str, licence: Mapping[str, str]) -> Mode
     dataset = dataset_name(contents)
     results = eval_results(report, dataset or "unnamed dataset") if report else []
     return ModelCardData(
-        library_name="transformers",
+        library_name="pytorch" if contents.config.get("model_type") == MODEL_TYPE else "transformers",
         pipeline_tag=PIPELINE_TAG,
         tags=list(TAGS),
         base_model=base,

@@ -116,7 +116,7 @@ class ECCallback(TrainerCallback):
         model, loader = kwargs["model"], kwargs["train_dataloader"]
         if base_of(model) is not self.eraser.model:
             raise ValueError(
-                "the Trainer trains another model than the eraser's; give both the same one, and no model_init."
+                "the Trainer trains another model than the eraser's; give it `eraser.model`, and no model_init."
             )
         if loader.dataset is not self.train_dataset:
             raise ValueError(

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from ec_hf.data.fingerprint import same_images
 from ec_hf.data.splitting import shared_rows
@@ -44,8 +43,7 @@ def check_model(model: Any, args: ECConfig) -> None:
     """Refuse what is no plain classifier of transformers in one precision, with weights that are finite and may move.
 
     Raises:
-        TypeError: for wrapped models, and modules that are no model of transformers.
-        ValueError: for the rest.
+        ValueError: it is something else.
     """
     _check_kind(model)
     if is_adapted(model) and args.push_to_hub:
@@ -123,21 +121,9 @@ def check_classes(classes: set[int] | None) -> None:
 
 
 def _check_kind(model: Any) -> None:
-    """Refuse wrappers and modules that are no classifier of transformers."""
-    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-        raise TypeError(
-            f"model: it is wrapped in {type(model).__name__}. Pass model.module, and start one process a GPU with "
-            "`accelerate launch`."
-        )
-    if hasattr(model, "_orig_mod"):
-        raise TypeError("model: it is compiled by torch.compile. Pass the model as it was before.")
+    """Refuse models that are no classifiers of images."""
     if is_adapted(model):
         return
-    if not hasattr(model, "config") or not hasattr(model, "save_pretrained"):
-        raise TypeError(
-            f"model: expected an image classifier of transformers, got {type(model).__name__}. Load it by "
-            "AutoModelForImageClassification.from_pretrained, or give its name; timm names such as 'resnet18' work."
-        )
     if "pixel_values" not in inspect.signature(model.forward).parameters:
         raise ValueError(
             f"model: {type(model).__name__} takes no pixel_values, the images as numbers, so EC cannot run it. Use a "

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from ec_hf.files import HEADS
 from ec_hf.losses.contrast import check_contrast
@@ -33,6 +32,7 @@ from ec_hf.models.points import (
 from ec_hf.models.points import (
     image_shape as configured_shape,
 )
+from ec_hf.models.wrapping import as_classifier, saved_state
 from ec_hf.objectives.base import Objective, Progress, Setting
 from ec_hf.objectives.registry import get_objective
 from ec_hf.training.config import EraserConfig
@@ -60,7 +60,8 @@ class Eraser:
 
     Args:
         model: the original classifier; it is changed in place. With adapters of PEFT on it, such as LoRA, these are
-            what is changed, and the model without them is the original.
+            what is changed, and the model without them is the original. A module that is no model of transformers is
+            taken as `ec_hf.as_classifier` does, and needs `image_shape`.
         config: settings; the defaults of `EraserConfig` if left out. They are read, never changed.
         forget_classes: label ids, where the forget set is whole classes; None where it is single images.
         num_forget_classes: number of classes that have an image in the forget set, where that is known.
@@ -68,7 +69,7 @@ class Eraser:
         image_shape: (channels, height, width) of the images; those that the model is configured for if left out.
 
     Attributes:
-        model: the classifier; of a PEFT model the one inside, with the adapters in it.
+        model: the classifier, which a Trainer or a loop runs; of a PEFT model the one inside, with the adapters in it.
         adapters: kind and place of the adapters, empty without any.
         points: the supervision points, shallow to deep.
         last: the deepest hidden state.
@@ -98,7 +99,7 @@ class Eraser:
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        model: nn.Module,
         config: EraserConfig | None = None,
         *,
         forget_classes: Sequence[int] | None = None,
@@ -107,6 +108,7 @@ class Eraser:
         image_shape: tuple[int, int, int] | None = None,
     ) -> None:
         self.config = config = config or EraserConfig()
+        model = as_classifier(model, image_shape=image_shape)
         self.original, self.adapters = weights_hash(model), describe_adapters(model)
         self._given = model
         if is_adapted(model):
@@ -320,8 +322,7 @@ class Eraser:
         if self.adapters:
             load_adapters(self._given, folder)
         else:
-            saved = type(self.model).from_pretrained(folder).state_dict()
-            missing, unexpected = self.model.load_state_dict(saved, strict=False)
+            missing, unexpected = self.model.load_state_dict(saved_state(self.model, folder), strict=False)
             missing = [key for key in missing if not key.startswith(f"{HEADS}.")]
             if missing or unexpected:
                 raise ValueError(f"{folder} does not fit the model: {missing} are missing, {unexpected} unexpected.")

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import ConcatDataset, Dataset
-from transformers import PreTrainedModel, PrinterCallback, ProgressCallback, TrainerCallback
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import TrainOutput
@@ -24,6 +24,7 @@ from ec_hf.models.adapters import merged
 from ec_hf.models.heads import ECHeads
 from ec_hf.models.inputs import collator_for
 from ec_hf.models.loading import load_model, require_finite
+from ec_hf.models.wrapping import classifier_for
 from ec_hf.training.checkpoints import damage, last_whole
 from ec_hf.training.checks import check_model, check_sets, check_settings
 from ec_hf.training.config import ECConfig
@@ -59,13 +60,15 @@ class ECTrainer(PairedTrainer):
 
     Args:
         model: the original classifier, or the Hub id, folder or timm name to load it from. A PEFT model is erased
-            through its adapters; `save_model` then writes these, and `save_merged` a plain model.
+            through its adapters; `save_model` then writes these, and `save_merged` a plain model. Any other module
+            that gives logits is taken as `ec_hf.as_classifier` does, with the class names of the forget set.
         args: settings; `ECConfig` with its defaults if left out.
         forget_dataset: what must be forgotten, rows with an image (or ``pixel_values``) and a label.
         retain_dataset: what must be kept, in the same form; no row of it may stand in the forget set.
         eval_dataset: ``{"forget": ..., "retain": ...}``, better held out; the stopping rule works on these two.
             Further keys are evaluated too.
-        processing_class: the model's image processor; comes with the model when that is loaded by name.
+        processing_class: the model's image processor; comes with the model when that is loaded by name. A function
+            from a PIL image to a tensor, such as torchvision's transforms, will do.
         heads: fitted `ECHeads`, or a folder or Hub id of such.
         data_collator: replaces `ImageCollator`; must give ``pixel_values``, ``labels`` and, for paired batches,
             ``num_forget``.
@@ -91,7 +94,7 @@ class ECTrainer(PairedTrainer):
 
     def __init__(
         self,
-        model: PreTrainedModel | str | Path,
+        model: nn.Module | str | Path,
         args: ECConfig | None = None,
         *,
         forget_dataset: Dataset,
@@ -110,18 +113,19 @@ class ECTrainer(PairedTrainer):
         if not isinstance(model, nn.Module):
             model, loaded = load_model(model)
             processing_class = processing_class or loaded
-        check_model(model, args)
+        columns = {"image_column": args.image_column, "label_column": args.label_column}
+        taken, processing_class = classifier_for(model, processing_class, forget_dataset, **columns)
+        check_model(taken, args)
         eval_dataset = {name: part for name, part in (eval_dataset or {}).items() if len(part)}  # type: ignore[arg-type]
         sets = {"forget": forget_dataset, "retain": retain_dataset}
         sets |= {f"evaluation {name}": part for name, part in eval_dataset.items()}
-        columns = {"image_column": args.image_column, "label_column": args.label_column}
         if compute_metrics is None:
             compute_metrics = accuracy
             kwargs["preprocess_logits_for_metrics"] = lambda logits, _labels: logits.argmax(-1)
         super().__init__(
-            model,
+            taken,
             _own(args, forget_dataset, retain_dataset, evaluates=bool(eval_dataset)),
-            data_collator=data_collator or collator_for(model, processing_class, sets, **columns),
+            data_collator=data_collator or collator_for(taken, processing_class, sets, **columns),
             train_dataset=PairedDataset(forget_dataset, retain_dataset, seed=args.seed),
             eval_dataset=eval_dataset or None,
             processing_class=processing_class,

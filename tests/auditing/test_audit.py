@@ -636,7 +636,7 @@ SWAPPED = {"id2label": {0: "bee", 1: "ant", 2: "cat", 3: "dog", 4: "elk"}}
         ({"unlearned": lambda: relabelled(**SWAPPED)}, ValueError, "calls label 0 'bee', the original 'ant'"),
         ({"unlearned": lambda: relabelled(num_labels=4)}, ValueError, "has 4 labels, the original 5"),
         ({"unlearned": nan_model}, ValueError, "NaN or infinite"),
-        ({"unlearned": lambda: torch.nn.Linear(2, 2)}, TypeError, "expected a PreTrainedModel or its name"),
+        ({"unlearned": lambda: torch.nn.Linear(2, 2)}, TypeError, "expected an image classifier of transf"),
         ({"unlearned": dict}, ValueError, "it is empty"),
         ({"unlearned": lambda: {"retrained": make_model("ViT")}}, ValueError, "'retrained' is taken"),
         (

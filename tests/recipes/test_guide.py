@@ -82,6 +82,14 @@ def test_the_loop_of_plain_torch_erases(run):
     assert moved(run("A bare loop")["model"])
 
 
+@pytest.mark.slow
+def test_a_network_of_ones_own_erases(run):
+    names = run("Your own network")
+    before, after = names["network"].state_dict(), names["forgot"].state_dict()
+    assert before.keys() == after.keys() and any(not torch.equal(before[name], after[name]) for name in before)
+    assert names["model"].hidden_names == names["stages"] and names["model"].config.id2label[2] == "cat"
+
+
 @pytest.mark.skipif(importlib.util.find_spec("lightning") is None, reason="lightning is not installed")
 def test_the_module_of_lightning_erases(run):
     names = run("A bare loop")

@@ -55,3 +55,22 @@ def test_two_processes_resume_to_the_bit(runs, tmp_path):
     _, _, whole = record(folders[2])
     _, _, resumed = record(tmp_path)
     assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
+
+
+KINDS = ["Swin", "timm ViT", "timm object ViT", "torchvision ResNet", "own LeNet"]
+"""A row of the family table of each kind: transformers, timm, its objects, torchvision, networks of one's own."""
+
+
+def test_two_processes_train_every_kind_of_network_as_one_does(tmp_path):
+    for processes in (1, 2):
+        folder = tmp_path / str(processes)
+        folder.mkdir()
+        launch(HERE / "train_kinds.py", folder, 16 // processes, *KINDS, processes=processes)
+        assert json.loads((folder / "sizes.json").read_text()) == dict.fromkeys(KINDS, processes)
+    for kind in KINDS:
+        one, two = (load_file(tmp_path / str(processes) / f"{kind}.safetensors") for processes in (1, 2))
+        assert one.keys() == two.keys()
+        for name, value in one.items():
+            torch.testing.assert_close(
+                two[name], value, rtol=1e-9, atol=1e-10, msg=lambda text, at=f"{kind}: {name}": f"{at}: {text}"
+            )
