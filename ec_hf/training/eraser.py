@@ -245,7 +245,12 @@ class Eraser:
         for head, weight in zip(self.heads.heads, self.weights.points, strict=True):
             head.requires_grad_(self.config.train_heads and weight > 0)  # DDP wants a gradient of all that require one
         self.loss.to(self.model.device)
-        self.heads.attach(self.model, self.classifier)
+        self.heads.attach(
+            self.model,
+            self.classifier,
+            active=[weight > 0 for weight in self.weights.points],
+            pooled=bool(self.loss.adversaries),
+        )
         if self.mask is not None:
             self.mask.hold(self.model)
         try:
