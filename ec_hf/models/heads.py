@@ -244,7 +244,7 @@ class TokenBlock(nn.TransformerEncoderLayer):
         return tokens + self.linear2(F.gelu(self.linear1(self.norm2(tokens))))
 
     def pooled(self, tokens: Tensor, rows: slice) -> Tensor:
-        """The mean of some rows of what `forward` gives, ``(batch, width)``: a linear layer may take the mean first."""
+        """The mean of some rows of what `forward` gives, ``(batch, width)``: the last layer takes the mean itself."""
         kept = tokens[:, rows] + self._attention(tokens, rows)
         hidden = F.gelu(self.linear1(self.norm2(kept)))
         return kept.mean(dim=1) + self.linear2(hidden.mean(dim=1))

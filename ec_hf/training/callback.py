@@ -280,12 +280,16 @@ class ECCallback(TrainerCallback):
         """Let the objective look at the original model, also before a resume."""
         if self._original and not self.eraser.prepared:
             self.eraser.model.load_state_dict(self._original)
+
+        def batch_of_rows(rows: list[int]) -> Any:
+            return loader.collate_fn(self.train_dataset.pairs.__getitems__(rows))
+
         self.eraser.prepare(
             partial(self._look_at, "forget", args, loader),
             partial(self._look_at, "retain", args, loader),
             processor=processor,
             images=self._plan.images,
-            batch_of_rows=lambda rows: loader.collate_fn(self.train_dataset.pairs.__getitems__(rows)),
+            batch_of_rows=batch_of_rows if self.eraser.config.cache_teacher else None,
         )
         self._original = {}
 

@@ -157,16 +157,22 @@ class Eraser:
         return type(self.objective).prepare is not Objective.prepare
 
     def fit_heads(
-        self, batches: Iterable[dict[str, Tensor]], accelerator: Accelerator | None = None
+        self,
+        batches: Iterable[dict[str, Tensor]],
+        accelerator: Accelerator | None = None,
+        *,
+        held_out: Iterable[dict[str, Tensor]] | None = None,
     ) -> dict[str, float]:
         """Stage 1: fit the heads on the frozen model, with images of forget and retain alike, whatever the request.
 
         Args:
             batches: ``pixel_values`` and ``labels``, with a length; of several processes each gives its share.
             accelerator: that of the run; a new one if left out.
+            held_out: batches of other images, by which a long fit sees that it is done; see
+                `ec_hf.training.fitting.fit_heads`.
 
         Returns:
-            Accuracy of each head over the last pass, by supervision point.
+            Accuracy of each head by supervision point, over the last pass or on the held-out images.
         """
         self.heads_fitted = True
         if not self.points:
@@ -179,6 +185,7 @@ class Eraser:
             epochs=self.config.heads_epochs,
             learning_rate=self.config.heads_learning_rate,
             classifier=self.classifier.values(),
+            held_out=held_out,
         )
 
     def prepare(
@@ -201,7 +208,8 @@ class Eraser:
             retain: gives batches of the retain set.
             processor: the image processor, for objectives that must know how it normalises.
             images: number of images of the "forget" and the "retain" set, which else are counted where that matters.
-            batch_of_rows: makes a batch of the forget rows of these numbers, for `cache_teacher`.
+            batch_of_rows: makes a batch of the forget rows of these numbers; with it the original model's logits on
+                the forget set are computed once, unless `cache_teacher` is False.
             autocast: the precision in which training asks the original model, for `cache_teacher`.
 
         Raises:
@@ -215,9 +223,9 @@ class Eraser:
             torch.default_generator.manual_seed(self.config.seed)  # torch.manual_seed would set every GPU's state too
             if self.saliency is not None:
                 self.mask = SaliencyMask(saliency_mask(self.model, forget(), self.saliency))
-            if self.config.cache_teacher and self.teacher is not None:
-                if batch_of_rows is None:
-                    raise ValueError("cache_teacher=True: give prepare(batch_of_rows=...), for forget rows.")
+            if self.config.cache_teacher and self.teacher is not None and batch_of_rows is None:
+                raise ValueError("cache_teacher=True: give prepare(batch_of_rows=...), for forget rows.")
+            if self.config.cache_teacher is not False and self.teacher is not None and batch_of_rows is not None:
                 with autocast():
                     self.teacher.remember(forget(), batch_of_rows)
             if self.looks:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import ConcatDataset, Dataset
+from torch.utils.data import ConcatDataset, Dataset, Subset
 from transformers import PreTrainedModel, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import TrainerState
@@ -30,6 +30,7 @@ from ec_hf.training.checks import check_model, check_sets, check_settings
 from ec_hf.training.config import ECConfig
 from ec_hf.training.divergence import finite_loss, parts_without_gradient, require_finite_logits
 from ec_hf.training.eraser import Eraser
+from ec_hf.training.fitting import HELD_OUT, ROUND
 from ec_hf.training.interruption import Interruption
 from ec_hf.training.loop import Loop
 from ec_hf.training.memory import explained_memory
@@ -176,21 +177,25 @@ class ECTrainer(PairedTrainer):
     # The stages
 
     def fit_heads(self) -> dict[str, float]:
-        """Fit EC heads on the frozen model with all images, forget and retain, whatever the request.
+        """Fit EC heads on the frozen model with images of forget and retain, whatever the request.
 
-        `train` does it where no fitted heads were given. The heads are in `self.heads`.
+        `train` does it where no fitted heads were given. The heads are in `self.heads`. Where `heads_epochs` passes
+        are many steps, a part of the images is held out, and the fit ends when these tell that it is done.
 
         Returns:
-            Accuracy of each head, by supervision point, over the last pass.
+            Accuracy of each head by supervision point, over the last pass or on the held-out images.
         """
         args, data = self.args, self.train_dataset
-        loader = self.loader(
-            ConcatDataset([data.forget, data.retain]),
-            batch_size=args.per_device_train_batch_size + args.per_device_forget_batch_size,
-            shuffle=True,
-            generator=torch.Generator().manual_seed(args.seed),
-        )
-        accuracies = self.eraser.fit_heads(self.accelerator.prepare(loader), self.accelerator)
+        images: Dataset = ConcatDataset([data.forget, data.retain])
+        size = args.per_device_train_batch_size + args.per_device_forget_batch_size
+        held_out = None
+        if args.heads_epochs * len(data) > ROUND * size * args.world_size:
+            order = torch.randperm(len(data), generator=torch.Generator().manual_seed(args.seed)).tolist()
+            left_out = self.loader(Subset(images, order[:HELD_OUT]), batch_size=size)
+            images, held_out = Subset(images, order[HELD_OUT:]), self.accelerator.prepare(left_out)
+        generator = torch.Generator().manual_seed(args.seed)
+        loader = self.loader(images, batch_size=size, shuffle=True, generator=generator)
+        accuracies = self.eraser.fit_heads(self.accelerator.prepare(loader), self.accelerator, held_out=held_out)
         for point in self.eraser.points:
             self.accelerator.print(f"EC head at {point}: accuracy {accuracies[point.name]:.1%}")
         return accuracies
@@ -297,9 +302,20 @@ class ECTrainer(PairedTrainer):
             partial(self.look_at, "retain"),
             processor=self.processing_class,
             images=self.plan.images,
-            batch_of_rows=lambda rows: self.data_collator(self.train_dataset.__getitems__(rows)),
+            batch_of_rows=self._batch_of_rows if self.remembers_teacher() else None,
             autocast=self.compute_loss_context_manager,
         )
+
+    def _batch_of_rows(self, rows: list[int]) -> dict[str, Any]:
+        return self.data_collator(self.train_dataset.__getitems__(rows))
+
+    def remembers_teacher(self) -> bool:
+        """Whether the original model's logits on the forget set are computed once, ahead of the first step."""
+        args, forget = self.args, self.train_dataset.forget
+        if self.eraser.teacher is None or args.cache_teacher is not None:
+            return self.eraser.teacher is not None and bool(args.cache_teacher)
+        asked = self.total_steps() * args.gradient_accumulation_steps * args.per_device_forget_batch_size
+        return self.shows_same_images(forget) and asked >= len(forget)
 
     def _put_last_good_back(self) -> None:
         good = self.state.best_model_checkpoint
