@@ -83,6 +83,7 @@ class Eraser:
         batch_norm: "frozen" or "retain"; new weights need the second, whatever the settings say.
         saliency: share of the model's weights that may move, None for all.
         original: hash of the model's weights as they were given.
+        hidden_state_kwargs: what the model's forward must be called with.
 
     Raises:
         ValueError: for points or heads that do not fit the model, objectives and settings that do not go together, and
@@ -149,7 +150,7 @@ class Eraser:
         self.mask: SaliencyMask | None = None
         self.prepared = False
         self._trainable = {name: each.requires_grad for name, each in model.named_parameters()}
-        self._hidden_state_kwargs = hidden_state_kwargs(model)
+        self.hidden_state_kwargs = hidden_state_kwargs(model)
 
     @property
     def looks(self) -> bool:
@@ -287,7 +288,7 @@ class Eraser:
             batch = {**batch, "pixel_values": torch.cat([pixel_values, added])}
         model = self.model if model is None else model
         with clean_statistics(model, count, len(pixel_values), update=self.batch_norm == "retain"):
-            outputs = model(pixel_values=batch["pixel_values"], **self._hidden_state_kwargs)
+            outputs = model(pixel_values=batch["pixel_values"], **self.hidden_state_kwargs)
         return self.loss(outputs, batch, progress, self.model)
 
     def after_step(self, optimizer: Any) -> None:
@@ -298,7 +299,7 @@ class Eraser:
     def features(self, pixel_values: Tensor) -> Tensor:
         """What host objectives see of images (n, channels, height, width): (n, width), with gradient."""
         with Penultimate(self.classifier.values()) as penultimate:
-            output = self.model(pixel_values=pixel_values, **self._hidden_state_kwargs)
+            output = self.model(pixel_values=pixel_values, **self.hidden_state_kwargs)
         if (read := penultimate.take()) is not None:
             return read
         return pool(take(output.hidden_states, self.last), self.last, self.heads.last_pooling)

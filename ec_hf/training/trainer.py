@@ -38,6 +38,7 @@ from ec_hf.training.paired_trainer import PairedTrainer
 from ec_hf.training.plan import RunPlan, settings_in_effect
 from ec_hf.training.record import peak_memory_mb
 from ec_hf.training.stopping import StoppingRule
+from ec_hf.training.wrapping import check_strategy, strategy_of, unused_parameters
 
 
 class ECTrainer(PairedTrainer):
@@ -129,14 +130,10 @@ class ECTrainer(PairedTrainer):
             callbacks=[Loop(self), *callbacks],
             **kwargs,
         )
-        image = self.data_collator([self.train_dataset[0]])["pixel_values"]
-        self.eraser = Eraser(
-            self.model,
-            args,
-            heads=heads or args.heads,
-            image_shape=tuple(image.shape[1:]),
-            **self.forgotten_classes(),
-        )
+        self.image_shape = tuple(self.data_collator([self.train_dataset[0]])["pixel_values"].shape[1:])
+        classes = self.forgotten_classes()
+        self.eraser = Eraser(self.model, args, heads=heads or args.heads, image_shape=self.image_shape, **classes)
+        check_strategy(args, self.accelerator.distributed_type)
         args.check_batch_norm(self.eraser.batch_norm)
         self.stopping_rule = StoppingRule(self._forget_target(), args.retain_floor, args.min_steps, self.total_steps())
         self.interruption = Interruption()
@@ -257,6 +254,7 @@ class ECTrainer(PairedTrainer):
         self.args.eval_on_start = evaluates_first and not self.log_of_original
         try:
             with self.eraser.attached():
+                self._tell_ddp_what_is_unused()
                 if checkpoint and self._has_ended(checkpoint):
                     result = TrainOutput(self.state.global_step, 0.0, {})
                 else:
@@ -267,6 +265,18 @@ class ECTrainer(PairedTrainer):
             self.interruption.release()
             self.args.eval_on_start = evaluates_first
         return result
+
+    def _tell_ddp_what_is_unused(self) -> None:
+        """`Trainer` would have DDP look for parameters without a gradient at each step, in case there are any."""
+        if self.args.world_size == 1 or self.args.ddp_find_unused_parameters is not None:
+            return
+        if self.accelerator.ddp_handler is not None:
+            unused = unused_parameters(self.eraser.model, self.image_shape, **self.eraser.hidden_state_kwargs)
+            self.accelerator.ddp_handler.find_unused_parameters = bool(unused)
+
+    def tell_strategy(self) -> None:
+        """Print what wraps the model, once it is wrapped."""
+        self.accelerator.print(f"strategy: {strategy_of(self.model_wrapped, self.args.world_size)}")
 
     def _checkpoint_of(self, resume_from_checkpoint: str | bool | None) -> str | None:
         """The checkpoint to go on from, if there is one."""
