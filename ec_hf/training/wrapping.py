@@ -36,9 +36,9 @@ def check_strategy(args: Any, distributed_type: DistributedType) -> None:
         asked = bool(getattr(args, argument, None)) or os.environ.get(variable, "false").lower() == "true"
         if asked and distributed_type != REAL[name]:
             raise ValueError(
-                f"{name} was asked for, but Accelerate runs this as {distributed_type.value}: every process would hold "
-                f"the whole model. {name} needs a GPU a process; without GPUs use recipes/accelerate/ddp.yaml, and no "
-                f"`{argument}` in the arguments."
+                f"{name} was asked for, but Accelerate runs this as {distributed_type.value}: every process would "
+                f"hold the whole model. {name} needs a GPU a process; without GPUs use recipes/accelerate/ddp.yaml, "
+                f"and no `{argument}` in the arguments."
             )
 
 
