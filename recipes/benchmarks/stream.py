@@ -97,10 +97,8 @@ def main(argv: Sequence[str] | None = None) -> dict[int, list[float]]:
             files = write_shards(Path(folder), shards, arguments.rows)
             size = sum(Path(each).stat().st_size for each in files) / 1e6
             found[shards] = erase(files, arguments.steps, arguments.every)
-        print(
-            f"{shards} shards, {shards * arguments.rows:,} rows, {size:.0f} MB: resident MB every {arguments.every} steps"
-        )
-        print("  " + json.dumps(found[shards]), flush=True)
+        print(f"{shards} shards, {shards * arguments.rows:,} rows, {size:.0f} MB on disk")
+        print(f"  resident MB every {arguments.every} steps: " + json.dumps(found[shards]), flush=True)
     return found
 
 

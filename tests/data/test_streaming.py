@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from itertools import islice
+from itertools import chain, islice
 
 import pytest
 from datasets import load_dataset
@@ -39,7 +39,7 @@ def numbers(batches):
 
 def test_a_pass_shows_each_retain_row_once_and_the_next_one_in_another_order(shards):
     found = numbers(islice(stream(shards), 40))
-    first, second = (sum(found[k : k + 20], []) for k in (0, 20))
+    first, second = (list(chain(*found[k : k + 20])) for k in (0, 20))
     assert sorted(first) == sorted(second) == list(range(160))
     assert first != second and first != list(range(160))
 
@@ -52,7 +52,7 @@ def test_forget_rows_come_first_and_none_twice_before_all_were_there(shards):
 
 
 def test_processes_share_the_rows_without_overlap(shards):
-    own = [sum(numbers(islice(stream(shards, process=k, processes=2), 10)), []) for k in (0, 1)]
+    own = [list(chain(*numbers(islice(stream(shards, process=k, processes=2), 10)))) for k in (0, 1)]
     assert len(own[0]) == len(own[1]) == 80
     assert sorted(own[0] + own[1]) == list(range(160))
 
@@ -83,7 +83,7 @@ def test_an_eraser_takes_its_batches(shards):
 
 
 def test_what_cannot_work_is_refused(shards):
-    with pytest.raises(TypeError, match="give a datasets.IterableDataset"):
+    with pytest.raises(TypeError, match="give a datasets"):
         PairedStream(PARTS["forget"], PARTS["retain"], **SIZES)
     with pytest.raises(ValueError, match="holds no batch of 8"):
         stream(shards, block_size=4)
