@@ -1,7 +1,8 @@
 """Absolute figures of a step on one GPU: images a second, memory, MFU. `gpu.sh` runs it and ends it after 10 minutes.
 
 MFU is the share of the card's peak in bf16 that the step's multiplications reach. These are counted in one step that
-is not compiled, by torch's own counter, over forward and backward; a multiplication and an addition are two operations.
+is not compiled, by torch's own counter, over forward and backward; a multiplication and an addition are two
+operations.
 The JSON is written anew after each case, so that what was measured stays where time runs out.
 """
 

@@ -2,9 +2,9 @@
 
     python recipes/benchmarks/growth.py --output recipes/results/growth
 
-Each point runs in a process of its own: its processor time on one thread, and how far its resident memory rose. Images
-and network are tiny, so that what a method adds shows beside the network. A split reads no image. Writes growth.json,
-and growth.png where each line stands beside one of slope 1.
+Each point runs in a process of its own (Linux): its processor time on one thread, and how far its resident memory
+rose. Images and network are tiny, so that what a method adds shows beside the network. A split reads no image. Writes
+growth.json, and growth.png where each line stands beside one of slope 1.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import io
 import json
 import math
 import multiprocessing
-import resource
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -117,17 +116,20 @@ def measured(make: Callable[[], Callable[[], Any]], repeats: int) -> tuple[float
     torch.set_num_threads(1)
     datasets.disable_progress_bars()
     run = make()
-    before, times = peak(), []
-    for _ in range(repeats):
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from what is resident now
+    before, times, highest = resident("VmRSS"), [], 0.0
+    for number in range(repeats):
         start = time.process_time()
         run()
         times.append(time.process_time() - start)
-    return min(times), peak() - before
+        highest = highest if number else resident("VmHWM")
+    return min(times), highest - before
 
 
-def peak() -> float:
-    """The most resident memory so far, in MB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def resident(name: str) -> float:
+    """Resident memory of this process in MB, now ("VmRSS") or at its peak ("VmHWM"); on Linux."""
+    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(lines[name].split()[0]) / 1024
 
 
 def in_a_process(make: Callable[[], Callable[[], Any]], repeats: int) -> tuple[float, float]:
