@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.data import Dataset, Subset
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, get_scheduler
 
@@ -18,12 +19,12 @@ from ec_hf.models.modules import modules_at
 from ec_hf.models.penultimate import Layer, Penultimate
 from ec_hf.models.points import hidden_state_kwargs
 
-__all__ = ["HELD_OUT", "ROUND", "fit_heads"]
+__all__ = ["fit_heads", "with_held_out"]
 
 ROUND = 500
 """Steps of a round; a fit of no more than these has one round."""
 HELD_OUT = 1024
-"""Images that a longer fit leaves out to see whether another round pays."""
+"""Images that a longer fit leaves out to see whether another round pays, but a tenth of all at most."""
 GAIN = 0.005
 """What the mean accuracy of the heads on held-out images must have gained in a round for another one."""
 
@@ -78,6 +79,22 @@ def fit_heads(
     model.train(was_training)
     fit.close()
     return {point.name: value for point, value in zip(heads.points, accuracies.tolist(), strict=True)}
+
+
+def with_held_out(images: Dataset, *, steps: float, seed: int) -> tuple[Dataset, Dataset | None]:
+    """The images to fit on, and those by which a fit of more than one round sees that it is done.
+
+    Args:
+        images: map-style dataset.
+        steps: of the fit, if all its passes are made.
+        seed: of the choice.
+    """
+    count = len(images)  # type: ignore[arg-type]
+    if steps <= ROUND or count < 10:
+        return images, None
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
+    left_out = min(HELD_OUT, count // 10)
+    return Subset(images, order[left_out:]), Subset(images, order[:left_out])
 
 
 class _Fit:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import ConcatDataset, Dataset, Subset
+from torch.utils.data import ConcatDataset, Dataset
 from transformers import PreTrainedModel, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import TrainerState
@@ -30,7 +30,7 @@ from ec_hf.training.checks import check_model, check_sets, check_settings
 from ec_hf.training.config import ECConfig
 from ec_hf.training.divergence import finite_loss, parts_without_gradient, require_finite_logits
 from ec_hf.training.eraser import Eraser
-from ec_hf.training.fitting import HELD_OUT, ROUND
+from ec_hf.training.fitting import with_held_out
 from ec_hf.training.interruption import Interruption
 from ec_hf.training.loop import Loop
 from ec_hf.training.memory import explained_memory
@@ -183,15 +183,12 @@ class ECTrainer(PairedTrainer):
             Accuracy of each head by supervision point, over the last pass or on the held-out images.
         """
         args, data = self.args, self.train_dataset
-        images: Dataset = ConcatDataset([data.forget, data.retain])
         size = args.per_device_train_batch_size + args.per_device_forget_batch_size
-        held_out = None
-        if args.heads_epochs * len(data) > ROUND * size * args.world_size:
-            order = torch.randperm(len(data), generator=torch.Generator().manual_seed(args.seed)).tolist()
-            left_out = self.loader(Subset(images, order[:HELD_OUT]), batch_size=size)
-            images, held_out = Subset(images, order[HELD_OUT:]), self.accelerator.prepare(left_out)
+        steps = args.heads_epochs * len(data) / (size * args.world_size)
+        images, left_out = with_held_out(ConcatDataset([data.forget, data.retain]), steps=steps, seed=args.seed)
         generator = torch.Generator().manual_seed(args.seed)
         loader = self.loader(images, batch_size=size, shuffle=True, generator=generator)
+        held_out = None if left_out is None else self.accelerator.prepare(self.loader(left_out, batch_size=size))
         accuracies = self.eraser.fit_heads(self.accelerator.prepare(loader), self.accelerator, held_out=held_out)
         for point in self.eraser.points:
             self.accelerator.print(f"EC head at {point}: accuracy {accuracies[point.name]:.1%}")

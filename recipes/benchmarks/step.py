@@ -257,6 +257,23 @@ def timed(module: Any, name: str, phase: str, into: dict[str, float]) -> Iterato
         delattr(module, name)
 
 
+def fitting(shape: str, side: int, size: int, repetitions: int) -> float:
+    """What a pass of head fitting costs, by that of bare inference over the same images."""
+    model, batches = make_model(shape, side), [make_batch(side, size, size)] * 3
+    settings = EraserConfig(heads_epochs=1)
+    eraser = Eraser(model, settings, image_shape=(3, side, side))
+
+    @torch.inference_mode()
+    def bare() -> None:
+        for batch in batches:
+            model(pixel_values=batch["pixel_values"])
+
+    bare()
+    model.eval()
+    ratios = [seconds(lambda: eraser.fit_heads(batches)) / seconds(bare) for _ in range(repetitions)]
+    return round(median(ratios), 3)
+
+
 def measure(shape: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """Times, ratios and memory of all methods on one shape."""
     with methods(shape, arguments.pixels, arguments.batch, arguments.batch) as run:
@@ -310,6 +327,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--batch", type=int, default=8, help="images of each set, forget and retain")
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--phases", action="store_true", help="where the time of a step goes")
+    parser.add_argument("--fitting", action="store_true", help="what fitting the heads costs")
     parser.add_argument("--output", type=Path, help="JSON file")
     arguments = parser.parse_args(argv)
     torch.set_num_threads(1)
@@ -319,10 +337,16 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         print(shape, {name: of_one["time"] for name, of_one in found[shape].items()}, flush=True)
     print(f"{arguments.batch} + {arguments.batch} images of {arguments.pixels} pixels; {versions()}")
     print(f"time of a step (memory), plain fine-tuning = 1; median of {arguments.repetitions}\n\n{table(found)}")
+    fits = {}
+    for shape in arguments.shapes if arguments.fitting else ():
+        fits[shape] = fitting(shape, arguments.pixels, arguments.batch, arguments.repetitions)
+        print(
+            f"{shape}: a pass of head fitting is {fits[shape]:.2f} x bare inference over the same images", flush=True
+        )
     for shape, of_one in found.items():
         for name in [name for name in METHODS if arguments.phases]:
             print(f"{shape}, {name}: " + ", ".join(f"{k} {v:.0%}" for k, v in of_one[name]["phases"].items()))
-    result = {"versions": versions(), "settings": {**vars(arguments), "output": None}, "found": found}
+    result = {"versions": versions(), "settings": {**vars(arguments), "output": None}, "found": found, "fitting": fits}
     if arguments.output:
         arguments.output.write_text(json.dumps(result, indent=1) + "\n")
     return result

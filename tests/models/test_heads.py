@@ -228,3 +228,12 @@ def test_without_held_out_images_all_passes_are_made(monkeypatch):
     model.register_forward_hook(lambda *_: steps.append(1))
     fit_heads(heads, model, loader(40), Accelerator(cpu=True), epochs=2, learning_rate=1e-3)
     assert len(steps) == 10
+
+
+def test_only_a_long_fit_leaves_images_out_and_no_image_is_in_both_parts():
+    images = Counted(50)
+    assert fitting.with_held_out(images, steps=fitting.ROUND, seed=0) == (images, None)
+    fitted, left_out = fitting.with_held_out(images, steps=fitting.ROUND + 1, seed=0)
+    assert len(left_out) == 5
+    assert sorted([*fitted.indices, *left_out.indices]) == list(range(50))
+    assert len(fitting.with_held_out(Counted(20_000), steps=1e6, seed=0)[1]) == fitting.HELD_OUT

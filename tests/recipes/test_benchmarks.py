@@ -18,13 +18,13 @@ def benchmark(monkeypatch):
     """A benchmark by its name."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     yield importlib.import_module
-    for name in ("step", "growth", "gpu", "stream"):
+    for name in ("step", "growth", "gpu", "stream", "run"):
         sys.modules.pop(name, None)
 
 
 def test_a_step_is_measured_against_plain_fine_tuning(benchmark, tmp_path, capsys):
     step, path = benchmark("step"), tmp_path / "step.json"
-    sizes = ["--pixels", "32", "--batch", "4", "--repetitions", "1", "--phases"]
+    sizes = ["--pixels", "32", "--batch", "4", "--repetitions", "1", "--phases", "--fitting"]
     found = step.main(["--shapes", "tiny", *sizes, "--output", str(path)])["found"]["tiny"]
     assert found[step.PLAIN]["time"] == found[step.PLAIN]["memory"] == 1
     assert all(each["seconds"] > 0 and each["memory"] >= 1 for each in found.values())
@@ -32,6 +32,7 @@ def test_a_step_is_measured_against_plain_fine_tuning(benchmark, tmp_path, capsy
     assert sum(found["EC"]["phases"].values()) == pytest.approx(1, abs=0.01)
     kept = json.loads(path.read_text())
     assert {"torch", "transformers", "ec_hf"} <= kept["versions"].keys() and kept["found"]["tiny"] == found
+    assert kept["fitting"]["tiny"] > 1
     assert "| EC calibrated, teacher remembered |" in capsys.readouterr().out
 
 
@@ -73,3 +74,10 @@ def test_the_share_of_a_cards_peak_is_operations_over_time(benchmark):
 def test_a_streamed_erasure_tells_its_memory(benchmark):
     found = benchmark("stream").main(["--shards", "2", "--rows", "40", "--steps", "8", "--every", "4"])
     assert len(found[2]) == 2 and min(found[2]) > 0
+
+
+def test_the_phases_of_a_run_share_its_time(benchmark, capsys):
+    sizes = {"--images": 100, "--side": 64, "--pixels": 32, "--width": 64, "--batch": 8}
+    shares = benchmark("run").main([str(each) for pair in sizes.items() for each in pair])
+    assert sum(shares.values()) == pytest.approx(1, abs=0.02)
+    assert {"steps", "loader", "evaluation", "fitting heads", "checkpoints"} <= shares.keys()
