@@ -168,7 +168,7 @@ class ECTrainer(PairedTrainer):
             processes=args.world_size,
             device=str(args.device),
             stopping=stopping if self.eraser.host.trains else None,
-            settings=settings_in_effect(args, self.eraser),
+            settings=settings_in_effect(args, self.eraser) | {"cache_teacher": self.remembers_teacher()},
         )
 
     # The stages

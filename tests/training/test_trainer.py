@@ -110,7 +110,7 @@ def test_the_contrast_leaves_retain_features_alone_unless_told_otherwise(tmp_pat
     def look(loss, args, terms):
         outputs, batch, *_ = args
         contrasts = [term.value for name, term in terms.parts.items() if name.endswith("/contrast")]
-        features = [*outputs.features, outputs.last_features]
+        features = [each for each in (*outputs.features, outputs.last_features) if each is not None]
         gradients = torch.autograd.grad(sum(contrasts), features, retain_graph=True, allow_unused=True)
         count = batch["num_forget"]
         moved = [gradient for gradient in gradients if gradient is not None]
