@@ -149,7 +149,7 @@ def figure(found: dict[str, dict[str, dict[str, list[float]]]], path: Path) -> N
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    drawn, axes = plt.subplots(2, len(found), figsize=(4 * len(found), 6.4), layout="constrained")
+    drawn, axes = plt.subplots(2, len(found), figsize=(4 * len(found), 6.4), layout="constrained", squeeze=False)
     for column, (subject, lines) in zip(axes.T, found.items(), strict=True):
         for axis, name, unit in zip(column, ("seconds", "megabytes"), ("processor s", "MB"), strict=True):
             for classes, line in lines.items():
@@ -175,6 +175,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     subjects = {"step": (step, sizes["BATCHES"], 3), "split": (splitting, sizes["ROWS"], 2)}
     subjects["audit"] = (auditing, sizes["IMAGES"], 1)
     found: dict[str, Any] = {}
+    arguments.output.mkdir(parents=True, exist_ok=True)
     for subject, (make, values, repeats) in subjects.items():
         for classes in sizes["CLASSES"]:
             points = [in_a_process(partial(make, classes, value), repeats) for value in values]
@@ -184,9 +185,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             found.setdefault(subject, {})[str(classes)] = line
             faster = " <- faster than linear" if max(line["slopes"]) > LINEAR else ""
             print(f"{subject}, {classes} classes: {line}{faster}", flush=True)
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    (arguments.output / "growth.json").write_text(json.dumps(found, indent=1) + "\n")
-    figure(found, arguments.output / "growth.png")
+            (arguments.output / "growth.json").write_text(json.dumps(found, indent=1) + "\n")
+            figure(found, arguments.output / "growth.png")  # anew, so that what was measured stays where it is ended
     return found
 
 
