@@ -159,6 +159,8 @@ def figure(found: dict[str, dict[str, dict[str, list[float]]]], path: Path) -> N
             axis.set_ylabel(unit)
             axis.set_xlabel({"step": "images of a batch", "split": "rows", "audit": "images"}[subject])
             axis.grid(alpha=0.3)
+            axis.minorticks_off()
+            axis.set_xticks(sizes, [f"{size:,}" for size in sizes])
         column[0].set_title(subject)
     axes[0, 0].legend(title="classes", fontsize="small")
     drawn.savefig(path, dpi=110)
