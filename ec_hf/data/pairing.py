@@ -13,7 +13,7 @@ import torch
 
 from ec_hf.data.images import DECODING_ERRORS, told
 
-__all__ = ["PairedBatchSampler", "PairedDataset", "PairedRows"]
+__all__ = ["PairedBatchSampler", "PairedDataset", "PairedRows", "forget_rounds"]
 
 
 class PairedDataset(torch.utils.data.Dataset):
@@ -115,27 +115,33 @@ class PairedBatchSampler(torch.utils.data.Sampler[list[int]]):
     def __iter__(self) -> Iterator[list[int]]:
         retain_order = np.random.default_rng([self.seed, self.epoch, 1]).permutation(self.num_retain_rows)
         retain = np.resize(retain_order, (len(self), self.retain_batch_size)) + self.num_forget_rows
-        forget_rounds = self._forget_rounds()
+        generator = np.random.default_rng([self.seed, self.epoch, 0])
+        rounds = forget_rounds(self.num_forget_rows, self.num_processes * self.forget_batch_size, generator)
         for first in range(0, len(self), self.num_processes):
-            forget = next(forget_rounds).reshape(self.num_processes, self.forget_batch_size)
+            forget = next(rounds).reshape(self.num_processes, self.forget_batch_size)
             for process in range(self.num_processes):
                 yield [*forget[process].tolist(), *retain[first + process].tolist()]
 
-    def _forget_rounds(self) -> Iterator[np.ndarray]:
-        """Forget rows for one round after another, without end."""
-        generator = np.random.default_rng([self.seed, self.epoch, 0])
-        size = self.num_processes * self.forget_batch_size
-        queue = generator.permutation(self.num_forget_rows)
-        while True:
-            if size > self.num_forget_rows:
-                yield np.resize(generator.permutation(self.num_forget_rows), size)
-                continue
-            if len(queue) < size:
-                order = generator.permutation(self.num_forget_rows)
-                queued = np.isin(order, queue)  # these go last in the new pass, so that no round has one twice
-                queue = np.concatenate([queue, order[~queued], order[queued]])
-            yield queue[:size]
-            queue = queue[size:]
+
+def forget_rounds(rows: int, size: int, generator: np.random.Generator) -> Iterator[np.ndarray]:
+    """Row numbers of the forget set for one round after another, without end.
+
+    Args:
+        rows: rows of the forget set, which are gone through again and again in a new order.
+        size: rows of a round; none comes twice in one while there are enough.
+        generator: of the order.
+    """
+    queue = generator.permutation(rows)
+    while True:
+        if size > rows:
+            yield np.resize(generator.permutation(rows), size)
+            continue
+        if len(queue) < size:
+            order = generator.permutation(rows)
+            queued = np.isin(order, queue)  # these go last in the new pass, so that no round has one twice
+            queue = np.concatenate([queue, order[~queued], order[queued]])
+        yield queue[:size]
+        queue = queue[size:]
 
 
 class PairedRows(torch.utils.data.Dataset):

@@ -23,7 +23,7 @@ from transformers.utils import ModelOutput
 from ec_hf.files import CONFIG, HEADS, WEIGHTS, find_file, read_json
 from ec_hf.models.modules import modules_at
 from ec_hf.models.penultimate import Layer, Penultimate, classifier_of
-from ec_hf.models.points import VECTOR, SupervisionPoint, pool, take
+from ec_hf.models.points import VECTOR, SupervisionPoint, pool, pooled_rows, take
 
 HUB_ARGUMENTS = ("revision", "token", "cache_dir", "force_download", "local_files_only")
 
@@ -36,15 +36,16 @@ class ECImageClassifierOutput(ModelOutput):
         logits: the model's own logits, ``(batch, labels)``.
         last_features: penultimate features, which the model's classifier reads, ``(batch, width)``; without a
             classifier that is known, pooled features of the deepest hidden state.
-        features: pooled features of each head, a tuple of ``(batch, head width)``.
-        head_logits: logits of each head, a tuple of ``(batch, labels)``.
-        pooled: the pooled features at each point, before its head, a tuple of ``(batch, channels)``.
+        features: pooled features of each head, a tuple of ``(batch, head width)``, None for a head that did not run.
+        head_logits: logits of each head, a tuple of ``(batch, labels)``, with None in the same places.
+        pooled: the pooled features at each point, before its head, a tuple of ``(batch, channels)``; None where they
+            were not asked for.
     """
 
     logits: Tensor | None = None
     last_features: Tensor | None = None
-    features: tuple[Tensor, ...] | None = None
-    head_logits: tuple[Tensor, ...] | None = None
+    features: tuple[Tensor | None, ...] | None = None
+    head_logits: tuple[Tensor | None, ...] | None = None
     pooled: tuple[Tensor, ...] | None = None
 
 
@@ -89,17 +90,33 @@ class ECHeads(
         )
         self._attached_to: tuple[PreTrainedModel, Any, Any] | None = None
         self._penultimate = Penultimate(())
+        self._active = (True,) * len(self.points)
+        self._pools = True
 
-    def forward(self, hidden_states: Sequence[Any]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    def forward(
+        self, hidden_states: Sequence[Any], active: Sequence[bool] | None = None
+    ) -> tuple[tuple[Tensor | None, ...], tuple[Tensor | None, ...]]:
         """Pooled features and logits of every head, from the model's hidden states.
 
         Args:
             hidden_states: as `ec_hf.models.penultimate.Penultimate.after` gives them.
+            active: which heads run, all if left out; the others give None.
         """
-        pairs = [head(take(hidden_states, point)) for head, point in zip(self.heads, self.points, strict=True)]
+        active = (True,) * len(self.points) if active is None else active
+        pairs = [
+            head(take(hidden_states, point)) if runs else (None, None)
+            for head, point, runs in zip(self.heads, self.points, active, strict=True)
+        ]
         return tuple(features for features, _ in pairs), tuple(logits for _, logits in pairs)
 
-    def attach(self, model: PreTrainedModel, classifier: Mapping[str, Layer] | None = None) -> None:
+    def attach(
+        self,
+        model: PreTrainedModel,
+        classifier: Mapping[str, Layer] | None = None,
+        *,
+        active: Sequence[bool] | None = None,
+        pooled: bool = True,
+    ) -> None:
         """Make the heads a submodule of `model` that runs inside its forward in training mode.
 
         The optimiser, DDP and gradient clipping then see one model, while what `save_pretrained` writes stays the
@@ -108,6 +125,8 @@ class ECHeads(
         Args:
             model: an image classifier.
             classifier: what `ec_hf.models.penultimate.classifier_of` gives; found anew if left out.
+            active: which heads run, all if left out; what none asks for costs nothing.
+            pooled: whether the output holds the pooled features at the points, too.
 
         Raises:
             ValueError: the heads were built for another number of classes, or the model has heads already.
@@ -126,6 +145,8 @@ class ECHeads(
         self._attached_to = (model, model.register_forward_hook(self._run, with_kwargs=True), ignored)
         self._penultimate = Penultimate(layers, modules_at(model, self.points))
         self._penultimate.attach()
+        self._active = (True,) * len(self.points) if active is None else tuple(active)
+        self._pools = pooled
 
     def detach(self) -> None:
         """Take the heads off the model again; it is then as it was, but for what was trained."""
@@ -147,13 +168,13 @@ class ECHeads(
         # Accelerate's mixed precision gives hidden states back in the type of the heads, but not what modules give.
         dtype = next(self.parameters()).dtype if modules else None
         states = (*output.hidden_states, *(each.to(dtype) for each in modules), read)
-        features, head_logits = self(states)
-        *pooled, last = (
-            pool(take(states, point), point, self.last_pooling if point == self.last else self.pooling)
-            for point in (*self.points, self.last)
-        )
-        last = last if read is None else read
-        return ECImageClassifierOutput(output.logits, last, features, head_logits, tuple(pooled))
+        features, head_logits = self(states, self._active)
+        pooled = tuple(self._pooled(states, point) for point in self.points) if self._pools else None
+        last = self._pooled(states, self.last) if read is None else read
+        return ECImageClassifierOutput(output.logits, last, features, head_logits, pooled)
+
+    def _pooled(self, states: Sequence[Any], point: SupervisionPoint) -> Tensor:
+        return pool(take(states, point), point, self.last_pooling if point == self.last else self.pooling)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> ECHeads:
@@ -196,17 +217,45 @@ class ECHead(nn.Module):
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Pooled features ``(batch, width)`` and logits ``(batch, labels)``."""
-        pooled = self.norm(pool(self.blocks(features), self.out, self.pooling))
+        if self.blocks and isinstance(self.blocks[-1], TokenBlock):
+            pooled = self.blocks[-1].pooled(self.blocks[:-1](features), pooled_rows(self.out, self.pooling))
+        else:
+            pooled = pool(self.blocks(features), self.out, self.pooling)
+        pooled = self.norm(pooled)
         return pooled, self.classifier(pooled)
 
 
 class TokenBlock(nn.TransformerEncoderLayer):
-    """Pre-norm transformer layer from one supervision point to the next one, which is as wide, with a lean MLP."""
+    """Pre-norm transformer layer from one supervision point to the next one, which is as wide, with a lean MLP.
+
+    The weights are those of torch's layer; the forward is written out for two reasons. Queries, keys and values are
+    views of one product, where torch copies them; and the last block of a head need not compute what only its mean is
+    asked of.
+    """
 
     def __init__(self, start: SupervisionPoint, _end: SupervisionPoint) -> None:
         width = start.channels
         heads = next(count for count in range(max(1, width // 64), 0, -1) if width % count == 0)
         super().__init__(width, heads, 2 * width, dropout=0.0, activation=F.gelu, batch_first=True, norm_first=True)
+
+    def forward(self, tokens: Tensor) -> Tensor:  # type: ignore[override]
+        """Tokens ``(batch, tokens, width)`` of the next point."""
+        tokens = tokens + self._attention(tokens)
+        return tokens + self.linear2(F.gelu(self.linear1(self.norm2(tokens))))
+
+    def pooled(self, tokens: Tensor, rows: slice) -> Tensor:
+        """The mean of some rows of what `forward` gives, ``(batch, width)``: the last layer takes the mean itself."""
+        kept = tokens[:, rows] + self._attention(tokens, rows)
+        hidden = F.gelu(self.linear1(self.norm2(kept)))
+        return kept.mean(dim=1) + self.linear2(hidden.mean(dim=1))
+
+    def _attention(self, tokens: Tensor, rows: slice = slice(None)) -> Tensor:
+        """What the tokens of `rows` take from all tokens."""
+        layer = self.self_attn
+        joint = F.linear(self.norm1(tokens), layer.in_proj_weight, layer.in_proj_bias)
+        queries, keys, values = joint.unflatten(-1, (3, layer.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(queries[:, :, rows], keys, values)
+        return layer.out_proj(mixed.transpose(1, 2).flatten(2))
 
 
 class SeparableBlock(nn.Sequential):

@@ -136,9 +136,14 @@ def pool(features: Tensor, point: SupervisionPoint, pooling: str) -> Tensor:
         return features
     if point.kind == "map":
         return features.mean(dim=(2, 3))
+    return features[:, pooled_rows(point, pooling)].mean(dim=1)
+
+
+def pooled_rows(point: SupervisionPoint, pooling: str) -> slice:
+    """The tokens whose mean `pool` takes."""
     if pooling == "cls":
-        return features[:, 0]
-    return features[:, 0 if pooling == "all" else point.prefix :].mean(dim=1)
+        return slice(0, 1)
+    return slice(0 if pooling == "all" else point.prefix, None)
 
 
 def image_shape(model: PreTrainedModel) -> tuple[int, int, int]:

@@ -25,6 +25,7 @@ from ec_hf.models.adapters import base_of
 from ec_hf.objectives.base import Progress
 from ec_hf.training.checks import check_sets
 from ec_hf.training.eraser import Eraser
+from ec_hf.training.fitting import with_held_out
 from ec_hf.training.plan import RunPlan, settings_in_effect
 from ec_hf.training.record import run_record
 
@@ -245,15 +246,20 @@ class ECCallback(TrainerCallback):
     # The stages before it, and what is written
 
     def _fit_heads(self, args: TrainingArguments, loader: Any) -> None:
-        pairs, accelerator = self.train_dataset.pairs, Accelerator()
-        batches: DataLoader = DataLoader(
+        pairs, accelerator, config = self.train_dataset.pairs, Accelerator(), self.eraser.config
+        size = 2 * args.per_device_train_batch_size
+        images, left_out = with_held_out(
             ConcatDataset([pairs.forget, pairs.retain]),
-            batch_size=2 * args.per_device_train_batch_size,
-            shuffle=True,
-            generator=torch.Generator().manual_seed(self.eraser.config.seed),
-            collate_fn=loader.collate_fn,
+            steps=config.heads_epochs * len(pairs) / (size * args.world_size),
+            seed=config.seed,
         )
-        for point, accuracy in self.eraser.fit_heads(accelerator.prepare(batches), accelerator).items():
+
+        def prepared(part: Any, **kwargs: Any) -> Any:
+            return accelerator.prepare(DataLoader(part, size, collate_fn=loader.collate_fn, **kwargs))
+
+        batches = prepared(images, shuffle=True, generator=torch.Generator().manual_seed(config.seed))
+        held_out = None if left_out is None else prepared(left_out)
+        for point, accuracy in self.eraser.fit_heads(batches, accelerator, held_out=held_out).items():
             accelerator.print(f"EC head at {point}: accuracy {accuracy:.1%}")
 
     def _look_at(self, name: str, args: TrainingArguments, loader: Any, every: int = 1) -> Iterator[dict[str, Tensor]]:
@@ -280,12 +286,16 @@ class ECCallback(TrainerCallback):
         """Let the objective look at the original model, also before a resume."""
         if self._original and not self.eraser.prepared:
             self.eraser.model.load_state_dict(self._original)
+
+        def batch_of_rows(rows: list[int]) -> Any:
+            return loader.collate_fn(self.train_dataset.pairs.__getitems__(rows))
+
         self.eraser.prepare(
             partial(self._look_at, "forget", args, loader),
             partial(self._look_at, "retain", args, loader),
             processor=processor,
             images=self._plan.images,
-            batch_of_rows=lambda rows: loader.collate_fn(self.train_dataset.pairs.__getitems__(rows)),
+            batch_of_rows=batch_of_rows if self.eraser.config.cache_teacher else None,
         )
         self._original = {}
 

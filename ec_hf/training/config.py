@@ -114,10 +114,11 @@ class EraserConfig:
         "the forget set, that may move; the others stay as they are to the bit. Limits what EC does to the model too, "
         "never the EC heads. Default: what the objective says, which is all weights but for 'saliency'.",
     )
-    cache_teacher: bool = HfArg(
-        default=False,
+    cache_teacher: bool | None = HfArg(
+        default=None,
         help="Compute the original model's logits on the forget set once instead of at every step, for objectives "
-        "that read them. Images must be the same each time: no random augmentation of the forget set.",
+        "that read them. Images must be the same each time: no random augmentation of the forget set. Default: "
+        "ECTrainer does it where the images of a datasets.Dataset have no transform and the run comes round to each.",
     )
     points: list[str] | str = HfArg(
         default_factory=lambda: None,  # HfArgumentParser passes on no plain default of a list

@@ -84,6 +84,7 @@ class Eraser:
         batch_norm: "frozen" or "retain"; new weights need the second, whatever the settings say.
         saliency: share of the model's weights that may move, None for all.
         original: hash of the model's weights as they were given.
+        hidden_state_kwargs: what the model's forward must be called with.
 
     Raises:
         ValueError: for points or heads that do not fit the model, objectives and settings that do not go together, and
@@ -151,7 +152,7 @@ class Eraser:
         self.mask: SaliencyMask | None = None
         self.prepared = False
         self._trainable = {name: each.requires_grad for name, each in model.named_parameters()}
-        self._hidden_state_kwargs = hidden_state_kwargs(model)
+        self.hidden_state_kwargs = hidden_state_kwargs(model)
 
     @property
     def looks(self) -> bool:
@@ -159,16 +160,22 @@ class Eraser:
         return type(self.objective).prepare is not Objective.prepare
 
     def fit_heads(
-        self, batches: Iterable[dict[str, Tensor]], accelerator: Accelerator | None = None
+        self,
+        batches: Iterable[dict[str, Tensor]],
+        accelerator: Accelerator | None = None,
+        *,
+        held_out: Iterable[dict[str, Tensor]] | None = None,
     ) -> dict[str, float]:
         """Stage 1: fit the heads on the frozen model, with images of forget and retain alike, whatever the request.
 
         Args:
             batches: ``pixel_values`` and ``labels``, with a length; of several processes each gives its share.
             accelerator: that of the run; a new one if left out.
+            held_out: batches of other images, by which a long fit sees that it is done; see
+                `ec_hf.training.fitting.fit_heads`.
 
         Returns:
-            Accuracy of each head over the last pass, by supervision point.
+            Accuracy of each head by supervision point, over the last pass or on the held-out images.
         """
         self.heads_fitted = True
         if not self.points:
@@ -181,6 +188,7 @@ class Eraser:
             epochs=self.config.heads_epochs,
             learning_rate=self.config.heads_learning_rate,
             classifier=self.classifier.values(),
+            held_out=held_out,
         )
 
     def prepare(
@@ -203,7 +211,8 @@ class Eraser:
             retain: gives batches of the retain set.
             processor: the image processor, for objectives that must know how it normalises.
             images: number of images of the "forget" and the "retain" set, which else are counted where that matters.
-            batch_of_rows: makes a batch of the forget rows of these numbers, for `cache_teacher`.
+            batch_of_rows: makes a batch of the forget rows of these numbers; with it the original model's logits on
+                the forget set are computed once, unless `cache_teacher` is False.
             autocast: the precision in which training asks the original model, for `cache_teacher`.
 
         Raises:
@@ -217,9 +226,9 @@ class Eraser:
             torch.default_generator.manual_seed(self.config.seed)  # torch.manual_seed would set every GPU's state too
             if self.saliency is not None:
                 self.mask = SaliencyMask(saliency_mask(self.model, forget(), self.saliency))
-            if self.config.cache_teacher and self.teacher is not None:
-                if batch_of_rows is None:
-                    raise ValueError("cache_teacher=True: give prepare(batch_of_rows=...), for forget rows.")
+            if self.config.cache_teacher and self.teacher is not None and batch_of_rows is None:
+                raise ValueError("cache_teacher=True: give prepare(batch_of_rows=...), for forget rows.")
+            if self.config.cache_teacher is not False and self.teacher is not None and batch_of_rows is not None:
                 with autocast():
                     self.teacher.remember(forget(), batch_of_rows)
             if self.looks:
@@ -247,7 +256,12 @@ class Eraser:
         for head, weight in zip(self.heads.heads, self.weights.points, strict=True):
             head.requires_grad_(self.config.train_heads and weight > 0)  # DDP wants a gradient of all that require one
         self.loss.to(self.model.device)
-        self.heads.attach(self.model, self.classifier)
+        self.heads.attach(
+            self.model,
+            self.classifier,
+            active=[weight > 0 for weight in self.weights.points],
+            pooled=bool(self.loss.adversaries),
+        )
         if self.mask is not None:
             self.mask.hold(self.model)
         try:
@@ -276,7 +290,7 @@ class Eraser:
             batch = {**batch, "pixel_values": torch.cat([pixel_values, added])}
         model = self.model if model is None else model
         with clean_statistics(model, count, len(pixel_values), update=self.batch_norm == "retain"):
-            outputs = model(pixel_values=batch["pixel_values"], **self._hidden_state_kwargs)
+            outputs = model(pixel_values=batch["pixel_values"], **self.hidden_state_kwargs)
         return self.loss(outputs, batch, progress, self.model)
 
     def after_step(self, optimizer: Any) -> None:
@@ -287,7 +301,7 @@ class Eraser:
     def features(self, pixel_values: Tensor) -> Tensor:
         """What host objectives see of images (n, channels, height, width): (n, width), with gradient."""
         with Penultimate(self.classifier.values()) as penultimate:
-            output = self.model(pixel_values=pixel_values, **self._hidden_state_kwargs)
+            output = self.model(pixel_values=pixel_values, **self.hidden_state_kwargs)
         if (read := penultimate.take()) is not None:
             return read
         return pool(take(output.hidden_states, self.last), self.last, self.heads.last_pooling)

@@ -20,7 +20,8 @@ class Loop(TrainerCallback):
         self.trainer = trainer
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Put the evaluation of the original model at the head of the log."""
+        """Put the evaluation of the original model at the head of the log, and tell what wraps the model."""
+        self.trainer.tell_strategy()
         state.log_history[:0] = self.trainer.log_of_original
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -181,9 +181,8 @@ class ECLoss(nn.Module):
         """EC's terms at one supervision point, weighted against its contrast."""
         config, count = self.config, len(step.forget.labels)
         total = count + len(step.retain.labels)
-        features, logits, pooled = (
-            each[place] for each in (outputs.features or (), outputs.head_logits or (), outputs.pooled or ())
-        )
+        features, logits = (outputs.features or ())[place], (outputs.head_logits or ())[place]
+        assert features is not None and logits is not None  # a head of a point with a weight runs
         retained = features[count:total].detach() if config.detach_retain else features[count:total]
         rows = (features[:count], retained, step.forget.labels, step.retain.labels)
         if target_logits is None:
@@ -199,6 +198,7 @@ class ECLoss(nn.Module):
         }
         if self.adversaries and target_logits is not None:
             adversary: Any = self.adversaries[place]
+            pooled = (outputs.pooled or ())[place]
             adversary.fit(pooled[:total], torch.cat([step.forget.labels, step.retain.labels]))
             terms["probe"] = Term(config.probe_weight, distillation(adversary(pooled[:count]), target_logits))
         return terms

@@ -30,6 +30,7 @@ from ec_hf.training.checks import check_model, check_sets, check_settings
 from ec_hf.training.config import ECConfig
 from ec_hf.training.divergence import finite_loss, parts_without_gradient, require_finite_logits
 from ec_hf.training.eraser import Eraser
+from ec_hf.training.fitting import with_held_out
 from ec_hf.training.interruption import Interruption
 from ec_hf.training.loop import Loop
 from ec_hf.training.memory import explained_memory
@@ -39,6 +40,7 @@ from ec_hf.training.progress import ProgressTable
 from ec_hf.training.record import peak_memory_mb
 from ec_hf.training.run_length import RunLength
 from ec_hf.training.stopping import StoppingRule
+from ec_hf.training.wrapping import check_strategy, strategy_of, unused_parameters
 
 
 class ECTrainer(PairedTrainer):
@@ -133,14 +135,10 @@ class ECTrainer(PairedTrainer):
             callbacks=[Loop(self), *callbacks],
             **kwargs,
         )
-        image = self.data_collator([self.train_dataset[0]])["pixel_values"]
-        self.eraser = Eraser(
-            self.model,
-            args,
-            heads=heads or args.heads,
-            image_shape=tuple(image.shape[1:]),
-            **self.forgotten_classes(),
-        )
+        self.image_shape = tuple(self.data_collator([self.train_dataset[0]])["pixel_values"].shape[1:])
+        classes = self.forgotten_classes()
+        self.eraser = Eraser(self.model, args, heads=heads or args.heads, image_shape=self.image_shape, **classes)
+        check_strategy(args, self.accelerator.distributed_type)
         args.check_batch_norm(self.eraser.batch_norm)
         self.stopping_rule = StoppingRule(self._forget_target(), args.retain_floor, args.min_steps, self.total_steps())
         self.interruption = Interruption()
@@ -178,27 +176,28 @@ class ECTrainer(PairedTrainer):
             processes=args.world_size,
             device=str(args.device),
             stopping=stopping if self.eraser.host.trains else None,
-            settings=settings_in_effect(args, self.eraser),
+            settings=settings_in_effect(args, self.eraser) | {"cache_teacher": self.remembers_teacher()},
         )
 
     # The stages
 
     def fit_heads(self) -> dict[str, float]:
-        """Fit EC heads on the frozen model with all images, forget and retain, whatever the request.
+        """Fit EC heads on the frozen model with images of forget and retain, whatever the request.
 
-        `train` does it where no fitted heads were given. The heads are in `self.heads`.
+        `train` does it where no fitted heads were given. The heads are in `self.heads`. Where `heads_epochs` passes
+        are many steps, a part of the images is held out, and the fit ends when these tell that it is done.
 
         Returns:
-            Accuracy of each head, by supervision point, over the last pass.
+            Accuracy of each head by supervision point, over the last pass or on the held-out images.
         """
         args, data = self.args, self.train_dataset
-        loader = self.loader(
-            ConcatDataset([data.forget, data.retain]),
-            batch_size=args.per_device_train_batch_size + args.per_device_forget_batch_size,
-            shuffle=True,
-            generator=torch.Generator().manual_seed(args.seed),
-        )
-        accuracies = self.eraser.fit_heads(self.accelerator.prepare(loader), self.accelerator)
+        size = args.per_device_train_batch_size + args.per_device_forget_batch_size
+        steps = args.heads_epochs * len(data) / (size * args.world_size)
+        images, left_out = with_held_out(ConcatDataset([data.forget, data.retain]), steps=steps, seed=args.seed)
+        generator = torch.Generator().manual_seed(args.seed)
+        loader = self.loader(images, batch_size=size, shuffle=True, generator=generator)
+        held_out = None if left_out is None else self.accelerator.prepare(self.loader(left_out, batch_size=size))
+        accuracies = self.eraser.fit_heads(self.accelerator.prepare(loader), self.accelerator, held_out=held_out)
         for point in self.eraser.points:
             self.accelerator.print(f"EC head at {point}: accuracy {accuracies[point.name]:.1%}")
         return accuracies
@@ -260,6 +259,7 @@ class ECTrainer(PairedTrainer):
         self.args.eval_on_start = evaluates_first and not self.log_of_original
         try:
             with self.eraser.attached():
+                self._tell_ddp_what_is_unused()
                 if checkpoint and self._has_ended(checkpoint):
                     result = TrainOutput(self.state.global_step, 0.0, {})
                 else:
@@ -270,6 +270,18 @@ class ECTrainer(PairedTrainer):
             self.interruption.release()
             self.args.eval_on_start = evaluates_first
         return result
+
+    def _tell_ddp_what_is_unused(self) -> None:
+        """`Trainer` would have DDP look for parameters without a gradient at each step, in case there are any."""
+        if self.args.world_size == 1 or self.args.ddp_find_unused_parameters is not None:
+            return
+        if self.accelerator.ddp_handler is not None:
+            unused = unused_parameters(self.eraser.model, self.image_shape, **self.eraser.hidden_state_kwargs)
+            self.accelerator.ddp_handler.find_unused_parameters = bool(unused)
+
+    def tell_strategy(self) -> None:
+        """Print what wraps the model, once it is wrapped."""
+        self.accelerator.print(f"strategy: {strategy_of(self.model_wrapped, self.args.world_size)}")
 
     def _checkpoint_of(self, resume_from_checkpoint: str | bool | None) -> str | None:
         """The checkpoint to go on from, if there is one."""
@@ -305,9 +317,20 @@ class ECTrainer(PairedTrainer):
             partial(self.look_at, "retain"),
             processor=self.processing_class,
             images=self.plan.images,
-            batch_of_rows=lambda rows: self.data_collator(self.train_dataset.__getitems__(rows)),
+            batch_of_rows=self._batch_of_rows if self.remembers_teacher() else None,
             autocast=self.compute_loss_context_manager,
         )
+
+    def _batch_of_rows(self, rows: list[int]) -> dict[str, Any]:
+        return self.data_collator(self.train_dataset.__getitems__(rows))
+
+    def remembers_teacher(self) -> bool:
+        """Whether the original model's logits on the forget set are computed once, ahead of the first step."""
+        args, forget = self.args, self.train_dataset.forget
+        if self.eraser.teacher is None or args.cache_teacher is not None:
+            return self.eraser.teacher is not None and bool(args.cache_teacher)
+        asked = self.total_steps() * args.gradient_accumulation_steps * args.per_device_forget_batch_size
+        return self.shows_same_images(forget) and asked >= len(forget)
 
     def _put_last_good_back(self) -> None:
         good = self.state.best_model_checkpoint

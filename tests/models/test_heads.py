@@ -9,10 +9,11 @@ from helpers.heads import make_heads
 from helpers.models import FAMILIES, TIMM, make_images, make_model, make_processor
 from torch.utils.data import DataLoader
 
-from ec_hf.models.heads import ECHeads
+from ec_hf.models.heads import ECHead, ECHeads
 from ec_hf.models.inputs import ImageCollator
 from ec_hf.models.penultimate import classifier_of
-from ec_hf.models.points import describe_hidden_states, hidden_state_kwargs
+from ec_hf.models.points import SupervisionPoint, describe_hidden_states, hidden_state_kwargs, pool
+from ec_hf.training import fitting
 from ec_hf.training.fitting import fit_heads
 
 
@@ -140,3 +141,99 @@ def test_fitting_runs_the_model_without_gradient():
     batches = DataLoader(make_images(20), batch_size=20, collate_fn=ImageCollator(make_processor()))
     fit_heads(heads, model, batches, Accelerator(cpu=True), epochs=1, learning_rate=1e-3)
     assert seen == [True]
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls", "all"])
+def test_a_token_head_computes_what_torchs_own_layers_and_pooling_would(pooling):
+    points = [SupervisionPoint(k, "tokens", 16, 3, 3, prefix=1) for k in range(3)]
+    head = ECHead(points, 5, pooling).double()
+    tokens = torch.randn(2, 10, 16, dtype=torch.double, requires_grad=True)
+    wanted = tokens
+    for block in head.blocks:
+        wanted = torch.nn.TransformerEncoderLayer.forward(block, wanted)
+    wanted = head.norm(pool(wanted, points[-1], pooling))
+    found, _ = head(tokens)
+    torch.testing.assert_close(found, wanted)
+    slopes = [torch.autograd.grad(each.square().sum(), tokens)[0] for each in (found, wanted)]
+    torch.testing.assert_close(*slopes)
+
+
+def test_heads_that_are_not_active_do_not_run_and_change_nothing_of_the_others():
+    model = make_model("ResNet")
+    heads = make_heads(model)
+    ran = []
+    for number, head in enumerate(heads.heads):
+        head.register_forward_hook(lambda *_, number=number: ran.append(number))
+    results = []
+    for active in (None, [True, False, True, False]):
+        torch.manual_seed(0)
+        heads.attach(model, active=active, pooled=active is None)
+        results.append(run(model))
+        heads.detach()
+    every, some = results
+    assert ran == [0, 1, 2, 3, 0, 2]
+    assert some.pooled is None and len(every.pooled) == 4
+    for mine, its in zip(some.features + some.head_logits, every.features + every.head_logits, strict=True):
+        assert mine is None or torch.equal(mine, its)
+    assert [each is None for each in some.features] == [False, True, False, True]
+
+
+class Counted(torch.utils.data.Dataset):
+    """As many images of five shades as one asks for."""
+
+    def __init__(self, rows):
+        self.rows = rows
+
+    def __len__(self):
+        return self.rows
+
+    def __getitem__(self, row):
+        torch.manual_seed(row)
+        return torch.rand(3, 32, 32) * 0.1 + row % 5 / 5, row % 5
+
+
+def loader(rows, size=8):
+    def collate(items):
+        return {
+            "pixel_values": torch.stack([image for image, _ in items]),
+            "labels": torch.tensor([label for _, label in items]),
+        }
+
+    return DataLoader(Counted(rows), batch_size=size, collate_fn=collate)
+
+
+def test_a_long_fit_ends_once_held_out_images_gain_nothing_and_tells_their_accuracy(monkeypatch):
+    monkeypatch.setattr(fitting, "ROUND", 20)
+    model = make_model("ResNet")
+    heads, steps = make_heads(model), []
+    model.register_forward_hook(lambda *_: steps.append(1))
+    found = fit_heads(
+        heads,
+        model,
+        loader(1600),
+        Accelerator(cpu=True),
+        epochs=3,
+        learning_rate=5e-3,
+        held_out=loader(40, 20),
+    )
+    rounds, rest = divmod(len(steps), 22)  # 20 batches and 2 of held-out images
+    assert 2 <= rounds < 30 and not rest, "three passes are 30 rounds"
+    assert all(share * 40 == pytest.approx(round(share * 40)) for share in found.values())
+
+
+def test_without_held_out_images_all_passes_are_made(monkeypatch):
+    monkeypatch.setattr(fitting, "ROUND", 2)
+    model = make_model("ResNet")
+    heads, steps = make_heads(model), []
+    model.register_forward_hook(lambda *_: steps.append(1))
+    fit_heads(heads, model, loader(40), Accelerator(cpu=True), epochs=2, learning_rate=1e-3)
+    assert len(steps) == 10
+
+
+def test_only_a_long_fit_leaves_images_out_and_no_image_is_in_both_parts():
+    images = Counted(50)
+    assert fitting.with_held_out(images, steps=fitting.ROUND, seed=0) == (images, None)
+    fitted, left_out = fitting.with_held_out(images, steps=fitting.ROUND + 1, seed=0)
+    assert len(left_out) == 5
+    assert sorted([*fitted.indices, *left_out.indices]) == list(range(50))
+    assert len(fitting.with_held_out(Counted(20_000), steps=1e6, seed=0)[1]) == fitting.HELD_OUT

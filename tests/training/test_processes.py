@@ -16,6 +16,7 @@ HERE = Path(__file__).parent
 
 
 def record(folder: Path):
+    """World size, log and weights of a finished run."""
     found = json.loads((folder / "record.json").read_text())
     weights = load_file(folder / "model.safetensors") | {
         f"heads.{name}": value for name, value in load_file(folder / "ec_heads" / "model.safetensors").items()
@@ -28,7 +29,8 @@ def runs(request, tmp_path_factory):
     """One process with 16 retain images a step, and two with 8 each; the host "delete" erases calibrated."""
     folders = {processes: tmp_path_factory.mktemp(f"{'-'.join(request.param)}-{processes}") for processes in (1, 2)}
     for processes, folder in folders.items():
-        launch(HERE / "train_paired.py", folder, *request.param, 16 // processes, processes=processes)
+        printed = launch(HERE / "train_paired.py", folder, *request.param, 16 // processes, processes=processes)
+        (folder / "printed.txt").write_text(printed)
     return request.param, folders
 
 
@@ -74,3 +76,29 @@ def test_two_processes_train_every_kind_of_network_as_one_does(tmp_path):
             torch.testing.assert_close(
                 two[name], value, rtol=1e-9, atol=1e-10, msg=lambda text, at=f"{kind}: {name}": f"{at}: {text}"
             )
+
+
+def test_one_process_goes_on_with_what_two_began(runs, tmp_path):
+    what, folders = runs
+    launch(HERE / "train_paired.py", tmp_path, *what, 16, folders[2] / "checkpoint-4", processes=1)
+    (world, _, resumed), (_, _, whole) = record(tmp_path), record(folders[2])
+    assert world == 1
+    for name, value in whole.items():
+        torch.testing.assert_close(resumed[name], value, rtol=1e-9, atol=1e-10, msg=name)
+
+
+def test_ddp_looks_for_no_unused_parameters_where_there_are_none(runs):
+    _, folders = runs
+    printed = (folders[2] / "printed.txt").read_text()
+    assert "strategy: DDP over 2 processes, each with the whole model; it expects no parameters" in printed
+
+
+def test_shards_of_a_model_get_the_loss_and_the_gradients_of_ddp(tmp_path):
+    launch(HERE / "shard_paired.py", tmp_path, processes=2)
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["processes"] == 2
+    for family, each in found["families"].items():
+        assert each["losses"][0] == pytest.approx(each["losses"][1], rel=1e-12), family
+        assert each["same names"] and each["largest"] > 1e-3, family
+        assert each["apart"] < 1e-12, family
+        assert each["share of the weights"] < 0.6, family

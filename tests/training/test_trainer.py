@@ -110,7 +110,7 @@ def test_the_contrast_leaves_retain_features_alone_unless_told_otherwise(tmp_pat
     def look(loss, args, terms):
         outputs, batch, *_ = args
         contrasts = [term.value for name, term in terms.parts.items() if name.endswith("/contrast")]
-        features = [*outputs.features, outputs.last_features]
+        features = [each for each in (*outputs.features, outputs.last_features) if each is not None]
         gradients = torch.autograd.grad(sum(contrasts), features, retain_graph=True, allow_unused=True)
         count = batch["num_forget"]
         moved = [gradient for gradient in gradients if gradient is not None]
@@ -357,6 +357,22 @@ def test_cached_teacher_outputs_train_the_same_model_with_one_pass_over_forget(t
     assert cached_seen == live_seen + 20
     for name, value in live.items():
         torch.testing.assert_close(cached[name], value, msg=name)
+
+
+@pytest.mark.parametrize(
+    ("steps", "transformed", "remembers"), [(6, False, True), (2, False, False), (6, True, False)]
+)
+def test_the_teacher_is_remembered_by_default_where_images_stay_the_same_and_each_is_asked_for(
+    tmp_path, steps, transformed, remembers
+):
+    trainer = make_trainer(tmp_path, objective=DISTIL, points=[], max_steps=steps)  # 20 forget images, 8 a step
+    if transformed:
+        trainer.train_dataset.forget.set_transform(lambda rows: rows)
+    asked = []
+    trainer.eraser.teacher.model.register_forward_hook(lambda *_: asked.append(1))
+    trainer.train()
+    assert trainer.remembers_teacher() is remembers
+    assert len(asked) == (2 if remembers else steps)  # 20 images, 16 at a time
 
 
 def test_cached_teacher_outputs_are_refused_for_images_that_change(tmp_path):

@@ -1,0 +1,83 @@
+"""The benchmarks run, and what they leave has the form that is read from it."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[2] / "recipes" / "benchmarks"
+
+
+@pytest.fixture
+def benchmark(monkeypatch):
+    """A benchmark by its name."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    yield importlib.import_module
+    for name in ("step", "growth", "gpu", "stream", "run"):
+        sys.modules.pop(name, None)
+
+
+def test_a_step_is_measured_against_plain_fine_tuning(benchmark, tmp_path, capsys):
+    step, path = benchmark("step"), tmp_path / "step.json"
+    sizes = ["--pixels", "32", "--batch", "4", "--repetitions", "1", "--phases", "--fitting"]
+    found = step.main(["--shapes", "tiny", *sizes, "--output", str(path)])["found"]["tiny"]
+    assert found[step.PLAIN]["time"] == found[step.PLAIN]["memory"] == 1
+    assert all(each["seconds"] > 0 and each["memory"] >= 1 for each in found.values())
+    assert found["EC"]["memory"] < found[step.APART]["memory"], "one forward keeps less than three"
+    assert sum(found["EC"]["phases"].values()) == pytest.approx(1, abs=0.01)
+    kept = json.loads(path.read_text())
+    assert {"torch", "transformers", "ec_hf"} <= kept["versions"].keys() and kept["found"]["tiny"] == found
+    assert kept["fitting"]["tiny"] > 1
+    assert "| EC calibrated, teacher remembered |" in capsys.readouterr().out
+
+
+def test_a_forward_a_set_and_loss_has_the_loss_of_ec(benchmark):
+    step = benchmark("step")
+    with step.methods("tiny", 32, 4, 4) as methods, step.ExitStack() as stack:
+        batch = step.make_batch(32, 4, 4)
+        together = step.erasing(step.make_model("tiny", 32), batch, {"detach_retain": False}, stack)
+        assert methods[step.APART].loss().item() == pytest.approx(together.loss().item(), rel=1e-5)
+
+
+def test_growth_leaves_data_and_a_figure(benchmark, tmp_path):
+    found = benchmark("growth").main(["--small", "--output", str(tmp_path)])
+    assert found.keys() == {"step", "split", "audit"}
+    assert json.loads((tmp_path / "growth.json").read_text()) == found
+    assert (tmp_path / "growth.png").stat().st_size > 10_000
+
+
+def test_the_script_for_a_gpu_runs_in_its_tiny_form(tmp_path):
+    path = tmp_path / "gpu.json"
+    subprocess.run([str(BENCHMARKS / "gpu.sh"), str(path), "--tiny"], check=True, capture_output=True)
+    found = json.loads(path.read_text())
+    assert "no result" in found["device"] and not found["left_out"]
+    assert {(each["shape"], each["method"]) for each in found["cases"]} >= {("vit_b16", "plain"), ("resnet50", "EC")}
+    for each in found["cases"]:
+        assert each["images_per_second"] > 0 and each["operations"] > 0 and each["mfu"] is None
+        assert each["time_over_plain"] >= 1 or each["method"] != "plain"
+
+
+def test_the_share_of_a_cards_peak_is_operations_over_time(benchmark):
+    gpu = benchmark("gpu")
+    case = {"shape": "vit_b16", "method": "plain", "peak_gib": 2.0, "seconds": 0.5, "operations": 10**12}
+    cases = [{**case, "compiled": False}, {**case, "compiled": True, "operations": None, "seconds": 0.25}]
+    assert [each["mfu"] for each in gpu.with_ratios(cases, 1e13)] == [0.2, 0.4]
+    with pytest.raises(SystemExit, match="finds none"):
+        gpu.main(["--output", "nowhere.json"])
+
+
+def test_a_streamed_erasure_tells_its_memory(benchmark):
+    found = benchmark("stream").main(["--shards", "2", "--rows", "40", "--steps", "8", "--every", "4"])
+    assert len(found[2]) == 2 and min(found[2]) > 0
+
+
+def test_the_phases_of_a_run_share_its_time(benchmark, capsys):
+    sizes = {"--images": 100, "--side": 64, "--pixels": 32, "--width": 64, "--batch": 8}
+    shares = benchmark("run").main([str(each) for pair in sizes.items() for each in pair])
+    assert sum(shares.values()) == pytest.approx(1, abs=0.02)
+    assert {"steps", "loader", "evaluation", "fitting heads", "checkpoints"} <= shares.keys()
