@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset, DatasetDict
-from helpers.models import NAMES, make_images, make_model, make_processor
+from helpers.models import NAMES, make_images, make_model, make_processor, save_as_folder
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
@@ -45,11 +45,7 @@ def flags(**given):
 def inputs(tmp_path_factory):
     """A folder of images, a folder a class, and a model."""
     folder = tmp_path_factory.mktemp("inputs")
-    for split, images in (("train", make_images()), ("test", make_images(50, seed=1))):
-        for number, row in enumerate(images):
-            file = folder / "data" / split / NAMES[row["label"]] / f"{number}.png"
-            file.parent.mkdir(parents=True, exist_ok=True)
-            row["image"].save(file)
+    save_as_folder(folder / "data", train=make_images(), test=make_images(50, seed=1))
     make_model("ViT").save_pretrained(folder / "model")
     make_processor().save_pretrained(folder / "model")
     return folder
@@ -386,6 +382,15 @@ def test_rows_of_a_dataset_without_a_test_split_are_erased_and_the_notes_say_wha
 )
 def test_the_command_ends_with_what_to_do_next(status, steps, roles, words):
     models = {role: SimpleNamespace(role=role) for role in ["original", *roles]}
-    trainer = SimpleNamespace(state=SimpleNamespace(global_step=steps))
+    trainer = SimpleNamespace(state=SimpleNamespace(global_step=steps), put_back=None)
     done = SimpleNamespace(status=status, report=SimpleNamespace(models=models), trainer=trainer, folder="out")
     assert words in what_next(done)
+
+
+def test_what_to_do_next_after_a_run_that_went_back_is_not_to_go_further():
+    trainer = SimpleNamespace(state=SimpleNamespace(global_step=36), put_back="out/checkpoint-12")
+    report = SimpleNamespace(models={"original": SimpleNamespace(role="original")})
+    advice = what_next(SimpleNamespace(status="known", report=report, trainer=trainer, folder="out"))
+    assert "out/checkpoint-12 was put back" in advice
+    assert "raise --max_steps" not in advice
+    assert "--retain_weight" in advice

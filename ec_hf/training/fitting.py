@@ -50,7 +50,8 @@ def fit_heads(
     schedule = get_scheduler("linear", optimizer, num_warmup_steps=total // 20, num_training_steps=total)
     was_training = model.training
     model.eval()
-    progress = tqdm(total=total, desc="Fitting EC heads", disable=not accelerator.is_local_main_process)
+    silent = None if accelerator.is_local_main_process else True  # None: where stderr is no terminal
+    progress = tqdm(total=total, desc="Fitting EC heads", disable=silent)
     for _ in range(epochs):
         correct = torch.zeros(len(heads.points) + 1, device=accelerator.device)  # the last entry counts the images
         for batch in batches:

@@ -144,6 +144,7 @@ class ECTrainer(PairedTrainer):
         self.plan = self._plan()
         self.cost: dict[str, float] = {}
         self.on_record: dict[str, Any] = {}  # what whoever started the run adds to its record
+        self.put_back: str | None = None  # the checkpoint that a run below its floor went back to
         self.log_of_original: list[dict[str, float]] = []  # where it was evaluated before the objective looked at it
 
     # What is known before anything is trained
@@ -310,6 +311,7 @@ class ECTrainer(PairedTrainer):
             raise self.stopping_rule.harm(self.state.log_history, resumable=resumable)
         self.accelerator.print(f"Retain accuracy ended below its floor: the model of {good} is put back.")
         self.eraser.load(good)
+        self.put_back = good
 
     # The loss
 
