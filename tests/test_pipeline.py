@@ -361,11 +361,48 @@ def test_rows_of_a_dataset_without_a_test_split_are_erased_and_the_notes_say_wha
         **FAST,
     )
     assert len(done.data.held_out.train["forget"]) == 4
+    assert done.trainer.stopping_rule.target is None, "rows are not driven to chance"
+    assert any("eval_matched_accuracy" in entry for entry in done.trainer.state.log_history)
     notes = " ".join(done.report.notes)
     assert "No forget image is held out" in notes
     assert "The data has no test split" in notes
     assert done.report.dataset["images"]["retain_test"] == 20
     assert "| forget training images, trained on | 4 |" in (tmp_path / "out" / "README.md").read_text()
+
+
+@pytest.mark.slow
+def test_a_cache_of_heads_serves_one_model_and_one_data_set(inputs, tmp_path):
+    cache, fast = tmp_path / "heads", {**FAST, "max_steps": 1, "audit_settings": QUICK}
+    data = {"train": make_images(), "test": make_images(50, seed=1)}
+
+    def erased(number, classes=("bee",), model=inputs / "model", data=data, **more):
+        request, out = ForgetRequest(classes=classes), tmp_path / f"out-{number}"
+        return ec_hf.erase(model, data, request, output_dir=out, heads_cache=cache, **{**fast, **more})
+
+    def weights():
+        return (cache / "model.safetensors").read_bytes()
+
+    erased(1)
+    fitted = weights()
+    again = erased(2, classes=("dog",))
+    assert weights() == fitted
+    assert same_heads(again.trainer.heads, ec_hf.ECHeads.from_pretrained(cache))
+    other = {**data, "train": data["train"].select(range(90))}
+    for changed, what in (
+        ({"model": make_model("ViT", seed=1), "processor": make_processor()}, "another model"),
+        ({"data": other}, "another data"),
+        ({"heads_epochs": 2}, "another heads_epochs"),
+    ):
+        with pytest.raises(ValueError, match=f"holds EC heads of {what}: name a new folder"):
+            erased(3, **changed)
+    (cache / "fitted_on.json").unlink()
+    with pytest.raises(ValueError, match="and not what they are fitted on"):
+        erased(3)
+    assert weights() == fitted
+
+
+def same_heads(a, b):
+    return all(torch.equal(value, b.state_dict()[name]) for name, value in a.state_dict().items())
 
 
 @pytest.mark.parametrize(
