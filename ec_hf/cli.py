@@ -152,7 +152,7 @@ def audit_command(argv: Sequence[str]) -> int:
     return NOT_FORGOTTEN if what.fail_unless_forgotten and not forgotten else 0
 
 
-def _audited(what: AuditArguments, settings: Any) -> tuple[Any, dict[str, Any]]:
+def _audited(what: Any, settings: Any) -> tuple[Any, dict[str, Any]]:
     """The report, and the four splits that it is of."""
     from ec_hf.auditing.audit import audit
     from ec_hf.command import public

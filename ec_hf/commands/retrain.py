@@ -120,7 +120,7 @@ def _retrained(what: RetrainArguments, config: RetrainConfig, request: Any) -> l
     from ec_hf.pipeline import Original, images_of
 
     original = Original.of(what.model_name_or_path, revision=what.model_revision) if what.model_name_or_path else None
-    images, _ = images_of(what.dataset_name, what.dataset_config)  # type: ignore[arg-type]
+    images, _ = images_of(what.dataset_name, what.dataset_config)
     columns = {"label_column": config.label_column, "id_column": what.id_column}
     history = original.history if original else ()
     data = ErasureData.of(images, request, history=history, share=0, seed=config.seed, **columns)
