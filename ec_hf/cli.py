@@ -5,6 +5,7 @@ Modules that take time to load are imported where they are needed, so that ``--h
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from argparse import ArgumentParser
@@ -12,8 +13,18 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
-from ec_hf.commands.parsing import HelpFormatter, UsageError, flag, parse
+from ec_hf.commands.judging import EXIT_CODE, FAIL_HELP, NOT_FORGOTTEN, passes, told
+from ec_hf.commands.parsing import (
+    JSON_HELP,
+    HelpFormatter,
+    UsageError,
+    flag,
+    parse,
+    parser_for,
+    stdout_for_json,
+)
 
 COMMANDS = {
     "erase": (
@@ -35,8 +46,12 @@ COMMANDS = {
         "ec_hf.commands.convert:convert_command",
         "bring weights of torchvision, timm, Swin or the EC authors into a model folder",
     ),
+    "completion": ("ec_hf.cli:completion_command", "print what makes bash, zsh or fish complete these commands"),
 }
-"""Each command with the function that takes its arguments ("module:function"), and its line in the overview."""
+"""Each command with the function that takes its arguments ("module:function"), and its line in the overview.
+
+Beside ``NAME_command`` stands ``NAME_parser``, which gives the parser of those arguments.
+"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -100,18 +115,27 @@ class AuditArguments:
     output_dir: str = flag("Where audit.json, report.html and figures/ go.", "audit")
     show_images: bool = flag("Show forgotten images in report.html: nearest neighbours, one row a model.", False)
     use_cpu: bool = flag("Run on the CPU even where there is a GPU.", False)
+    json: bool = flag(JSON_HELP, False)
+    fail_unless_forgotten: bool = flag(FAIL_HELP, False)
 
 
 AUDIT_OFTEN = {
     "models": ("original", "unlearned", "retrained", "shadows"),
     "data": ("dataset_name", "dataset_config", "forget_classes", "forget_request"),
     "how to measure": ("attacks", "residual", "max_images", "batch_size", "use_cpu"),
-    "the result": ("output_dir", "show_images"),
+    "the result": ("output_dir", "show_images", "json", "fail_unless_forgotten"),
 }
 """What `ec-hf audit --help` lists."""
 
 
-def audit_command(argv: Sequence[str]) -> None:
+def audit_parser() -> Any:
+    """The parser of ``ec-hf audit``."""
+    from ec_hf.auditing.settings import AuditSettings
+
+    return parser_for(AuditArguments, AuditSettings, description=_AUDIT, prog="ec-hf audit", often=AUDIT_OFTEN)
+
+
+def audit_command(argv: Sequence[str]) -> int:
     """``ec-hf audit``: run the audit, print it, and write audit.json, report.html and figures."""
     from ec_hf.auditing.settings import AuditSettings
 
@@ -122,6 +146,22 @@ def audit_command(argv: Sequence[str]) -> None:
 
     from accelerate import PartialState
 
+    with stdout_for_json(what.json) as answer:
+        state = PartialState(cpu=what.use_cpu)
+        report, splits = _audited(what, settings)
+        models = told(report)
+        if state.is_main_process:
+            _write_and_show(report, what, splits)
+            if answer:
+                print(json.dumps({"folder": what.output_dir, "models": models}), file=answer, flush=True)
+        state.wait_for_everyone()
+    state.destroy_process_group()
+    forgotten = all(passes(each["status"], report) for each in models.values())
+    return NOT_FORGOTTEN if what.fail_unless_forgotten and not forgotten else 0
+
+
+def _audited(what: Any, settings: Any) -> tuple[Any, dict[str, Any]]:
+    """The report, and the four splits that it is of."""
     from ec_hf.auditing.audit import audit
     from ec_hf.command import public
     from ec_hf.data.columns import find_label_column
@@ -131,13 +171,12 @@ def audit_command(argv: Sequence[str]) -> None:
     from ec_hf.data.splitting import four_splits
 
     request = ForgetRequest.load(what.forget_request) if what.forget_request else ForgetRequest(what.forget_classes)
-    state = PartialState(cpu=what.use_cpu)
     images = load_images(what.dataset_name, config=what.dataset_config)
     train, test = train_and_test(images, label_column=what.label_column)
     splits = four_splits(train, test, request, label_column=what.label_column, id_column=what.id_column)
     report = audit(
         what.original,
-        _named(what.unlearned),
+        _named(what.unlearned or ()),
         retrained=what.retrained or None,
         shadows=what.shadows,
         splits=splits,
@@ -150,21 +189,22 @@ def audit_command(argv: Sequence[str]) -> None:
     )
     if not has_test_split(images, find_label_column(train, what.label_column)):
         report.notes.append(NO_TEST_SPLIT)
-    if state.is_main_process:
-        from rich.console import Console
+    return report, splits
 
-        from ec_hf.reporting.tables import to_rich
-        from ec_hf.reporting.verdict import findings
-        from ec_hf.reporting.writing import write_audit
 
-        folder = Path(what.output_dir)
-        write_audit(report, folder, splits=splits if what.show_images else None, image_column=what.image_column)
-        console = Console()
-        console.print(to_rich(report))
-        console.print(*map(str, findings(report)), sep="\n", markup=False)
-        console.print(f"\nIn {folder}: audit.json, report.html, figures/", highlight=False)
-    state.wait_for_everyone()
-    state.destroy_process_group()
+def _write_and_show(report: Any, what: AuditArguments, splits: dict[str, Any]) -> None:
+    from rich.console import Console
+
+    from ec_hf.reporting.tables import to_rich
+    from ec_hf.reporting.verdict import findings
+    from ec_hf.reporting.writing import write_audit
+
+    folder = Path(what.output_dir)
+    write_audit(report, folder, splits=splits if what.show_images else None, image_column=what.image_column)
+    console = Console()
+    console.print(to_rich(report))
+    console.print(*map(str, findings(report)), sep="\n", markup=False)
+    console.print(f"\nIn {folder}: audit.json, report.html, figures/", highlight=False)
 
 
 def _check_audit(what: AuditArguments) -> None:
@@ -194,34 +234,40 @@ def _named(texts: Sequence[str]) -> str | dict[str, str]:
     return named
 
 
-def card_command(argv: Sequence[str]) -> None:
-    """``ec-hf card``: write the card of a finished model folder into it."""
+def card_parser() -> ArgumentParser:
+    """The parser of ``ec-hf card``."""
     from ec_hf.publishing.disclosure import DETAILS
 
-    description = "Write the README.md of a finished model folder."
-    parser = ArgumentParser(
-        prog="ec-hf card", description=description, formatter_class=HelpFormatter, allow_abbrev=False
-    )
+    parser = ArgumentParser(prog="ec-hf card", description=_CARD, formatter_class=HelpFormatter, allow_abbrev=False)
     parser.add_argument("folder", type=Path, help="what ec-hf erase or ECTrainer.save_model wrote")
     parser.add_argument("--repo_id", help="the Hub id that the model will have")
     parser.add_argument("--license", help="licence id of the Hub; that of the base model if left out")
     parser.add_argument("--manifest_detail", choices=DETAILS, help="what the card tells of the request")
     parser.add_argument("--overwrite", action="store_true", help="replace a README.md that is there")
-    options = vars(parser.parse_args(argv))
-    folder, overwrite = options.pop("folder"), options.pop("overwrite")
+    parser.add_argument("--json", action="store_true", help=JSON_HELP)
+    return parser
+
+
+def card_command(argv: Sequence[str]) -> None:
+    """``ec-hf card``: write the card of a finished model folder into it."""
+    options = vars(card_parser().parse_args(argv))
+    folder, overwrite, as_json = (options.pop(name) for name in ("folder", "overwrite", "json"))
 
     from ec_hf.files import CARD, write_text
     from ec_hf.publishing.card import card
 
-    text, path = card(folder, **options), folder / CARD
-    if path.exists() and path.read_text(encoding="utf-8") != text and not overwrite:
-        raise FileExistsError(f"{path} is there already and differs: --overwrite replaces it")
-    write_text(path, text)
-    print(f"Wrote {path}")
+    with stdout_for_json(as_json) as answer:
+        text, path = card(folder, **options), folder / CARD
+        if path.exists() and path.read_text(encoding="utf-8") != text and not overwrite:
+            raise FileExistsError(f"{path} is there already and differs: --overwrite replaces it")
+        write_text(path, text)
+        print(f"Wrote {path}")
+        if answer:
+            print(json.dumps({"card": str(path)}), file=answer, flush=True)
 
 
-def push_command(argv: Sequence[str]) -> None:
-    """``ec-hf push``: publish a finished model folder, or write what would be published into another folder."""
+def push_parser() -> ArgumentParser:
+    """The parser of ``ec-hf push``."""
     from ec_hf.publishing.disclosure import DETAILS
 
     parser = ArgumentParser(prog="ec-hf push", description=_PUSH, formatter_class=HelpFormatter, allow_abbrev=False)
@@ -256,20 +302,70 @@ def push_command(argv: Sequence[str]) -> None:
         "--overwrite", action="store_true", help="replace files in a repository that ec_hf did not make"
     )
     parser.add_argument("--export_to", metavar="NEW_FOLDER", help="push nothing: write there what would be published")
-    options = vars(parser.parse_args(argv))
-    folder, repo_id, destination = (options.pop(name) for name in ("folder", "repo_id", "export_to"))
+    parser.add_argument("--json", action="store_true", help=JSON_HELP)
+    return parser
+
+
+def push_command(argv: Sequence[str]) -> None:
+    """``ec-hf push``: publish a finished model folder, or write what would be published into another folder."""
+    options = vars(push_parser().parse_args(argv))
+    folder, repo_id, destination, as_json = (options.pop(name) for name in ("folder", "repo_id", "export_to", "json"))
+    if not destination and repo_id is None:
+        raise UsageError("say where to push to: ec-hf push FOLDER NAME/REPOSITORY")
 
     from ec_hf.publishing.export import export
     from ec_hf.publishing.hub import push
 
-    if destination:
-        choices = {name: options[name] for name in ("manifest_detail", "finish", "with_heads", "license", "readme")}
-        print(f"In {destination}:", *export(folder, destination, repo_id=repo_id, **choices), sep="\n  ")
-    elif repo_id is None:
-        raise UsageError("say where to push to: ec-hf push FOLDER NAME/REPOSITORY")
-    else:
-        print(f"Published at {push(folder, repo_id, **options)}")
+    done: dict[str, Any]
+    with stdout_for_json(as_json) as answer:
+        if destination:
+            choices = {
+                name: options[name] for name in ("manifest_detail", "finish", "with_heads", "license", "readme")
+            }
+            files = export(folder, destination, repo_id=repo_id, **choices)
+            print(f"In {destination}:", *files, sep="\n  ")
+            done = {"folder": destination, "files": list(files)}
+        else:
+            done = {"url": str(push(folder, repo_id, **options))}
+            print(f"Published at {done['url']}")
+        if answer:
+            print(json.dumps(done), file=answer, flush=True)
 
+
+def completion_parser() -> ArgumentParser:
+    """The parser of ``ec-hf completion``."""
+    parser = ArgumentParser(prog="ec-hf completion", description=_COMPLETION, formatter_class=HelpFormatter)
+    parser.add_argument("shell", choices=("bash", "zsh", "fish"), help="the shell")
+    return parser
+
+
+def completion_command(argv: Sequence[str]) -> None:
+    """``ec-hf completion``: print the script that makes a shell complete commands, flags, choices and paths."""
+    shell = completion_parser().parse_args(argv).shell
+
+    from ec_hf.commands.completion import script
+
+    parsers = {}
+    for name, (place, line) in COMMANDS.items():
+        module, function = place.replace("_command", "_parser").split(":")
+        parsers[name] = line, getattr(import_module(module), function)()
+    print(script(parsers, shell))
+
+
+_COMPLETION = """Print a script that makes a shell complete commands, flags, choices and paths.
+
+    ec-hf completion bash > ~/.local/share/bash-completion/completions/ec-hf
+    ec-hf completion zsh > ~/.zfunc/_ec-hf        # a folder of $fpath
+    ec-hf completion fish > ~/.config/fish/completions/ec-hf.fish
+
+Exit codes: 0 done, 1 an error, 2 wrong usage."""
+
+_CARD = """Write the README.md of a finished model folder.
+
+    ec-hf card FOLDER
+    ec-hf card FOLDER --manifest_detail classes --overwrite
+
+Exit codes: 0 done, 1 an error, 2 wrong usage."""
 
 _PUSH = """Publish a finished model folder on the Hub, with its card.
 
@@ -281,7 +377,7 @@ The token is that of `hf auth login` or of the environment variable HF_TOKEN.
 
 Exit codes: 0 done, 1 an error, 2 wrong usage."""
 
-_AUDIT = """What does an unlearned image classifier still know of what it was to forget?
+_AUDIT = f"""What does an unlearned image classifier still know of what it was to forget?
 
     ec-hf audit --original ID --unlearned ID --dataset_name ID --forget_classes cat dog
     ec-hf audit --original ID --unlearned ec=ID scrub=ID --retrained ID ID --dataset_name ID --forget_request FILE.json
@@ -289,7 +385,7 @@ _AUDIT = """What does an unlearned image classifier still know of what it was to
 
 A first argument that ends in .yaml gives defaults for any of the flags.
 
-Exit codes: 0 done, 1 an error, 2 wrong usage."""
+Exit codes: 0 done, 1 an error, 2 wrong usage, {EXIT_CODE}"""
 
 
 if __name__ == "__main__":

@@ -24,13 +24,14 @@ from ec_hf.auditing.subjects import info, retrained_by_name
 from ec_hf.command import public
 from ec_hf.data.class_lists import RandomClasses
 from ec_hf.data.erasure import ErasureData
+from ec_hf.data.fingerprint import fingerprint
 from ec_hf.data.holding_out import SHARE
 from ec_hf.data.manifests import earlier_manifests
 from ec_hf.data.requests import ForgetRequest
 from ec_hf.data.sources import load_images
-from ec_hf.files import CARD, CONFIG, MANIFEST, ModelFolder, local_folder, move_files
+from ec_hf.files import CARD, CONFIG, MANIFEST, ModelFolder, local_folder, move_files, read_json, write_json
 from ec_hf.models.inputs import collator_for
-from ec_hf.models.loading import load_model
+from ec_hf.models.loading import load_model, weights_hash
 from ec_hf.models.wrapping import OwnClassifier, classifier_for
 from ec_hf.objectives import get_objective
 from ec_hf.publishing.card import card
@@ -47,6 +48,9 @@ __all__ = ["Erased", "Original", "erase", "images_of", "resolved", "retain_floor
 
 LEAD_IMAGES = 2000
 """Images of each kind that tell how much better the original is on what it was trained on: to about a point."""
+FITTED_ON = "fitted_on.json"
+"""The file of a cache of EC heads that says of which model and data they are."""
+
 Reference = Callable[["Original", ErasureData], Any]
 """Trains, or finds, the retrained model of a request, when the data is split."""
 
@@ -198,7 +202,8 @@ def erase(
         retrained: a model that never saw what is forgotten, or several, as for `audit`; or a function that gives them,
             called with the `Original` and the `ErasureData` before anything is erased.
         with_delete: also erase with DELETE at the logits alone, and audit it for contrast.
-        heads_cache: folder where fitted EC heads are kept for later requests to the same model and data.
+        heads_cache: folder where fitted EC heads are kept for later requests to the same model and data; for another
+            model or other data it is refused.
         audit_settings: fields of `AuditSettings`; the seed is that of `args` if left out.
         manifest_detail: what card and push tell of the request, one of "hashes", "classes" and "rows".
         finish: what becomes of the forgotten classes' logits in the copy that is pushed: keep, mask or drop.
@@ -400,6 +405,8 @@ def _erase(
     """Erase from a copy of the original, and save it; fitted heads are kept for every later request."""
     cached = Path(heads_cache) if heads_cache and not config.heads else None
     fitted = cached if cached and _has_heads(cached) else None
+    if fitted:
+        _check_fitted_on(fitted, _fitted_on(original, config, data))
     trainer = _trainer_for(original, config, data, heads=fitted, callbacks=callbacks)
     trainer.on_record["evaluated"] = data.held_out.to_dict()
     if cached and not trainer.eraser.heads_fitted:
@@ -407,6 +414,7 @@ def _erase(
         if trainer.is_world_process_zero():
             aside = cached / UNFINISHED
             trainer.heads.save_pretrained(aside)
+            write_json(aside / FITTED_ON, _fitted_on(original, config, data))
             move_files(aside, cached)
     name = config.resume_from_checkpoint
     trainer.train(resume_from_checkpoint=True if name and name.lower() == "true" else name)
@@ -420,6 +428,29 @@ def _has_heads(cached: Path) -> bool:
     if (there := folder.present()) and "points" not in folder.read(CONFIG):
         raise FileExistsError(f"heads_cache={str(cached)!r} holds {there[0]} and no EC heads: name a new folder")
     return folder.damage() is None
+
+
+def _fitted_on(original: Original, config: ECConfig, data: ErasureData) -> dict[str, Any]:
+    """What the heads of a cache are fitted on, and how; supervision points stand in the heads' own configuration."""
+    return {
+        "model": weights_hash(original.model),
+        "data": fingerprint(data.train),
+        "heads_epochs": config.heads_epochs,
+        "heads_learning_rate": config.heads_learning_rate,
+    }
+
+
+def _check_fitted_on(cached: Path, expected: Mapping[str, Any]) -> None:
+    """Refuse a cache of another model, of other data, or of another fit.
+
+    Raises:
+        ValueError: it is such a cache, or does not say what its heads are fitted on.
+    """
+    file = cached / FITTED_ON
+    found = read_json(file) if file.is_file() else {}
+    if other := [name for name, value in expected.items() if found.get(name) != value]:
+        what = f"EC heads of another {' and '.join(other)}" if found else "EC heads, and not what they are fitted on"
+        raise ValueError(f"heads_cache={str(cached)!r} holds {what}: name a new folder, or take this one away.")
 
 
 def _trainer_for(original: Original, config: ECConfig, data: ErasureData, **kwargs: Any) -> ECTrainer:

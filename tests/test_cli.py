@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import shutil
 import subprocess
 import sys
 
@@ -76,6 +78,18 @@ def test_audit_writes_report_page_and_figures_and_prints(inputs, tmp_path, capsy
     assert "audit.json" in printed
     assert cli.main(["audit", *flags(inputs, tmp_path)]) == 1
     assert "holds audit.json already" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_audit_answers_programs_with_json_alone_and_an_exit_code(inputs, tmp_path, capsys):
+    given = flags(inputs, tmp_path, int8="false", unlearned=inputs / "original")
+    assert cli.main(["audit", *given, "--json", "--fail_unless_forgotten"]) == 3
+    captured = capsys.readouterr()
+    told = json.loads(captured.out)
+    assert told["folder"] == str(tmp_path)
+    assert told["models"]["unlearned"]["status"] == "known"
+    assert told["models"]["unlearned"]["headline"] in " ".join(captured.err.split())
+    assert 0 <= told["models"]["unlearned"]["accuracies"]["forget_test"] <= 1
 
 
 @pytest.mark.slow
@@ -157,9 +171,81 @@ def test_each_flag_that_help_lists_is_a_field_and_is_listed_once():
         assert [name for name in listed if name not in known or listed.count(name) > 1] == []
 
 
-def test_help_tells_the_exit_codes(capsys):
+@pytest.mark.parametrize("command", list(cli.COMMANDS))
+def test_help_tells_the_exit_codes(command, capsys):
     with pytest.raises(SystemExit):
-        cli.main(["erase", "--help"])
+        cli.main([command, "--help"])
     text = capsys.readouterr().out
-    assert "Exit codes: 0 the folder is finished, 1 an error, 2 wrong usage, 3 " in text
-    assert "untouched, under-erased" in text
+    assert "Exit codes: 0 " in text and ", 1 an error, 2 wrong usage" in text
+    if command in ("erase", "audit"):
+        assert "usage, 3 all is written" in text and "untouched, under-erased" in text
+    assert ("--json" in text) == (command != "completion")
+
+
+# Completion
+
+
+@pytest.fixture(scope="module")
+def scripts(tmp_path_factory):
+    """The script of each shell, as `ec-hf completion` prints it."""
+    folder = tmp_path_factory.mktemp("completion")
+    for shell in ("bash", "zsh", "fish"):
+        with (folder / shell).open("w") as file, contextlib.redirect_stdout(file):
+            assert cli.main(["completion", shell]) == 0
+    return folder
+
+
+IN_BASH = """
+source "$1"; shift
+COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); COMP_LINE="$*"; COMP_POINT=${#COMP_LINE}
+function=$(complete -p ec-hf | sed 's/.*-F \\([^ ]*\\).*/\\1/')
+"$function" ec-hf "${@: -1}" "${@: -2:1}"
+printf '%s\\n' "${COMPREPLY[@]}"
+"""
+
+
+@pytest.mark.launch
+@pytest.mark.skipif(not shutil.which("bash"), reason="needs bash")
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["er"], {"erase"}),
+        (["erase", "--forget_r"], {"--forget_request"}),
+        (["erase", "--finish", ""], {"keep", "mask", "drop"}),
+        (["erase", "--forget_classes", "cat", "--dataset_n"], {"--dataset_name"}),
+        (["audit", "--fail"], {"--fail_unless_forgotten"}),
+        (["push", "out", "--manifest_detail", "c"], {"classes"}),
+        (["card", "--over"], {"--overwrite"}),
+        (["completion", ""], {"bash", "zsh", "fish"}),
+    ],
+)
+def test_bash_completes_commands_flags_and_choices(scripts, words, expected):
+    command = ["bash", "-c", IN_BASH, "bash", str(scripts / "bash"), "ec-hf", *words]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    assert set(done.stdout.split()) == expected
+
+
+@pytest.mark.launch
+@pytest.mark.skipif(not shutil.which("zsh"), reason="needs zsh")
+def test_zsh_reads_its_script(scripts):
+    done = subprocess.run(["zsh", "-n", str(scripts / "zsh")], capture_output=True, text=True)
+    assert done.returncode == 0 and not done.stderr, done.stderr
+
+
+@pytest.mark.launch
+@pytest.mark.skipif(not shutil.which("fish"), reason="needs fish")
+@pytest.mark.parametrize(
+    ("line", "expected"), [("ec-hf er", {"erase"}), ("ec-hf audit --fai", {"--fail_unless_forgotten"})]
+)
+def test_fish_completes_commands_and_flags(scripts, line, expected):
+    code = f"source {scripts / 'fish'}; complete -C '{line}'"
+    done = subprocess.run(["fish", "--no-config", "-c", code], capture_output=True, text=True)
+    assert {each.split()[0] for each in done.stdout.splitlines()} == expected, done.stderr
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_script_knows_each_command_and_one_spelling_of_its_flags(scripts, shell):
+    text = (scripts / shell).read_text()
+    assert all(command in text for command in cli.COMMANDS)
+    assert "forget_request" in text and "forget-request" not in text

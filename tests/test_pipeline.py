@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset, DatasetDict
-from helpers.models import NAMES, make_images, make_model, make_processor
+from helpers.models import NAMES, make_images, make_model, make_processor, save_as_folder
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
@@ -46,11 +46,7 @@ def flags(**given):
 def inputs(tmp_path_factory):
     """A folder of images, a folder a class, and a model."""
     folder = tmp_path_factory.mktemp("inputs")
-    for split, images in (("train", make_images()), ("test", make_images(50, seed=1))):
-        for number, row in enumerate(images):
-            file = folder / "data" / split / NAMES[row["label"]] / f"{number}.png"
-            file.parent.mkdir(parents=True, exist_ok=True)
-            row["image"].save(file)
+    save_as_folder(folder / "data", train=make_images(), test=make_images(50, seed=1))
     make_model("ViT").save_pretrained(folder / "model")
     make_processor().save_pretrained(folder / "model")
     return folder
@@ -386,11 +382,48 @@ def test_rows_of_a_dataset_without_a_test_split_are_erased_and_the_notes_say_wha
         **FAST,
     )
     assert len(done.data.held_out.train["forget"]) == 4
+    assert done.trainer.stopping_rule.target is None, "rows are not driven to chance"
+    assert any("eval_matched_accuracy" in entry for entry in done.trainer.state.log_history)
     notes = " ".join(done.report.notes)
     assert "No forget image is held out" in notes
     assert "The data has no test split" in notes
     assert done.report.dataset["images"]["retain_test"] == 20
     assert "| forget training images, trained on | 4 |" in (tmp_path / "out" / "README.md").read_text()
+
+
+@pytest.mark.slow
+def test_a_cache_of_heads_serves_one_model_and_one_data_set(inputs, tmp_path):
+    cache, fast = tmp_path / "heads", {**FAST, "max_steps": 1, "audit_settings": QUICK}
+    data = {"train": make_images(), "test": make_images(50, seed=1)}
+
+    def erased(number, classes=("bee",), model=inputs / "model", data=data, **more):
+        request, out = ForgetRequest(classes=classes), tmp_path / f"out-{number}"
+        return ec_hf.erase(model, data, request, output_dir=out, heads_cache=cache, **{**fast, **more})
+
+    def weights():
+        return (cache / "model.safetensors").read_bytes()
+
+    erased(1)
+    fitted = weights()
+    again = erased(2, classes=("dog",))
+    assert weights() == fitted
+    assert same_heads(again.trainer.heads, ec_hf.ECHeads.from_pretrained(cache))
+    other = {**data, "train": data["train"].select(range(90))}
+    for changed, what in (
+        ({"model": make_model("ViT", seed=1), "processor": make_processor()}, "another model"),
+        ({"data": other}, "another data"),
+        ({"heads_epochs": 2}, "another heads_epochs"),
+    ):
+        with pytest.raises(ValueError, match=f"holds EC heads of {what}: name a new folder"):
+            erased(3, **changed)
+    (cache / "fitted_on.json").unlink()
+    with pytest.raises(ValueError, match="and not what they are fitted on"):
+        erased(3)
+    assert weights() == fitted
+
+
+def same_heads(a, b):
+    return all(torch.equal(value, b.state_dict()[name]) for name, value in a.state_dict().items())
 
 
 @pytest.mark.parametrize(
@@ -407,6 +440,15 @@ def test_rows_of_a_dataset_without_a_test_split_are_erased_and_the_notes_say_wha
 )
 def test_the_command_ends_with_what_to_do_next(status, steps, roles, words):
     models = {role: SimpleNamespace(role=role) for role in ["original", *roles]}
-    trainer = SimpleNamespace(state=SimpleNamespace(global_step=steps))
+    trainer = SimpleNamespace(state=SimpleNamespace(global_step=steps), put_back=None)
     done = SimpleNamespace(status=status, report=SimpleNamespace(models=models), trainer=trainer, folder="out")
     assert words in what_next(done)
+
+
+def test_what_to_do_next_after_a_run_that_went_back_is_not_to_go_further():
+    trainer = SimpleNamespace(state=SimpleNamespace(global_step=36), put_back="out/checkpoint-12")
+    report = SimpleNamespace(models={"original": SimpleNamespace(role="original")})
+    advice = what_next(SimpleNamespace(status="known", report=report, trainer=trainer, folder="out"))
+    assert "out/checkpoint-12 was put back" in advice
+    assert "raise --max_steps" not in advice
+    assert "--retain_weight" in advice

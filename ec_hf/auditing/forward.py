@@ -119,7 +119,7 @@ def _batches(
         num_workers=num_workers,
     )
     silent = not title or not len(rows) or not PartialState().is_local_main_process
-    for batch in tqdm(loader, desc=title, disable=silent, leave=False):
+    for batch in tqdm(loader, desc=title, disable=silent or None, leave=False):  # None: where stderr is no terminal
         pixels = {name: batch[id(subject.collator)]["pixel_values"] for name, subject in subjects.items()}
         yield pixels, next(iter(batch.values()))["labels"]
 

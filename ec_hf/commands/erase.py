@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
-from ec_hf.commands.parsing import UsageError, flag, parse, read_settings
+from ec_hf.commands.judging import EXIT_CODE, FAIL_HELP, NOT_FORGOTTEN, passes
+from ec_hf.commands.parsing import JSON_HELP, UsageError, flag, parse, parser_for, read_settings, stdout_for_json
 from ec_hf.files import PAGE
 from ec_hf.training.config import ECConfig
 
-__all__ = ["BAD", "DESCRIPTION", "NOT_FORGOTTEN", "OFTEN", "EraseArguments", "erase_command", "read_request", "run"]
+__all__ = [
+    "DESCRIPTION",
+    "NOT_FORGOTTEN",
+    "OFTEN",
+    "EraseArguments",
+    "erase_command",
+    "erase_parser",
+    "read_request",
+    "run",
+]
 
 UNNAMED = "trainer_output"  # what TrainingArguments calls the folder where none was named
-NOT_FORGOTTEN = 3
-BAD = ("untouched", "under-erased", "known", "unknown", "blind")
-"""Statuses that do not pass `--fail_unless_forgotten`, nor does "unclear" beside a retrained model.
-
-Without a retrained model "unclear" is the best there is.
-"""
 
 
 @dataclass
@@ -65,10 +68,8 @@ class EraseArguments:
     with_heads: str | None = flag(
         "Push the EC heads too: 'folder' for ec_heads/ beside the model, or a repository id."
     )
-    json: bool = flag("Print the result as one JSON object on stdout, and everything else on stderr.", False)
-    fail_unless_forgotten: bool = flag(
-        f"End with exit code {NOT_FORGOTTEN} where the audit does not find the request forgotten.", False
-    )
+    json: bool = flag(JSON_HELP, False)
+    fail_unless_forgotten: bool = flag(FAIL_HELP, False)
 
 
 OFTEN = {
@@ -102,14 +103,19 @@ DESCRIPTION = f"""Erase classes, rows or people from an image classifier, and sh
 
 A first argument that ends in .yaml gives defaults for any of the flags.
 
-Exit codes: 0 the folder is finished, 1 an error, 2 wrong usage, {NOT_FORGOTTEN} the folder is finished and, with
---fail_unless_forgotten, the audit's status is one of {", ".join(BAD)};
-beside a retrained model unclear is one of them, without one it is the best there is."""
+Exit codes: 0 the folder is finished, 1 an error, 2 wrong usage, {EXIT_CODE}"""
+
+APPEARANCE: dict[str, Any] = {"description": DESCRIPTION, "prog": "ec-hf erase", "often": OFTEN}
+
+
+def erase_parser() -> Any:
+    """The parser of ``ec-hf erase``."""
+    return parser_for(EraseArguments, ECConfig, **APPEARANCE)
 
 
 def erase_command(argv: Sequence[str]) -> int:
     """``ec-hf erase``: see `ec_hf.erase`."""
-    what, config = parse(EraseArguments, ECConfig, argv=argv, description=DESCRIPTION, prog="ec-hf erase", often=OFTEN)
+    what, config = parse(EraseArguments, ECConfig, argv=argv, **APPEARANCE)
     if missing := [f"--{name}" for name in ("model_name_or_path", "dataset_name") if not getattr(what, name)]:
         raise UsageError(f"{', '.join(missing)} missing; --help lists the flags")
     return run(what, config)
@@ -150,7 +156,7 @@ def run(
     from ec_hf.training.loss import DivergedError
 
     logging.set_verbosity_warning()
-    with _stdout_for_json(what.json) as answer:
+    with stdout_for_json(what.json) as answer:
         state = PartialState(cpu=config.use_cpu)
         state.print(f"{state.num_processes} process(es), backend {state.backend or 'none'}, device {state.device}")
         chosen: dict[str, Any] = {
@@ -172,13 +178,7 @@ def run(
             if answer:
                 print(json.dumps(done.to_dict()), file=answer, flush=True)
         done.trainer.end()
-    return NOT_FORGOTTEN if what.fail_unless_forgotten and not _passes(done) else 0
-
-
-def _passes(done: Any) -> bool:
-    """Whether the audit's status is the best that it could be, or says that too much was erased."""
-    judged = any(info.role == "retrained" for info in done.report.models.values())
-    return done.status not in BAD and not (judged and done.status == "unclear")
+    return NOT_FORGOTTEN if what.fail_unless_forgotten and not passes(done.status, done.report) else 0
 
 
 PASSED_ON = ("model_revision", "dataset_config", "id_column", "hold_out", "with_delete", "manifest_detail", "finish")
@@ -280,6 +280,12 @@ def what_next(done: Any) -> str:
     """
     referenced = any(model.role == "retrained" for model in done.report.models.values())
     if done.status in ("untouched", "under-erased", "known"):
+        if done.trainer.put_back:
+            return (
+                f"too little was erased: the rest suffered in later steps, so {done.trainer.put_back} was put back. "
+                "Raise --retain_weight, or lower --learning_rate with more --max_steps; with --eval_strategy steps "
+                "--eval_steps 10 --save_strategy steps --save_steps 10 the run goes back less far."
+            )
         steps, enough = done.trainer.state.global_step, ECConfig.min_steps
         few = f"the run took {steps} steps and layers need {enough} or more, so " if steps < enough else ""
         return f"too little was erased: {few}raise --max_steps, then --learning_rate or --ec_weight."
@@ -299,14 +305,3 @@ def what_next(done: Any) -> str:
         "the comparison with the retrained model is open: see that it is as good on the rest as the original, take "
         "three of them (ec-hf retrain --seeds 3), or give more test images."
     )
-
-
-@contextlib.contextmanager
-def _stdout_for_json(wanted: bool) -> Iterator[Any]:
-    """Where the JSON goes, while all that is printed goes to stderr; None where no JSON is wanted."""
-    if not wanted:
-        yield None
-        return
-    stdout = sys.stdout
-    with contextlib.redirect_stdout(sys.stderr):
-        yield stdout

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from argparse import SUPPRESS, Action, ArgumentDefaultsHelpFormatter, ArgumentParser, RawDescriptionHelpFormatter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import field
 from pathlib import Path
 from typing import Any
 
-__all__ = ["HelpFormatter", "UsageError", "flag", "parse", "read_settings"]
+__all__ = ["HelpFormatter", "UsageError", "flag", "parse", "parser_for", "read_settings", "stdout_for_json"]
+
+JSON_HELP = "Print the result as one JSON object on stdout, and everything else on stderr."
 
 BLOCKS = ("plan",)
 """Keys of a YAML file under which the command of that name has settings of its own; others pass over them."""
@@ -49,13 +52,32 @@ def flag(help: str, default: Any = None) -> Any:
     return field(default=default, metadata={"help": help})
 
 
-def parse(
+def parser_for(
     *types: Any,
-    argv: Sequence[str] | None = None,
     description: str | None = None,
     prog: str | None = None,
     often: Mapping[str, Sequence[str]] | None = None,
-    block: str | None = None,
+) -> Any:
+    """The parser of a command, an `HfArgumentParser`.
+
+    Args:
+        *types: the dataclasses; their fields become flags.
+        description: what stands above the flags in the help.
+        prog: the command's name in the help.
+        often: titles and the flags under them that ``--help`` lists; all others are listed by ``--help-all`` alone.
+    """
+    from transformers import HfArgumentParser
+
+    parser = HfArgumentParser(
+        types, prog=prog, description=description, formatter_class=HelpFormatter, allow_abbrev=False
+    )  # an abbreviated flag would be recorded as it was typed, and its value told where the flag would be hidden
+    if often:
+        _list_often(parser, often)
+    return parser
+
+
+def parse(
+    *types: Any, argv: Sequence[str] | None = None, block: str | None = None, **appearance: Any
 ) -> tuple[Any, ...]:
     """One instance of each dataclass, with fields from the command line.
 
@@ -65,22 +87,14 @@ def parse(
     Args:
         *types: the dataclasses; their fields become flags.
         argv: the arguments; None for those of this process.
-        description: what stands above the flags in the help.
-        prog: the command's name in the help.
-        often: titles and the flags under them that ``--help`` lists; all others are listed by ``--help-all`` alone.
         block: of `BLOCKS` the one that is this command's.
+        **appearance: as for `parser_for`.
 
     Raises:
         UsageError: the YAML file is no mapping, or has a key that is no field; a flag is unknown.
     """
-    from transformers import HfArgumentParser
-
     argv = list(sys.argv[1:] if argv is None else argv)
-    parser = HfArgumentParser(
-        types, prog=prog, description=description, formatter_class=HelpFormatter, allow_abbrev=False
-    )  # an abbreviated flag would be recorded as it was typed, and its value told where the flag would be hidden
-    if often:
-        _list_often(parser, often)
+    parser = parser_for(*types, **appearance)
     if argv and argv[0].endswith((".yaml", ".yml")):
         path = argv.pop(0)
         values = _own_settings(path, block)
@@ -122,6 +136,17 @@ def read_settings(path: str | Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise UsageError(f"{path}: expected a mapping of settings, found {type(values).__name__}.")
     return values
+
+
+@contextlib.contextmanager
+def stdout_for_json(wanted: bool) -> Iterator[Any]:
+    """Where the JSON goes, while all that is printed goes to stderr; None where no JSON is wanted."""
+    if not wanted:
+        yield None
+        return
+    stdout = sys.stdout
+    with contextlib.redirect_stdout(sys.stderr):
+        yield stdout
 
 
 def _list_often(parser: ArgumentParser, often: Mapping[str, Sequence[str]]) -> None:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from ec_hf.commands.erase import read_request
-from ec_hf.commands.parsing import UsageError, flag, parse
+from ec_hf.commands.parsing import JSON_HELP, UsageError, flag, parse, parser_for, stdout_for_json
 from ec_hf.training.classifier import ClassifierConfig, train_seeds
 
-__all__ = ["OFTEN", "RetrainArguments", "retrain_command"]
+__all__ = ["OFTEN", "RetrainArguments", "retrain_command", "retrain_parser"]
 
 
 @dataclass
@@ -37,6 +38,7 @@ class RetrainArguments:
         "of retrained models is the unit of an audit.",
         1,
     )
+    json: bool = flag(JSON_HELP, False)
 
 
 @dataclass
@@ -61,6 +63,7 @@ OFTEN = {
         "use_cpu",
         "bf16",
     ),
+    "the result": ("json",),
 }
 """What `--help` lists."""
 
@@ -77,11 +80,17 @@ A first argument that ends in .yaml gives defaults for any of the flags.
 Exit codes: 0 done, 1 an error, 2 wrong usage."""
 
 
+APPEARANCE: dict[str, Any] = {"description": DESCRIPTION, "prog": "ec-hf retrain", "often": OFTEN}
+
+
+def retrain_parser() -> Any:
+    """The parser of ``ec-hf retrain``."""
+    return parser_for(RetrainArguments, RetrainConfig, **APPEARANCE)
+
+
 def retrain_command(argv: Sequence[str]) -> None:
     """``ec-hf retrain``: train a model, or several seeds of it, on the retain set of a request."""
-    what, config = parse(
-        RetrainArguments, RetrainConfig, argv=argv, description=DESCRIPTION, prog="ec-hf retrain", often=OFTEN
-    )
+    what, config = parse(RetrainArguments, RetrainConfig, argv=argv, **APPEARANCE)
     if not what.dataset_name:
         raise UsageError("--dataset_name missing; --help lists the flags")
     if config.base_model and what.retrain_from == "new":
@@ -97,10 +106,21 @@ def retrain_command(argv: Sequence[str]) -> None:
 
     from accelerate import PartialState
 
+    with stdout_for_json(what.json) as answer:
+        state = PartialState(cpu=config.use_cpu)
+        folders = _retrained(what, config, request, state)
+        state.print(f"Retrained without what the request names: {' '.join(folders)}")
+        if answer and state.is_main_process:
+            print(json.dumps({"folders": folders}), file=answer, flush=True)
+        state.wait_for_everyone()  # gloo may abort a process that leaves while another still works
+    state.destroy_process_group()
+
+
+def _retrained(what: RetrainArguments, config: RetrainConfig, request: Any, state: Any) -> list[str]:
+    """Train the models; their folders."""
     from ec_hf.data.erasure import ErasureData
     from ec_hf.pipeline import Original, images_of, resolved
 
-    state = PartialState(cpu=config.use_cpu)
     original = Original.of(what.model_name_or_path, revision=what.model_revision) if what.model_name_or_path else None
     images, _ = images_of(what.dataset_name, what.dataset_config)
     request = resolved(request, images, config.label_column)
@@ -110,7 +130,4 @@ def retrain_command(argv: Sequence[str]) -> None:
     data = ErasureData.of(images, request, history=history, share=0, seed=config.seed, **columns)
     config = replace(config, label_column=data.columns["label_column"])
     like = {"like": original.model, "processor": original.processor} if original else {}
-    folders = train_seeds(config, what.seeds, data.splits["retain_train"], data.splits["retain_test"], **like)
-    state.print(f"Retrained without what the request names: {' '.join(folders)}")
-    state.wait_for_everyone()  # gloo may abort a process that leaves while another still works
-    state.destroy_process_group()
+    return train_seeds(config, what.seeds, data.splits["retain_train"], data.splits["retain_test"], **like)

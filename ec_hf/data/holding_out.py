@@ -30,7 +30,9 @@ class HeldOut:
 
     Attributes:
         train: the images that it trains on.
-        evaluated: the images that decide when it stops and whether it has gone too far.
+        evaluated: the images that decide when it stops and whether it has gone too far. Where rows of classes that
+            stay are forgotten there is a third part, "matched": of the held-out retain images some of the forgotten
+            rows' classes, in the same shares.
         held_out: whether the images that decide are held out of its training; if not, they are part of it.
         whole_classes: whether the request names classes.
         share: of the training images that was to be held out.
@@ -64,11 +66,16 @@ class HeldOut:
         if not self.held_out["forget"]:
             lines.append("No forget image is held out: every row that the request names is erased.")
         if not self.whole_classes:
+            matched = self.evaluated.get("matched", ())
+            known = f"the {_images(len(matched), 'retain')} of the same classes that are held out" if matched else ""
             lines.append(
                 "A model that never saw the forgotten rows would name them about as often as other unseen images, and "
-                "not as rarely as by chance: forget_target says at which accuracy to stop."
+                "not as rarely as by chance: the run may stop once they are named no more often than "
+                f"{known or 'by chance, for no image of their classes is held out'}; forget_target names another "
+                "accuracy."
             )
-        if few := [side for side, part in self.evaluated.items() if len(part) < FEW]:
+        sides = ("forget", "retain")
+        if few := [side for side in sides if len(self.evaluated[side]) < FEW]:
             worth = ", ".join(f"{100 / len(self.evaluated[side]):.1f} points of {side} accuracy" for side in few)
             lines.append(f"Few images decide: one of them is worth {worth}.")
         return lines
@@ -121,6 +128,11 @@ def hold_out(
         trained = np.flatnonzero(rows & ~held)
         sample = trained[drawn_of_each_class(labels[trained], _quota(labels[trained], 1.0, most, seed), seed)]
         chosen[side] = np.flatnonzero(held & rows) if is_held[side] else sample
+    if is_held["retain"] and not request.classes:
+        matched = _matched(labels, chosen["retain"], np.flatnonzero(forget), seed)
+        chosen, is_held = (
+            (chosen | {"matched": matched}, is_held | {"matched": True}) if len(matched) else (chosen, is_held)
+        )
     return HeldOut(
         {side: train.select(np.flatnonzero(rows & ~held)) for side, rows in sides.items()},
         {side: train.select(rows) for side, rows in chosen.items()},
@@ -129,6 +141,22 @@ def hold_out(
         share,
         seed,
     )
+
+
+def _matched(labels: np.ndarray, rows: np.ndarray, forgotten: np.ndarray, seed: int) -> np.ndarray:
+    """Of some rows as many as there are with the classes of the forgotten ones in the same shares.
+
+    A class of which there is no row is left out.
+    """
+    of_class = {label: rows[labels[rows] == label] for label in np.unique(labels[forgotten])}
+    of_class = {label: there for label, there in of_class.items() if len(there)}
+    share = {label: (labels[forgotten] == label).sum() for label in of_class}
+    size = min((len(there) / share[label] for label, there in of_class.items()), default=0.0)
+    generator = np.random.default_rng(seed)
+    drawn = [
+        generator.permutation(there)[: max(1, int(size * share[label] + 1e-9))] for label, there in of_class.items()
+    ]
+    return np.sort(np.concatenate(drawn)) if drawn else rows[:0]
 
 
 def _images(count: int, side: str) -> str:

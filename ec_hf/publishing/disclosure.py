@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, replace
@@ -9,7 +10,7 @@ from hashlib import sha256
 from itertools import count
 from typing import Any
 
-from ec_hf.auditing.report import AuditReport, RetainedClass
+from ec_hf.auditing.report import AuditReport, ModelInfo, RetainedClass
 from ec_hf.data.manifests import whole_class_count
 from ec_hf.publishing.withheld import FLAG, Named, named_by, words_of
 
@@ -102,6 +103,8 @@ def disclosed_report(report: AuditReport, detail: str = "hashes", named: Named |
         versions={name: text for name, text in report.versions.items() if not hidden.hides_value(text)},
         dataset={**report.dataset, **_without_names({"name": report.dataset.get("name")}, hidden)},
         attacks=[replace(curve, settings=_without_names(curve.settings, hidden)) for curve in report.attacks],
+        seconds={part: time for part, time in report.seconds.items() if not hidden.hides_value(part)},
+        models={name: _with_public_class(info, hidden) for name, info in report.models.items()},
     )
     request = {key: value for key, value in report.request.items() if key != "summary"}
     if detail == "classes":
@@ -118,6 +121,12 @@ def disclosed_report(report: AuditReport, detail: str = "hashes", named: Named |
         confusion={},
         embedding={},
     )
+
+
+def _with_public_class(info: ModelInfo, hidden: Named) -> ModelInfo:
+    """A model's entry; the class of a user's own architecture is left out where its name tells what is hidden."""
+    public = re.fullmatch(r"[A-Za-z0-9]+ForImageClassification", info.architecture)
+    return info if public or not hidden.hides_value(info.architecture) else replace(info, architecture="withheld")
 
 
 def _without_sentences(report: AuditReport, hidden: Named) -> AuditReport:

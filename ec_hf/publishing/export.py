@@ -11,8 +11,9 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub import get_token
-from transformers import CONFIG_MAPPING, AutoModelForImageClassification, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForImageClassification, PreTrainedModel
 
 from ec_hf.auditing.report import AuditReport
 from ec_hf.command import without_paths
@@ -37,7 +38,7 @@ from ec_hf.models.wrapping import MODEL_TYPE, OwnConfig
 from ec_hf.publishing.card import card
 from ec_hf.publishing.disclosure import FIGURES_WITH_CLASSES, disclosed_manifest, disclosed_record, disclosed_report
 from ec_hf.publishing.pictures import drawing_without_text, text_of, without_text
-from ec_hf.publishing.weights import SHARDS, require_audited, require_finite, texts_of, weight_files
+from ec_hf.publishing.weights import SHARDS, require_audited, require_finite, tensor_names, texts_of, weight_files
 from ec_hf.publishing.withheld import Named, named_by
 from ec_hf.reporting.drawing import render
 from ec_hf.reporting.figures import draw
@@ -66,6 +67,20 @@ ALLOWED = (
 
 TOKEN = re.compile(r"hf_[A-Za-z0-9]{20,}")
 PATH = re.compile(r"""(?<![\w.:/<>)\]-])(?:/(?:[\w.+~-]+/)+|~/|[A-Za-z]:\\)[^\s"'`<>)]*""")
+CLASS_LISTS = {"id2label", "label2id", "label_names", "pretrained_cfg"}
+"""Keys of a configuration, also of one inside it, that list all classes of the model, forgotten or not."""
+CODE_WORDS = {
+    "architecture",
+    "architectures",
+    "dtype",
+    "model_type",
+    "out_features",
+    "stage_names",
+    "torch_dtype",
+    "transformers_version",
+}
+"""Keys whose texts are words that a library chose."""
+PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 EMBEDDED_IMAGE = re.compile(r"base64,[A-Za-z0-9+/=\s]+")
 
 
@@ -352,6 +367,11 @@ def _check_withheld(folder: Path, name: str, hidden: Named, own_card: bool) -> N
         texts = _values(ModelFolder(folder).read(name))
     elif name.endswith(".safetensors"):
         texts = texts_of(folder / name)
+        if strange := _foreign_tensors(folder, name, hidden):
+            raise ValueError(
+                f"{name} has a tensor {strange[0]!r}, which names what the request named and which this "
+                "manifest_detail withholds: give it another name, or publish with manifest_detail='classes' or 'rows'"
+            )
     if any(map(hidden.hides_value, texts)):
         raise ValueError(
             f"{name} names what the request named, which this manifest_detail withholds: take it out, or publish with "
@@ -369,9 +389,50 @@ def _values(content: Any) -> list[str]:
 
 
 def _foreign_texts(config: Mapping[str, Any]) -> list[str]:
-    """What a configuration holds beside the keys of its architecture and the model's list of classes, as texts."""
+    """What a configuration holds beside its architecture's own keys and the model's list of classes, as texts.
+
+    Of the architecture's own keys these are texts that are no default.
+    """
     kind = config.get("model_type")
-    known = set(CONFIG_MAPPING[kind]().to_dict()) if isinstance(kind, str) and kind in CONFIG_MAPPING else set()
-    known |= set(OwnConfig().to_dict()) if kind == MODEL_TYPE else set()
-    known |= {"id2label", "label2id", "pretrained_cfg"}  # timm's holds the class list too
-    return [json.dumps({key: value}, ensure_ascii=False) for key, value in config.items() if key not in known]
+    known = CONFIG_MAPPING[kind]().to_dict() if isinstance(kind, str) and kind in CONFIG_MAPPING else {}
+    known = OwnConfig().to_dict() if kind == MODEL_TYPE else known
+    texts = []
+    for key, value in config.items():
+        if key in CLASS_LISTS | CODE_WORDS or (key == "problem_type" and value in PROBLEM_TYPES):
+            continue
+        if key not in known:
+            texts.append(json.dumps({key: value}, ensure_ascii=False))
+        elif value != known[key]:
+            texts += _own_texts(value)
+    return texts
+
+
+def _own_texts(value: Any) -> list[str]:
+    """The texts in a value of a configuration, without its class lists; a number may be the size of a layer."""
+    if isinstance(value, Mapping):
+        return [
+            text for key, each in value.items() if key not in CLASS_LISTS | CODE_WORDS for text in _own_texts(each)
+        ]
+    if isinstance(value, list):
+        return [text for each in value for text in _own_texts(each)]
+    return [value] if isinstance(value, str) else []
+
+
+def _foreign_tensors(folder: Path, name: str, hidden: Named) -> list[str]:
+    """Tensors with a withheld name as a word that is not the architecture's; "weight" has no word "eight"."""
+    words = [r"[\W_]*".join(map(re.escape, re.findall(r"[^\W_]+", each))) for each in hidden.names]
+    told = re.compile(rf"(?<![^\W_])(?:{'|'.join(filter(None, words)) or '(?!)'})(?![^\W_])", re.IGNORECASE)
+    keys = [key for key in tensor_names(folder / name) if told.search(key)]
+    if not keys:
+        return []
+    inside = Path(name).parent
+    config = ModelFolder(folder / inside).read(CONFIG)
+    with torch.device("meta"):
+        if config.get("model_type") == MODEL_TYPE:
+            own = {}  # all names are the user's own
+        elif "model_type" in config:
+            own = AutoModelForImageClassification.from_config(AutoConfig.from_pretrained(folder)).state_dict()
+        else:
+            wanted = ("points", "last", "num_labels", "pooling", "last_pooling")
+            own = ECHeads(**{key: config[key] for key in wanted}).state_dict()
+    return [key for key in keys if key not in own]

@@ -13,7 +13,7 @@ from ec_hf.auditing.report import AuditReport
 from ec_hf.files import AUDIT, RECORD, WEIGHTS, WEIGHTS_INDEX, ModelFolder, first_line
 from ec_hf.models.loading import contents_hash
 
-__all__ = ["SHARDS", "require_audited", "require_finite", "texts_of", "weight_files"]
+__all__ = ["SHARDS", "require_audited", "require_finite", "tensor_names", "texts_of", "weight_files"]
 
 SHARDS = "model-*-of-*.safetensors"
 
@@ -92,6 +92,15 @@ def texts_of(path: Path) -> list[str]:
         with safe_open(path, "pt") as tensors:
             beside = tensors.metadata() or {}
             return [*(key for key in beside if key != "format"), *beside.values()]
+    except SafetensorError as error:
+        raise _unreadable(path, error) from error
+
+
+def tensor_names(path: Path) -> list[str]:
+    """The names of the tensors in a safetensors file."""
+    try:
+        with safe_open(path, "pt") as tensors:
+            return list(tensors.keys())
     except SafetensorError as error:
         raise _unreadable(path, error) from error
 

@@ -246,7 +246,8 @@ class ECConfig(EraserConfig, TrainingArguments):
     forget_target: float | None = HfArg(
         default=None,
         help="Stop when forget accuracy on the evaluation data is at most this (a share) and retain accuracy is above "
-        "its floor. Default: chance, 1 / number of classes. A negative value never stops.",
+        "its floor. Default: chance, 1 / number of classes, for classes; for rows, the accuracy on held-out "
+        "images of the same classes. A negative value never stops.",
     )
     min_steps: int = HfArg(
         default=100,

@@ -22,6 +22,7 @@ from ec_hf.models.loading import weights_hash
 from ec_hf.models.modules import with_modules
 from ec_hf.models.penultimate import Penultimate, classifier_of, penultimate_point
 from ec_hf.models.points import (
+    SupervisionPoint,
     classifier_pooling,
     describe_hidden_states,
     hidden_state_kwargs,
@@ -32,6 +33,7 @@ from ec_hf.models.points import (
 from ec_hf.models.points import (
     image_shape as configured_shape,
 )
+from ec_hf.models.twins import twins
 from ec_hf.models.wrapping import as_classifier, saved_state
 from ec_hf.objectives.base import Objective, Progress, Setting
 from ec_hf.objectives.registry import get_objective
@@ -135,8 +137,7 @@ class Eraser:
             config.layer_weights,  # type: ignore[arg-type] # numbers of a command line are text
             config.ec_weight or 0.0,
             len(self.points),
-            host_is_last_point=self.host.covers_last_point
-            and any(point in (self.last, *penultimate) for point in self.points[-1:]),
+            host_is_last_point=self._is_at_the_end(penultimate, image_shape) and self.host.covers_last_point,
         )
         needs_teacher = self.host.needs_teacher or (config.calibrated and bool(self.points))
         self.teacher = Teacher(self._given) if needs_teacher else None
@@ -391,6 +392,26 @@ class Eraser:
                 pooling=self.config.pooling,
                 last_pooling=classifier_pooling(self.model, self.last),
             ).to(self.model.device)
+
+    def _is_at_the_end(
+        self, penultimate: Sequence[SupervisionPoint], image_shape: tuple[int, int, int] | None
+    ) -> bool:
+        """Whether the last point is the deepest hidden state or what is classified, under whatever name.
+
+        Raises:
+            ValueError: two points are one layer, which would be pulled twice.
+        """
+        ends = (self.last, *penultimate)
+        if not any(point.module for point in self.points):
+            return any(point in ends for point in self.points[-1:])
+        looked_at = list(dict.fromkeys((*self.points, *ends)))
+        pairs = twins(self.model, looked_at, self.classifier.values(), image_shape)
+        if same := [f"{a.name} and {b.name}" for a, b in pairs if a in self.points and b in self.points]:
+            raise ValueError(
+                f"points={self.config.points}: {', '.join(same)} have the same features, so that layer would be "
+                "supervised twice. Name it once."
+            )
+        return any({self.points[-1]} & {*pair} and {*ends} & {*pair} for pair in pairs) or self.points[-1] in ends
 
     def _given_heads(self, heads: ECHeads | str | Path) -> ECHeads:
         heads = heads if isinstance(heads, ECHeads) else ECHeads.from_pretrained(heads)

@@ -65,7 +65,8 @@ def fit_heads(
     size = total if held_out is None else min(ROUND, total)
     was_training = model.training
     model.eval()
-    progress = tqdm(total=total, desc="Fitting EC heads", disable=not accelerator.is_local_main_process)
+    silent = None if accelerator.is_local_main_process else True  # None: where stderr is no terminal
+    progress = tqdm(total=total, desc="Fitting EC heads", disable=silent)
     passes, accuracies = chain.from_iterable(batches for _ in range(epochs)), torch.zeros(len(heads.points))
     for first in range(0, total, size):
         steps = min(size, total - first)

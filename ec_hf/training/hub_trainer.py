@@ -52,6 +52,7 @@ class PublishingTrainer(Trainer):
         finish: str = "keep",
         license: str | None = None,
         readme: str | Path | None = None,
+        overwrite: bool = False,
     ) -> Any:
         """Save the model and publish the output folder; see `ec_hf.publishing.hub.push`.
 
@@ -66,6 +67,7 @@ class PublishingTrainer(Trainer):
             finish: as for `push`.
             license: as for `push`.
             readme: as for `push`.
+            overwrite: as for `push`.
 
         Returns:
             Address of the repository, or a future of it; None in processes other than the first.
@@ -87,6 +89,7 @@ class PublishingTrainer(Trainer):
             finish=finish,
             license=license,
             readme=readme,
+            overwrite=overwrite,
             **target,
         )
 

@@ -10,7 +10,7 @@ from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
 
-FORGET, RETAIN = "eval_forget_accuracy", "eval_retain_accuracy"
+FORGET, RETAIN, MATCHED = "eval_forget_accuracy", "eval_retain_accuracy", "eval_matched_accuracy"
 
 
 class BelowFloorError(RuntimeError):
@@ -27,6 +27,11 @@ def accuracies(log_history: list[dict[str, Any]]) -> dict[int, tuple[float, floa
     return {step: (both[FORGET], both[RETAIN]) for step, both in sorted(by_step.items()) if len(both) == 2}
 
 
+def _matched(log_history: list[dict[str, Any]], step: int) -> float | None:
+    """Accuracy at a step on images that stay of the forgotten rows' classes, once these are evaluated."""
+    return next((each[MATCHED] for each in log_history if each["step"] == step and MATCHED in each), None)
+
+
 class StoppingRule(TrainerCallback):
     """Stop once the forget set is forgotten and the retain set intact; remember the last step that was still good.
 
@@ -34,14 +39,15 @@ class StoppingRule(TrainerCallback):
     the evaluation at step 0 (`eval_on_start`).
 
     Args:
-        target: forget accuracy, as a share, at or below which the forgetting is done.
+        target: forget accuracy, as a share, at or below which the forgetting is done; None for the accuracy on the
+            part "matched", images that stay of the forgotten rows' classes.
         floor: share by which retain accuracy may fall below the original's.
         min_steps: steps before which it does not stop. In a run that is shorter than that it would never stop; it is
             then half of the run.
         total_steps: length of the run, where it is known.
     """
 
-    def __init__(self, target: float, floor: float, min_steps: int = 0, total_steps: int | None = None) -> None:
+    def __init__(self, target: float | None, floor: float, min_steps: int = 0, total_steps: int | None = None) -> None:
         self.target = target
         self.floor = floor
         self.lowered_from = min_steps if total_steps is not None and min_steps > total_steps else None
@@ -53,15 +59,16 @@ class StoppingRule(TrainerCallback):
         Args:
             watches: whether both accuracies, and those of the original, are evaluated; it cannot work without them.
         """
-        if self.target < 0:
+        if self.target is not None and self.target < 0:
             return "no stopping rule: the forget target is below 0"
         if not watches:
             return (
                 "no stopping rule: it needs eval_dataset={'forget': ..., 'retain': ...}, eval_on_start, eval_strategy"
             )
         lowered = "" if self.lowered_from is None else f" (min_steps={self.lowered_from} is above the run's length)"
+        target = "that of images of the same classes that stay" if self.target is None else f"{self.target:.1%}"
         return (
-            f"stops after {self.min_steps} steps{lowered} or later, once forget accuracy is at most {self.target:.1%} "
+            f"stops after {self.min_steps} steps{lowered} or later, once forget accuracy is at most {target} "
             f"and retain accuracy has fallen by at most {self.floor:.1%}"
         )
 
@@ -69,7 +76,8 @@ class StoppingRule(TrainerCallback):
         """Whether the rule stops a run at this step."""
         if not step or not self.is_good(log_history, step) or step < self.min_steps:
             return False
-        return accuracies(log_history)[step][0] <= self.target
+        target = _matched(log_history, step) if self.target is None else self.target
+        return target is not None and accuracies(log_history)[step][0] <= target
 
     def harm(self, log_history: list[dict[str, Any]], *, resumable: bool) -> BelowFloorError:
         """The error of a run that ended below the floor, with what may be done.
@@ -100,7 +108,7 @@ class StoppingRule(TrainerCallback):
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
-        """Runs after each evaluated split; acts when forget and retain are both in."""
+        """Runs after each evaluated split; acts when all that it reads are in."""
         good = self.is_good(state.log_history, state.global_step)
         if good is None or state.global_step == 0:
             return control

@@ -68,7 +68,8 @@ class ECTrainer(PairedTrainer):
         forget_dataset: what must be forgotten, rows with an image (or ``pixel_values``) and a label.
         retain_dataset: what must be kept, in the same form; no row of it may stand in the forget set.
         eval_dataset: ``{"forget": ..., "retain": ...}``, better held out; the stopping rule works on these two.
-            Further keys are evaluated too.
+            Where rows of classes that stay are forgotten, "matched" holds images that stay of the same classes, and
+            their accuracy is the forget accuracy at which to stop. Further keys are evaluated too.
         processing_class: the model's image processor; comes with the model when that is loaded by name. A function
             from a PIL image to a tensor, such as torchvision's transforms, will do.
         heads: fitted `ECHeads`, or a folder or Hub id of such.
@@ -150,6 +151,7 @@ class ECTrainer(PairedTrainer):
         self.plan = self._plan()
         self.cost: dict[str, float] = {}
         self.on_record: dict[str, Any] = {}  # what whoever started the run adds to its record
+        self.put_back: str | None = None  # the checkpoint that a run below its floor went back to
         self.log_of_original: list[dict[str, float]] = []  # where it was evaluated before the objective looked at it
 
     # What is known before anything is trained
@@ -159,10 +161,13 @@ class ECTrainer(PairedTrainer):
         """The EC heads."""
         return self.eraser.heads
 
-    def _forget_target(self) -> float:
+    def _forget_target(self) -> float | None:
+        """Chance where classes are forgotten; the accuracy of images of the same classes where rows are."""
         if self.eraser.objective.from_scratch or self.eraser.objective.renews:
             return -1.0  # new weights train to the end of the schedule
-        return 1 / self.model.config.num_labels if self.args.forget_target is None else self.args.forget_target
+        if self.args.forget_target is not None:
+            return self.args.forget_target
+        return None if "matched" in (self.eval_dataset or ()) else 1 / self.model.config.num_labels
 
     def _plan(self) -> RunPlan:
         args, sets = self.args, {"forget": self.train_dataset.forget, "retain": self.train_dataset.retain}
@@ -341,6 +346,7 @@ class ECTrainer(PairedTrainer):
             raise self.stopping_rule.harm(self.state.log_history, resumable=resumable)
         self.accelerator.print(f"Retain accuracy ended below its floor: the model of {good} is put back.")
         self.eraser.load(good)
+        self.put_back = good
 
     # The loss
 

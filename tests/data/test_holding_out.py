@@ -76,8 +76,28 @@ def test_rows_that_are_named_are_all_erased():
     found = hold_out(rows_of(100, 50, 30), request)
     assert set(found.train["forget"]["row"]) == {0, 1, 2, 5, 105}
     assert set(found.evaluated["forget"]["row"]) == {0, 1, 2, 5, 105}
-    assert found.held_out == {"forget": False, "retain": True}
+    assert found.held_out == {"forget": False, "retain": True, "matched": True}
     assert "as often as other unseen images" in " ".join(found.sentences())
+
+
+def test_named_rows_are_compared_with_held_out_images_of_their_classes_in_the_same_shares():
+    found = hold_out(rows_of(100, 50, 300), ForgetRequest(rows=[0, 1, 2, 100]))
+    matched = found.evaluated["matched"]
+    assert Counter(matched["label"]) == {0: 10, 1: 3}
+    assert set(matched["row"]) <= set(found.evaluated["retain"]["row"])
+    assert "no more often than the 13 retain images of the same classes" in " ".join(found.sentences())
+    assert found.to_dict()["matched"] == {"images": 13, "held_out": True}
+
+
+@pytest.mark.parametrize("request_", [ForgetRequest(classes=["bee"]), ForgetRequest(classes=["bee"], rows=[3])])
+def test_where_a_class_is_named_nothing_is_matched(request_):
+    assert "matched" not in hold_out(rows_of(100, 50, 30), request_).evaluated
+
+
+def test_where_nothing_is_held_out_rows_are_compared_with_chance():
+    found = hold_out(rows_of(100, 50, 30), ForgetRequest(rows=[0]), share=0)
+    assert "matched" not in found.evaluated
+    assert "no more often than by chance" in " ".join(found.sentences())
 
 
 def test_rows_that_are_named_beside_a_class_are_erased_and_images_of_the_class_decide():

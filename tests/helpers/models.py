@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import torch
 import transformers
@@ -80,3 +82,12 @@ def make_images(count: int = 100, seed: int = 0) -> Dataset:
     features = Features({"image": Image(), "label": ClassLabel(names=NAMES)})
     images = [Pil.fromarray(array.astype(np.uint8)) for array in pixels]
     return Dataset.from_dict({"image": images, "label": labels.tolist()}, features=features)
+
+
+def save_as_folder(folder: Path, **splits: Dataset) -> None:
+    """Write each split as PNG files, in a folder for each class."""
+    for split, images in splits.items():
+        for number, row in enumerate(images):
+            file = folder / split / NAMES[row["label"]] / f"{number}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            row["image"].save(file)

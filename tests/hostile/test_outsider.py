@@ -16,7 +16,7 @@ import pytest
 import torch
 from helpers.heads import make_heads
 from helpers.hub_server import point_client_to, running_hub
-from helpers.models import LABELS, NAMES, make_images, make_model, make_processor
+from helpers.models import FAMILIES, LABELS, NAMES, TIMM, make_images, make_model, make_processor
 from helpers.reports import make_report
 from safetensors.torch import load_file, save_file
 from transformers import PretrainedConfig, PreTrainedModel
@@ -28,8 +28,9 @@ from ec_hf.commands.erase import NOT_FORGOTTEN, EraseArguments, run
 from ec_hf.data.manifests import manifest
 from ec_hf.models.loading import contents_hash
 from ec_hf.publishing.card import card
-from ec_hf.publishing.export import export
+from ec_hf.publishing.export import _foreign_texts, export
 from ec_hf.publishing.hub import PushError, push
+from ec_hf.publishing.withheld import Named
 from ec_hf.training.classifier import ClassifierConfig, train_classifier
 
 REQUEST = ForgetRequest(classes=["bee", "dog"])
@@ -184,10 +185,18 @@ def tensors(folder, **metadata):
     save_file(weights, folder / "model.safetensors", {"format": "pt", **metadata})
 
 
+def named_tensor(folder, name):
+    weights = load_file(folder / "model.safetensors")
+    save_file({**weights, name: torch.zeros(1)}, folder / "model.safetensors", {"format": "pt"})
+
+
 REFUSED = {
     "key of the processor": lambda f: changed(f, "preprocessor_config.json", lambda c: c.update(note=PERSON)),
     "number in the configuration": lambda f: changed(f, "config.json", lambda c: c.update(note=NUMBER)),
     "configuration of the heads": lambda f: changed(f, "ec_heads/config.json", lambda c: c.update(note=PERSON)),
+    "key of the architecture": lambda f: changed(f, "config.json", lambda c: c.update(problem_type=PERSON)),
+    "name of a tensor": lambda f: named_tensor(f, "vit." + PERSON.replace(" ", "_")),
+    "name of a tensor of the heads": lambda f: named_tensor(f / "ec_heads", PERSON.replace(" ", ".")),
     "key beside the weights": lambda f: tensors(f, **{PERSON: "x"}),
     "number beside the weights": lambda f: tensors(f, rows=str(NUMBER)),
 }
@@ -199,6 +208,13 @@ def test_what_names_a_person_or_a_number_of_the_request_is_refused(folder, tmp_p
     REFUSED[what](folder)
     with pytest.raises(ValueError, match="names what the request named"):
         export(folder, tmp_path / "out", manifest_detail=detail, with_heads=True)
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, *TIMM])
+def test_the_configuration_of_every_family_is_published_whatever_class_is_forgotten(family, tmp_path):
+    make_model(family).config.save_pretrained(tmp_path)
+    texts = _foreign_texts(json.loads((tmp_path / "config.json").read_text()))
+    assert not any(map(Named(names=frozenset(NAMES)).hides_value, texts))
 
 
 @pytest.mark.parametrize(("text", "message"), [("hf_" + "a" * 34, "a Hub token"), ("/home/zoe/x.png", "a path")])
@@ -225,6 +241,8 @@ def test_names_and_numbers_in_values_of_the_documents_are_withheld(folder, tmp_p
         content["settings"]["remark"] = content["versions"]["remark"] = PERSON
         content["dataset"]["name"] = f"alice/{PERSON.replace(' ', '_')}"
         content["attacks"] = [{**each, "settings": {"who": PERSON}} for each in content["attacks"]]
+        content["seconds"] = {PERSON: 1.0, "probe": 2.0}
+        content["models"] = {name: {**info, "architecture": PERSON} for name, info in content["models"].items()}
         content["measurements"] = [{**row, "note": str(NUMBER)} for row in content["measurements"]]
 
     changed(folder, "audit.json", tell)

@@ -606,6 +606,17 @@ def test_a_push_that_fails_stops_no_training(hub, tmp_path, caplog):
     assert hub.repos[REPO].messages[-1] == "End of training"
 
 
+def test_a_trainer_replaces_what_no_push_made_only_where_it_is_told_to(hub, tmp_path):
+    trainer = make_trainer(tmp_path / "out", hub_model_id=REPO, max_steps=1)
+    trainer.train()
+    trainer.push_to_hub()
+    theirs = {"README.md": b"# Mine", "model.safetensors": b"theirs"}
+    hub.commit(hub.repos[REPO], "main", {name: hub.store(data) for name, data in theirs.items()}, "by hand")
+    with pytest.raises(PushError, match="was not made by ec_hf"):
+        trainer.push_to_hub()
+    assert trainer.push_to_hub(overwrite=True).endswith(REPO)
+
+
 @pytest.mark.usefixtures("hub")
 def test_missing_rights_are_known_before_training(tmp_path):
     with pytest.raises(PushError, match="the name belongs to someone else"):

@@ -182,6 +182,33 @@ def test_an_objective_that_moves_the_penultimate_features_takes_the_last_point_f
     assert not Eraser(make_model("ViT"), EraserConfig(points=[1, 2])).weights.host_is_last_point
 
 
+@pytest.mark.parametrize(
+    ("family", "points", "names"),
+    [
+        ("ViT", [-1, "vit.layers.3"], "hidden_states.4 and vit.layers.3"),
+        ("ViT", ["blocks", 2], "hidden_states.2 and vit.layers.1"),
+        ("ResNet", ["resnet.encoder", "resnet.encoder.stages.3"], "resnet.encoder.stages.3 and resnet.encoder"),
+        ("ResNet", ["penultimate", "resnet.pooler"], "resnet.pooler and penultimate"),
+    ],
+)
+def test_one_layer_under_two_names_is_refused(family, points, names):
+    with pytest.raises(ValueError, match=f"{names} have the same features"):
+        Eraser(make_model(family), EraserConfig(points=points), forget_classes=[1])
+
+
+@pytest.mark.parametrize(
+    ("family", "point", "same"), [("ViT", "vit.layers.3", -1), ("ResNet", "resnet.pooler", "penultimate")]
+)
+def test_the_last_layer_has_one_weight_under_any_name(family, point, same):
+    by_name, by_index = (
+        Eraser(make_model(family), EraserConfig(points=[1, each]), forget_classes=[1]).weights
+        for each in (point, same)
+    )
+    assert by_name == by_index
+    inner = Eraser(make_model(family), EraserConfig(points=[1]), forget_classes=[1]).weights
+    assert by_name.points != inner.points
+
+
 def test_a_model_whose_logits_are_no_linear_layers_output_is_erased_by_its_deepest_hidden_state():
     model = make_model("ViT")
     model.classifier = torch.nn.Sequential(model.classifier, torch.nn.Tanh())

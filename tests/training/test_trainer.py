@@ -589,7 +589,7 @@ def test_the_best_model_is_loaded_key_for_key(tmp_path):
 
 
 class Scripted(TrainerCallback):
-    """Replaces measured accuracies by a script of (forget, retain), one pair an evaluation."""
+    """Replaces measured accuracies by a script of (forget, retain) or (forget, retain, matched) an evaluation."""
 
     def __init__(self, script):
         self.script = script
@@ -597,9 +597,9 @@ class Scripted(TrainerCallback):
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):
         entry = state.log_history[-1]
         evaluations = sum("eval_retain_accuracy" in each for each in state.log_history)
-        for name, column in (("eval_forget_accuracy", 0), ("eval_retain_accuracy", 1)):
+        for column, name in enumerate(("eval_forget_accuracy", "eval_retain_accuracy", "eval_matched_accuracy")):
             if name in entry:
-                entry[name] = self.script[evaluations - (column == 1)][column]
+                entry[name] = self.script[evaluations - (column > 0)][column]
 
 
 def scripted_trainer(folder, script, **kwargs):
@@ -610,10 +610,8 @@ def scripted_trainer(folder, script, **kwargs):
         "save_steps": 1,
         "eval_on_start": True,
     }
-    trainer = make_trainer(
-        folder, eval_dataset=evaluation_parts(), callbacks=[Scripted(script)], max_steps=6, **(options | kwargs)
-    )
-    return trainer
+    options |= {"eval_dataset": evaluation_parts(), "callbacks": [Scripted(script)], "max_steps": 6}
+    return make_trainer(folder, **(options | kwargs))
 
 
 def test_training_stops_once_forget_is_at_chance_and_retain_above_its_floor(tmp_path):
@@ -657,6 +655,18 @@ def test_the_rule_reads_all_it_needs_from_the_log_so_that_it_survives_a_resume()
     assert rule.is_good(history, 5) is None
     assert rule.is_good([*history, {"step": 5, "eval_retain_accuracy": 0.89}], 5) is True
     assert rule.is_good([*history, {"step": 5, "eval_retain_accuracy": 0.88}], 5) is False
+
+
+def test_forgotten_rows_are_done_once_they_are_named_no_more_often_than_images_of_their_classes_that_stay(tmp_path):
+    script = [(1.0, 0.9, 0.8), (0.9, 0.9, 0.8), (0.75, 0.9, 0.7), (0.7, 0.9, 0.7), (0.0, 0.9, 0.7)]
+    parts = {**evaluation_parts(), "matched": make_images(10, seed=3)}
+    trainer = scripted_trainer(tmp_path, script, eval_dataset=parts)
+    assert "at most that of images of the same classes that stay" in str(trainer.plan)
+    trainer.train()
+    assert trainer.state.global_step == 3
+    again = scripted_trainer(tmp_path / "again", script, eval_dataset=parts, forget_target=0.75)
+    again.train()
+    assert again.state.global_step == 2
 
 
 # Bad input, before anything is trained
