@@ -18,7 +18,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification
 import ec_hf
 from ec_hf import ECConfig, ForgetRequest, cli, pipeline
 from ec_hf.auditing.report import AuditReport
-from ec_hf.commands.erase import what_next
+from ec_hf.commands.erase import rewound_to, what_next
 from ec_hf.models.inputs import collator_for
 from ec_hf.reporting.labels import arrow
 
@@ -452,3 +452,14 @@ def test_what_to_do_next_after_a_run_that_went_back_is_not_to_go_further():
     assert "out/checkpoint-12 was put back" in advice
     assert "raise --max_steps" not in advice
     assert "--retain_weight" in advice
+
+
+def test_rewind_goes_back_to_the_base_model_of_the_command_unless_another_is_named(tmp_path):
+    def base(name, **settings):
+        config = ECConfig(output_dir=str(tmp_path), use_cpu=True, **settings)
+        return (rewound_to(name, config).objective_kwargs or {}).get("base")
+
+    assert base("me/base", preset="rewind") == "me/base"
+    assert base("me/base", preset="rewind", objective_kwargs={"base": "me/other"}) == "me/other"
+    assert base("me/base", objective="delete") is None
+    assert base(None, preset="rewind") is None

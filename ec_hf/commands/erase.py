@@ -51,7 +51,8 @@ class EraseArguments:
     )
     with_retrained: bool = flag("Also train a model on the retain set alone, the reference for forgetting.", False)
     base_model: str | None = flag(
-        "With --with_retrained: pretrained network that the retrained model starts from, with a new head."
+        "Pretrained network that your model was fine-tuned from: --preset rewind goes back to it, and the retrained "
+        "model of --with_retrained starts from it."
     )
     retrain_from: Literal["base", "new"] = flag(
         "With --with_retrained: base for --base_model, new for the model's architecture with new weights.", "base"
@@ -145,7 +146,7 @@ def run(
         UsageError: for flags that do not go together.
         ValueError: as `ec_hf.erase`.
     """
-    config = replace(config, output_dir=new_folder(config, folders))
+    config = replace(rewound_to(what.base_model, config), output_dir=new_folder(config, folders))
     request, reference = read_request(what), reference_of(what, config)
 
     from accelerate import PartialState
@@ -246,6 +247,13 @@ def reference_of(what: EraseArguments, config: ECConfig) -> Any:
     return trained
 
 
+def rewound_to(base: str | None, config: ECConfig) -> ECConfig:
+    """The settings with the base model as what `rewind` goes back to, where they name no other."""
+    if base is None or config.objective != "rewind":
+        return config
+    return replace(config, objective_kwargs={"base": base, **(config.objective_kwargs or {})})  # type: ignore[dict-item]
+
+
 def new_folder(config: ECConfig, folders: str) -> str:
     """The output folder that is named, else the first of FOLDERS-1, FOLDERS-2 and so on that is not there."""
     if config.output_dir != UNNAMED:
@@ -288,11 +296,14 @@ def what_next(done: Any) -> str:
             )
         steps, enough = done.trainer.state.global_step, ECConfig.min_steps
         few = f"the run took {steps} steps and layers need {enough} or more, so " if steps < enough else ""
-        return f"too little was erased: {few}raise --max_steps, then --learning_rate or --ec_weight."
+        return (
+            f"too little was erased: {few}raise --max_steps, then --learning_rate or --ec_weight; or let a part of "
+            "the network start anew, by --preset rewind (with --base_model ID for a fine-tuned network)."
+        )
     if done.status == "over-erased":
         return (
             "more was erased than retraining would: lower --ec_weight or --max_steps, or aim at what retraining would "
-            "leave by --objective delete --objective_kwargs '{\"retain_weight\": 1.0}' --calibrated true."
+            "leave by --preset rewind (with --base_model ID for a fine-tuned network)."
         )
     if not referenced:
         return (
