@@ -325,9 +325,11 @@ def _method(record: Mapping[str, Any]) -> str:
 def _cost(record: Mapping[str, Any]) -> str | None:
     if not (cost := record.get("cost")):
         return None
+    retained = record.get("data", {}).get("retain", {}).get("images")
+    passes = f", {cost['retain_images_seen'] / retained:.3g} passes over the retain set" if retained else ""
     return (
         f"{cost['steps']:,} steps, in which {cost['forget_images_seen']:,} forget and {cost['retain_images_seen']:,} "
-        f"retain images were seen (repeats counted), {cost['minutes']:.1f} minutes, peak memory "
+        f"retain images were seen (repeats counted{passes}), {cost['minutes']:.1f} minutes, peak memory "
         f"{cost['peak_memory_mb']:,} MB."
     )
 

@@ -60,10 +60,14 @@ class PairedTrainer(SavingTrainer):
         data = self.train_dataset
         return paired_sampler(self.args, len(data.forget), len(data.retain), self.args.world_size)
 
+    def run_length(self) -> RunLength:
+        """How long a whole run is."""
+        data = self.train_dataset
+        return RunLength.of(self.args, len(data.forget), len(data.retain), self.args.world_size)
+
     def total_steps(self) -> int:
         """Number of optimiser steps of a whole run."""
-        data = self.train_dataset
-        return RunLength.of(self.args, len(data.forget), len(data.retain), self.args.world_size).steps
+        return self.run_length().steps
 
     def loader(self, dataset: Dataset, **kwargs: Any) -> DataLoader:
         """A loader with the collator and the `dataloader_*` settings of this run; not shared out among processes."""

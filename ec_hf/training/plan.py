@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -42,6 +43,8 @@ FREE_TO_CHANGE = frozenset({
     "min_steps", "forget_target", "retain_floor", "bf16", "fp16", "points", "layer_weights", "check_images",
 })  # fmt: skip
 """Settings that a resumed run may have otherwise: they name the same erasure, go on longer, or move the stop."""
+WORTH = 0.3
+"""Share of a retraining above which a run says that retraining is the better choice."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,7 @@ class RunPlan:
         heads: "train on" or "are frozen".
         stopping: when it stops, in words; None where nothing is trained.
         settings: all settings as JSON values, as they take effect.
+        passes: over the retain set, if nothing stops the run sooner; None where that is not known.
     """
 
     method: str
@@ -81,6 +85,7 @@ class RunPlan:
     heads: str
     stopping: str | None
     settings: Mapping[str, Any] = field(repr=False)
+    passes: float | None = None
 
     @classmethod
     def of(cls, eraser: Eraser, **rest: Any) -> RunPlan:
@@ -103,6 +108,7 @@ class RunPlan:
             f"the losses use: {self.uses}",
             f"forget set {self.images['forget']:,} images, retain set {self.images['retain']:,} images",
             f"a step and process: {self.batch['forget']} forget + {self.batch['retain']} retain images",
+            *self._cost_lines(),
             f"supervision points (EC heads {self.heads}):" if self.points else "no supervision points",
             *self._point_lines(),
             *self.notes,
@@ -110,6 +116,15 @@ class RunPlan:
         if self.stopping is not None:
             lines.append(self.stopping)
         return "\n  ".join(lines)
+
+    def _cost_lines(self) -> list[str]:
+        if self.passes is None or self.stopping is None:
+            return []
+        least = math.ceil(self.passes / WORTH)
+        return [
+            f"{self.passes:.3g} passes over the retain set at most: where your model was trained in fewer than "
+            f"{least:,}, this is more than {WORTH:.0%} of a retraining, which is then the safer way"
+        ]
 
     def _point_lines(self) -> list[str]:
         lines = [f"  {p}, weight {w:g}" for p, w in zip(self.points, self.weights.by_point, strict=True)]

@@ -182,6 +182,7 @@ class ECTrainer(PairedTrainer):
             device=str(args.device),
             stopping=stopping if self.eraser.host.trains else None,
             settings=settings_in_effect(args, self.eraser) | {"cache_teacher": self.remembers_teacher()},
+            passes=self.run_length().images()["retain"] / len(sets["retain"]),
         )
 
     # The stages

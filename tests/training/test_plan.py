@@ -96,3 +96,12 @@ def test_a_checkpoint_of_which_nothing_is_known_is_refused(tmp_path, checkpoint)
     (copied / "ec_config.json").unlink()
     with pytest.raises(ValueError, match=r"holds no ec_config\.json"):
         resumed(tmp_path / "again", str(copied))
+
+
+def test_a_plan_says_how_long_a_training_must_be_for_the_run_to_be_worth_it(tmp_path):
+    trainer = make_trainer(tmp_path, max_steps=-1, num_train_epochs=3)
+    retained, batch = len(trainer.train_dataset.retain), trainer.args.per_device_train_batch_size
+    passes = 3 * -(-retained // batch) * batch / retained
+    assert trainer.plan.passes == pytest.approx(passes)
+    assert f"{passes:.3g} passes over the retain set at most" in str(trainer.plan)
+    assert "fewer than 10, this is more than 30% of a retraining" in str(trainer.plan)
