@@ -210,7 +210,7 @@ printf '%s\\n' "${COMPREPLY[@]}"
     ("words", "expected"),
     [
         (["er"], {"erase"}),
-        (["erase", "--forget_r"], {"--forget_request"}),
+        (["erase", "--forget_re"], {"--forget_request"}),
         (["erase", "--finish", ""], {"keep", "mask", "drop"}),
         (["erase", "--forget_classes", "cat", "--dataset_n"], {"--dataset_name"}),
         (["audit", "--fail"], {"--fail_unless_forgotten"}),

@@ -11,7 +11,7 @@ __all__ = ["SHELLS", "script"]
 
 SHELLS = ("bash", "zsh", "fish")
 FOLDERS = {"output_dir", "export_to", "folder"}
-FILES = {"forget_request", "retrain_settings", "readme"}
+FILES = {"forget_request", "forget_classes_file", "class_names_file", "retrain_settings", "readme", "weights"}
 EITHER = {
     "base_model",
     "dataset_name",

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ec_hf.commands.parsing import HelpFormatter, UsageError
+from ec_hf.commands.parsing import JSON_HELP, HelpFormatter, UsageError, stdout_for_json
 
-__all__ = ["convert_command"]
+__all__ = ["convert_command", "convert_parser"]
 
 DESCRIPTION = """Turn weights of torchvision, timm, Microsoft's Swin or the published EC checkpoints into a folder that
 AutoModelForImageClassification.from_pretrained loads.
@@ -27,7 +27,8 @@ Exit codes: 0 done, 1 an error, 2 wrong usage."""
 
 def convert_command(argv: Sequence[str]) -> None:
     """``ec-hf convert``: see `ec_hf.models.converting.convert`."""
-    options = vars(_parser().parse_args(argv))
+    options = vars(convert_parser().parse_args(argv))
+    wants_json = options.pop("json")
     source, folder = options.pop("weights"), Path(options.pop("folder"))
     options["class_names"] = _class_names(options["class_names"], options.pop("class_names_file"))
     if options["layout"] and options["timm_architecture"]:
@@ -38,24 +39,30 @@ def convert_command(argv: Sequence[str]) -> None:
 
     if there := ModelFolder(folder).present():
         raise FileExistsError(f"{folder} holds {there[0]} already: name another folder")
-    done = convert(read_state(source), **options)
-    aside = folder / "unfinished"
-    done.model.save_pretrained(aside)
-    done.processor.save_pretrained(aside)
-    move_files(aside, folder)
-    config = done.model.config
-    print(f"{source}: {done.layout}, {config.num_labels} classes, {done.model.num_parameters():,} parameters")
-    if done.left_out:
-        print(f"Left out: {', '.join(done.left_out[:6])}{' ...' if len(done.left_out) > 6 else ''}")
-    print(f"In {folder}: a {type(done.model).__name__} and its image processor. {_normalises(done.processor)}")
+    with stdout_for_json(wants_json) as answer:
+        done = convert(read_state(source), **options)
+        aside = folder / "unfinished"
+        done.model.save_pretrained(aside)
+        done.processor.save_pretrained(aside)
+        move_files(aside, folder)
+        config = done.model.config
+        print(f"{source}: {done.layout}, {config.num_labels} classes, {done.model.num_parameters():,} parameters")
+        if done.left_out:
+            print(f"Left out: {', '.join(done.left_out[:6])}{' ...' if len(done.left_out) > 6 else ''}")
+        print(f"In {folder}: a {type(done.model).__name__} and its image processor. {_normalises(done.processor)}")
+        if answer:
+            told = {"folder": str(folder), "layout": done.layout, "num_labels": config.num_labels}
+            print(json.dumps(told | {"left_out": list(done.left_out)}), file=answer, flush=True)
 
 
-def _parser() -> ArgumentParser:
+def convert_parser() -> ArgumentParser:
+    """The parser of ``ec-hf convert``."""
     parser = ArgumentParser(
         prog="ec-hf convert", description=DESCRIPTION, formatter_class=HelpFormatter, allow_abbrev=False
     )
     parser.add_argument("weights", help="file of weights: .safetensors, or what torch.save wrote (.pth, .pt, .tar)")
     parser.add_argument("folder", help="new folder for the model and its image processor")
+    parser.add_argument("--json", action="store_true", help=JSON_HELP)
     layout = parser.add_argument_group("what the weights are")
     layout.add_argument(
         "--layout",

@@ -10,10 +10,10 @@ from typing import Any
 
 from ec_hf.commands.erase import OFTEN as ERASE_OFTEN
 from ec_hf.commands.erase import EraseArguments, read_request
-from ec_hf.commands.parsing import UsageError, flag, parse
+from ec_hf.commands.parsing import UsageError, flag, parse, parser_for
 from ec_hf.training.config import ECConfig
 
-__all__ = ["OFTEN", "PlanArguments", "plan", "plan_command"]
+__all__ = ["OFTEN", "PlanArguments", "plan", "plan_command", "plan_parser"]
 
 
 @dataclass
@@ -83,20 +83,17 @@ data and network would: train_images, test_images, num_classes, image_size, mode
 these sizes with random weights takes a few steps on noise; the rest is arithmetic.
 
 Exit codes: 0 done, 1 an error, 2 wrong usage."""
+APPEARANCE: dict[str, Any] = {"description": DESCRIPTION, "prog": "ec-hf plan", "often": OFTEN}
+
+
+def plan_parser() -> Any:
+    """The parser of ``ec-hf plan``."""
+    return parser_for(EraseArguments, ECConfig, PlanArguments, **APPEARANCE)
 
 
 def plan_command(argv: Sequence[str]) -> None:
     """``ec-hf plan``: print what an erasure with these settings will do and cost."""
-    what, config, facts = parse(
-        EraseArguments,
-        ECConfig,
-        PlanArguments,
-        argv=argv,
-        description=DESCRIPTION,
-        prog="ec-hf plan",
-        often=OFTEN,
-        block="plan",
-    )
+    what, config, facts = parse(EraseArguments, ECConfig, PlanArguments, argv=argv, block="plan", **APPEARANCE)
     if not (what.model_name_or_path or facts.model_config):
         raise UsageError("say which model: --model_name_or_path, or --model_config for its sizes")
     if not (what.dataset_name or facts.train_images):

@@ -37,6 +37,14 @@ def test_a_converted_folder_is_a_model_that_erase_takes(weights, tmp_path, capsy
     assert "holds config.json already" in capsys.readouterr().err
 
 
+def test_programs_get_what_was_converted_as_json_and_nothing_else(weights, tmp_path, capsys):
+    assert cli.main(["convert", weights, str(tmp_path / "out"), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told == {
+        "folder": str(tmp_path / "out"), "layout": "torchvision_resnet", "num_labels": 7, "left_out": told["left_out"]
+    }  # fmt: skip
+
+
 def test_the_images_are_as_the_flags_say(weights, tmp_path):
     flags = ["--image_size", "64", "--image_mean", ".5", ".5", ".5", "--image_std", ".25", ".25", ".25"]
     assert cli.main(["convert", weights, str(tmp_path / "out"), *flags]) == 0
