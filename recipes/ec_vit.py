@@ -31,7 +31,7 @@ from ec_hf.commands.parsing import parse
 from ec_hf.data.columns import find_label_column
 from ec_hf.data.erasure import ErasureData
 from ec_hf.data.sources import load_images, train_and_test
-from ec_hf.files import HEADS, ModelFolder
+from ec_hf.files import ModelFolder
 from ec_hf.models.loading import load_model
 from ec_hf.pipeline import Original
 from ec_hf.training.classifier import ClassifierConfig, train_classifier
@@ -63,7 +63,7 @@ def main() -> int:
         config,
         folders=FOLDERS,
         model=lambda config: Original(*train_once(folder, train, test, config)),
-        heads_cache=folder / f"{HEADS}-{digest(how_heads_are_fitted(what, config))}",
+        heads_cache=folder / f"heads-{digest(how_heads_are_fitted(what, config))}",
         **reference,
     )
 

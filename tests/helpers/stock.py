@@ -80,6 +80,7 @@ def replayed(folder, batches, model, heads, **settings):
     """An `ECTrainer` of these batches, before its training."""
     shared = {name: value for name, value in ARGUMENTS.items() if name not in ("report_to", "use_cpu")}
     settings["per_device_forget_batch_size"] = settings["per_device_train_batch_size"]
+    settings.setdefault("cache_teacher", False)  # these batches do not say which rows they hold
     trainer = make_trainer(
         folder, model=model, forget=("bee", "dog"), heads=heads, trainer=Replaying, **(shared | settings)
     )
