@@ -59,12 +59,12 @@ def test_two_processes_resume_to_the_bit(runs, tmp_path):
     assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
 
 
-KINDS = ["Swin", "timm ViT", "timm object ViT", "torchvision ResNet", "own LeNet"]
-"""A row of the family table of each kind: transformers, timm, its objects, torchvision, networks of one's own."""
+KINDS = ["ConvNext", "timm ViT", "timm object ViT", "torchvision ResNet", "own LeNet"]
+"""A row of the family table of each kind: transformers, timm, its objects, torchvision, networks of one's own. None
+has stochastic depth, whose draws are a process's own."""
 
 
 def test_two_processes_train_every_kind_of_network_as_one_does(tmp_path):
-    """To 1e-7, where a step is up to 1e-2: AdamW makes much of rounding where a gradient is near 0, as in the Swin."""
     for processes in (1, 2):
         folder = tmp_path / str(processes)
         folder.mkdir()
@@ -75,7 +75,7 @@ def test_two_processes_train_every_kind_of_network_as_one_does(tmp_path):
         assert one.keys() == two.keys()
         for name, value in one.items():
             torch.testing.assert_close(
-                two[name], value, rtol=1e-9, atol=1e-7, msg=lambda text, at=f"{kind}: {name}": f"{at}: {text}"
+                two[name], value, rtol=1e-9, atol=1e-10, msg=lambda text, at=f"{kind}: {name}": f"{at}: {text}"
             )
 
 
