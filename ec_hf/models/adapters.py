@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ec_hf.files import ADAPTER_CONFIG, HEADS, read_json
+from ec_hf.models.trial import trial_images
 
 __all__ = [
     "adapters_off",
@@ -32,7 +33,6 @@ __all__ = [
     "original_state",
 ]
 
-TRIAL_IMAGES = 2
 ROUNDING = 1e-4
 """How far a logit may move, against the largest one, when adapters that change nothing are switched off."""
 
@@ -115,8 +115,7 @@ def check_adapters(model: Any, image_shape: tuple[int, int, int]) -> None:
             "model: none of its adapters' weights is trainable; make them with peft.get_peft_model(model, config)."
         )
     base = base_of(model)
-    images = torch.rand(TRIAL_IMAGES, *image_shape, generator=torch.Generator().manual_seed(0))
-    images = images.to(base.device, base.dtype)
+    images = trial_images(base, image_shape)
     modes = {module: module.training for module in model.modules()}
     with torch.no_grad():
         on = model.eval()(pixel_values=images).logits

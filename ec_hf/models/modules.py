@@ -26,11 +26,11 @@ from ec_hf.models.points import (
     is_module_name,
     token_shape,
 )
+from ec_hf.models.trial import TRIAL_IMAGES, trial_images
 
 __all__ = ["blocks_of", "described", "modules_at", "single_layers", "tensor_of", "with_modules"]
 
 CONTAINERS = (nn.ModuleList, nn.Sequential, nn.ModuleDict)
-TRIAL_IMAGES = 2
 Fingerprint = tuple[int, float, float]
 
 
@@ -205,11 +205,10 @@ class _Forward:
 
     @classmethod
     def of(cls, model: PreTrainedModel, hidden: bool, shape: tuple[int, int, int] | None) -> _Forward:
-        channels, height, width = shape or image_shape(model)
-        generator = torch.Generator().manual_seed(0)
-        images = torch.rand(TRIAL_IMAGES, channels, height, width, generator=generator).to(model.device, model.dtype)
+        shape = shape or image_shape(model)
+        images = trial_images(model, shape)
         modules = {name: each for name, each in model.named_modules() if name}
-        seen = cls({name: type(each) for name, each in modules.items()}, (height, width))
+        seen = cls({name: type(each) for name, each in modules.items()}, shape[1:])
         hooks = [each.register_forward_hook(seen._keep(name)) for name, each in modules.items()]
         was_training = model.training
         try:

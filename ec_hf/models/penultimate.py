@@ -15,11 +15,11 @@ from transformers import PreTrainedModel
 
 from ec_hf.models.modules import tensor_of
 from ec_hf.models.points import VECTOR, SupervisionPoint, image_shape
+from ec_hf.models.trial import TRIAL_IMAGES, trial_images
 
 __all__ = ["Layer", "Penultimate", "classifier_of", "penultimate_point"]
 
 Layer = nn.Linear | nn.Conv2d
-TRIAL_IMAGES = 2
 
 
 def classifier_of(model: PreTrainedModel, shape: tuple[int, int, int] | None = None) -> dict[str, Layer]:
@@ -37,7 +37,7 @@ def classifier_of(model: PreTrainedModel, shape: tuple[int, int, int] | None = N
         Linear layers and convolutions of one position, in the order in which they run. None of them where the logits
         are anything else, such as the mean over positions or the output of an activation.
     """
-    images = torch.rand(TRIAL_IMAGES, *(shape or image_shape(model)), generator=torch.Generator().manual_seed(0))
+    images = trial_images(model, shape or image_shape(model))
     layers = {name: each for name, each in model.named_modules() if isinstance(each, nn.Linear | nn.Conv2d)}
     outputs: dict[str, Tensor] = {}
     expected = TRIAL_IMAGES * int(model.config.num_labels or 0)
@@ -56,7 +56,7 @@ def classifier_of(model: PreTrainedModel, shape: tuple[int, int, int] | None = N
     was_training = model.training
     try:
         with torch.enable_grad():
-            logits = model.eval()(pixel_values=images.to(model.device, model.dtype)).logits
+            logits = model.eval()(pixel_values=images).logits
     finally:
         model.train(was_training)
         for each in hooks:

@@ -23,6 +23,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ec_hf.models.trial import trial_images
+
 AUTO_DEPTHS = 4
 BLOCKS = "blocks"
 PENULTIMATE = "penultimate"
@@ -262,9 +264,7 @@ def classifier_pooling(model: PreTrainedModel, state: SupervisionPoint) -> str:
     if timm_model is not None:
         return "cls" if getattr(timm_model, "global_pool", None) == "token" else "mean"
     with torch.enable_grad():
-        images = torch.rand(1, *image_shape(model), generator=torch.Generator().manual_seed(0))
-        images = images.to(model.device, model.dtype)
-        output, last = _forward(model, images)
+        output, last = _forward(model, trial_images(model, image_shape(model), count=1))
         gradient = torch.autograd.grad(output.logits.square().sum(), last[-1], allow_unused=True)[0]
     return "mean" if gradient is None or not gradient[:, 0].any() else "cls"
 

@@ -11,6 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel, TimmWrapperConfig, TimmWrapperForImageClassification
 
 from ec_hf.files import first_line
+from ec_hf.models.trial import trial_images
 
 __all__ = ["as_timm_wrapper", "is_timm", "timm_image_shape", "timm_processor"]
 
@@ -120,7 +121,7 @@ def _other_logits(made: nn.Module, module: nn.Module, shape: tuple[int, int, int
     """Whether a network that was made anew answers otherwise than an object whose weights it gets; empty if not."""
     made.load_state_dict(module.state_dict())
     weight = next(module.parameters())
-    images = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0)).to(weight)
+    images = trial_images(module, shape)
     was_training = module.training
     try:
         with torch.no_grad():

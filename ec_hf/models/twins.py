@@ -12,10 +12,9 @@ from transformers import PreTrainedModel
 from ec_hf.models.modules import modules_at
 from ec_hf.models.penultimate import Layer, Penultimate
 from ec_hf.models.points import SupervisionPoint, hidden_state_kwargs, image_shape, take
+from ec_hf.models.trial import trial_images
 
 __all__ = ["twins"]
-
-TRIAL_IMAGES = 2
 
 
 def twins(
@@ -33,9 +32,7 @@ def twins(
         shape: ``(channels, height, width)`` of the images that the model will see; read from its configuration
             when left out.
     """
-    channels, height, width = shape or image_shape(model)
-    generator = torch.Generator().manual_seed(0)
-    images = torch.rand(TRIAL_IMAGES, channels, height, width, generator=generator).to(model.device, model.dtype)
+    images = trial_images(model, shape or image_shape(model))
     was_training = model.training
     try:
         with torch.no_grad(), Penultimate(classifier, modules_at(model, points)) as penultimate:

@@ -31,12 +31,12 @@ from ec_hf.models.penultimate import Penultimate, classifier_of
 from ec_hf.models.points import VECTOR, SupervisionPoint
 from ec_hf.models.timm_objects import as_timm_wrapper, is_timm, timm_image_shape, timm_processor
 from ec_hf.models.transforms import as_processor
+from ec_hf.models.trial import TRIAL_IMAGES, trial_images
 
 __all__ = ["MODEL_TYPE", "OwnClassifier", "OwnConfig", "as_classifier", "classifier_for", "saved_state"]
 
 MODEL_TYPE = "own_network"
 """The `model_type` in config.json of a network that only its owner's code can build."""
-TRIAL_IMAGES = 2
 TRIAL_SIZES = (256, 320)
 NO_SIZE = (
     "model: the size of its images is not known. Give image_shape=(channels, height, width) to ec_hf.as_classifier or "
@@ -474,8 +474,7 @@ def _shape_seen(processor: Any, channels: int, dataset: Any, image_column: str |
 
 
 def _number_of_logits(module: nn.Module, shape: tuple[int, int, int]) -> int:
-    weight = next(module.parameters())
-    images = torch.rand(TRIAL_IMAGES, *shape, generator=torch.Generator().manual_seed(0)).to(weight)
+    images = trial_images(module, shape)
     was_training = module.training
     expected = (
         f"model: expected an image classifier of transformers, or a module that gives logits (images, classes); "

@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers.utils import ModelOutput
 
 from ec_hf.models.batch_norm import clean_statistics
+from ec_hf.models.trial import trial_images
 
 __all__ = ["check_strategy", "strategy_of", "unused_parameters"]
 
@@ -70,12 +71,10 @@ def unused_parameters(model: nn.Module, shape: tuple[int, int, int], **kwargs: A
         shape: ``(channels, height, width)`` of an image.
         **kwargs: of its forward.
     """
-    device = next(model.parameters()).device
-    dtype = next(model.parameters()).dtype
-    images = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0)).to(device, dtype)
+    images = trial_images(model, shape)
     was_training = model.training
     model.train()
-    gpus = [device] if device.type == "cuda" else []
+    gpus = [images.device] if images.device.type == "cuda" else []
     with torch.random.fork_rng(devices=gpus), torch.enable_grad(), clean_statistics(model, 1, update=False):
         outputs = [each for each in _tensors(model(pixel_values=images, **kwargs)) if each.requires_grad]
     model.train(was_training)

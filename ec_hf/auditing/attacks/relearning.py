@@ -20,6 +20,7 @@ from ec_hf.auditing.attacks.fitting import endless_batches, hits_on, logits_of, 
 from ec_hf.auditing.report import AttackCurve
 from ec_hf.auditing.subjects import Subject
 from ec_hf.models.points import describe_hidden_states, hidden_state_kwargs, image_shape, take
+from ec_hf.models.trial import trial_images
 
 __all__ = ["STEPS", "Relearning", "head_parameters", "relearn"]
 
@@ -75,8 +76,7 @@ def head_parameters(model: PreTrainedModel) -> list[str]:
         point = describe_hidden_states(model)[-1]
     except (TypeError, IndexError, AttributeError) as error:
         raise ValueError(f"{type(model).__name__} returns no hidden states that its head could follow") from error
-    pixels = torch.rand(2, *image_shape(model), generator=torch.Generator().manual_seed(0))
-    output = model(pixel_values=pixels.to(model.device, model.dtype), **hidden_state_kwargs(model))
+    output = model(pixel_values=trial_images(model, image_shape(model)), **hidden_state_kwargs(model))
     parameters = dict(model.named_parameters())
     tensors = list(parameters.values())
 
