@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from ec_hf.models.points import hidden_state_kwargs
 
-__all__ = ["blocks_of"]
+__all__ = ["blocks_of_weights"]
 
 
-def blocks_of(model: nn.Module, pixel_values: Tensor) -> tuple[dict[str, int], int]:
+def blocks_of_weights(model: nn.Module, pixel_values: Tensor) -> tuple[dict[str, int], int]:
     """The block of each parameter and buffer: the first hidden state that depends on it.
 
     Block 0 makes the first hidden state (patch embedding or stem), block k what lies between the hidden states k - 1

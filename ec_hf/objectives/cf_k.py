@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ec_hf.models.depth import blocks_of
+from ec_hf.models.depth import blocks_of_weights
 from ec_hf.objectives.base import Setting
 from ec_hf.objectives.checks import positive
 from ec_hf.objectives.finetune import Finetune
@@ -42,7 +42,7 @@ class CfK(Finetune):
 
     def last_blocks(self, setting: Setting, *, freeze: bool) -> list[str]:
         """Names of the parameters and buffers of the last k blocks; the other parameters may be frozen."""
-        blocks, count = blocks_of(setting.model, next(iter(setting.retain()))["pixel_values"][:1])
+        blocks, count = blocks_of_weights(setting.model, next(iter(setting.retain()))["pixel_values"][:1])
         last = [name for name, block in blocks.items() if block >= count - self.k]
         if freeze:
             kept = set(last)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ec_hf.data.columns import shown
 from ec_hf.losses.distillation import cross_entropy, distillation, hide
-from ec_hf.models.depth import blocks_of
+from ec_hf.models.depth import blocks_of_weights
 from ec_hf.models.loading import load_with_new_head, new_like
 from ec_hf.objectives.base import Objective, Setting, Step
 from ec_hf.objectives.checks import not_negative, share
@@ -85,7 +85,7 @@ class Rewind(Objective):
     def prepare(self, setting: Setting) -> None:
         """Set the deep blocks back."""
         images = next(iter(setting.retain()))["pixel_values"][:1]
-        blocks, count = blocks_of(setting.model, images)
+        blocks, count = blocks_of_weights(setting.model, images)
         shares = {name: self.share_of_new(block, count) for name, block in blocks.items()}
         mix(setting.model, new_weights(setting.model, self.base), shares)
 

@@ -40,7 +40,7 @@ from ec_hf.training.progress import ProgressTable
 from ec_hf.training.record import peak_memory_mb
 from ec_hf.training.run_length import RunLength
 from ec_hf.training.stopping import StoppingRule
-from ec_hf.training.wrapping import check_strategy, strategy_of, unused_parameters
+from ec_hf.training.strategy import check_strategy, strategy_of, unused_parameters
 
 
 class ECTrainer(PairedTrainer):

@@ -20,14 +20,15 @@ from typing import Any
 import accelerate
 import torch
 import transformers
+from accelerate.utils import send_to_device
+from step import make_batch, prepared
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 import ec_hf
-from ec_hf import Eraser, EraserConfig
 
-CLASSES, FORGOTTEN = 1000, 100
+CLASSES = 1000
 SHAPES: dict[str, Callable[[], Any]] = {
     "vit_b16": lambda: transformers.ViTConfig(num_labels=CLASSES),
     "resnet50": lambda: transformers.ResNetConfig(num_labels=CLASSES),
@@ -58,20 +59,6 @@ def peak_of(device: torch.device) -> float | None:
     return found[0] if found else None
 
 
-def make_batch(side: int, size: int, device: torch.device) -> dict[str, Any]:
-    """Half of it forget images, noise with labels."""
-    generator, half = torch.Generator().manual_seed(0), size // 2
-    labels = [
-        torch.randint(low, high, (half,), generator=generator) for low, high in ((0, FORGOTTEN), (FORGOTTEN, CLASSES))
-    ]
-    batch = {"pixel_values": torch.randn(2 * half, 3, side, side, generator=generator), "labels": torch.cat(labels)}
-    return {
-        **{name: value.to(device) for name, value in batch.items()},
-        "num_forget": half,
-        "rows": torch.arange(2 * half, device=device),
-    }
-
-
 def loss_of(
     model: Any, batch: dict[str, Any], settings: dict[str, Any] | None, compiled: bool, stack: ExitStack
 ) -> Callable[[], Tensor]:
@@ -79,17 +66,7 @@ def loss_of(
     if settings is None:
         run = torch.compile(model) if compiled else model
         return lambda: F.cross_entropy(run(pixel_values=batch["pixel_values"]).logits.float(), batch["labels"])
-    side = batch["pixel_values"].shape[-1]
-    eraser = Eraser(model, EraserConfig(**settings), forget_classes=range(FORGOTTEN), image_shape=(3, side, side))
-    eraser.heads_fitted = True
-    forget = {name: batch[name][: batch["num_forget"]] for name in ("pixel_values", "labels")}
-    eraser.prepare(
-        lambda *_: [forget],
-        lambda *_: [],
-        batch_of_rows=lambda rows: {"pixel_values": forget["pixel_values"][rows]},
-    )
-    model.train()
-    stack.enter_context(eraser.attached())
+    eraser = prepared(model, batch, settings, stack)
     run = torch.compile(model) if compiled else model
     return lambda: eraser(batch, model=run).total
 
@@ -102,7 +79,7 @@ def measure(
     torch.compiler.reset()
     config = (TINY if tiny else SHAPES)[shape]()
     model = transformers.AutoModelForImageClassification.from_config(config).to(device).train()
-    batch = make_batch(32 if tiny else 224, size, device)
+    batch = send_to_device(make_batch(32 if tiny else 224, size // 2, size // 2, CLASSES), device)
     gpu = device.type == "cuda"
     if gpu:
         torch.cuda.reset_peak_memory_stats()

@@ -32,7 +32,7 @@ import ec_hf
 from ec_hf import Eraser, EraserConfig
 from ec_hf.losses import cross_entropy, global_contrast
 
-CLASSES, FORGOTTEN = 100, 10
+CLASSES = 100
 SHAPES: dict[str, Callable[[int], Any]] = {
     "vit": lambda side: transformers.ViTConfig(
         image_size=side, hidden_size=192, num_attention_heads=3, intermediate_size=768, num_labels=CLASSES
@@ -89,12 +89,12 @@ def make_model(shape: str, side: int) -> transformers.PreTrainedModel:
     return transformers.AutoModelForImageClassification.from_config(SHAPES[shape](side)).train()
 
 
-def make_batch(side: int, forget: int, retain: int) -> dict[str, Any]:
-    """Noise with labels: the forget images of the first classes, the retain images of the others."""
-    generator = torch.Generator().manual_seed(0)
+def make_batch(side: int, forget: int, retain: int, classes: int = CLASSES) -> dict[str, Any]:
+    """Noise with labels: the forget images of the first tenth of the classes, the retain images of the others."""
+    generator, forgotten = torch.Generator().manual_seed(0), classes // 10
     labels = [
-        torch.randint(FORGOTTEN, (forget,), generator=generator),
-        torch.randint(FORGOTTEN, CLASSES, (retain,), generator=generator),
+        torch.randint(forgotten, (forget,), generator=generator),
+        torch.randint(forgotten, classes, (retain,), generator=generator),
     ]
     return {
         "pixel_values": torch.randn(forget + retain, 3, side, side, generator=generator),
@@ -121,9 +121,10 @@ def erasing(model: Any, batch: Mapping[str, Any], settings: Mapping[str, Any], s
 
 
 def prepared(model: Any, batch: Mapping[str, Any], settings: Mapping[str, Any], stack: ExitStack) -> Eraser:
-    """An eraser between `prepare` and the first step."""
+    """An eraser between `prepare` and the first step, of a batch as `make_batch` gives it."""
     side = batch["pixel_values"].shape[-1]
-    eraser = Eraser(model, EraserConfig(**settings), forget_classes=range(FORGOTTEN), image_shape=(3, side, side))
+    tenth = range(model.config.num_labels // 10)
+    eraser = Eraser(model, EraserConfig(**settings), forget_classes=tenth, image_shape=(3, side, side))
     eraser.heads_fitted = True
     forget = {name: batch[name][: batch["num_forget"]] for name in ("pixel_values", "labels")}
     eraser.prepare(

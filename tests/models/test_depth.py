@@ -6,7 +6,7 @@ import pytest
 import torch
 from helpers.models import FAMILIES, TIMM, make_model
 
-from ec_hf.models.depth import blocks_of
+from ec_hf.models.depth import blocks_of_weights
 from ec_hf.models.points import hidden_state_kwargs
 
 
@@ -18,7 +18,7 @@ def tensors(state):
 def test_new_weights_from_a_block_on_leave_the_hidden_states_before_it_as_they_are(family):
     model = make_model(family).eval()
     images = torch.rand(2, 3, 32, 32)
-    blocks, count = blocks_of(model, images)
+    blocks, count = blocks_of_weights(model, images)
     wanted = hidden_state_kwargs(model)
     with torch.no_grad():
         before = model(pixel_values=images, **wanted)
@@ -36,7 +36,7 @@ def test_new_weights_from_a_block_on_leave_the_hidden_states_before_it_as_they_a
 @pytest.mark.parametrize("family", ["ViT", "ResNet"])
 def test_every_parameter_and_statistic_has_a_block_and_the_classifier_the_last(family):
     model = make_model(family)
-    blocks, count = blocks_of(model, torch.rand(1, 3, 32, 32))
+    blocks, count = blocks_of_weights(model, torch.rand(1, 3, 32, 32))
     assert set(dict(model.named_parameters())) <= set(blocks)
     assert set(dict(model.named_buffers())) <= set(blocks)
     classifier = [block for name, block in blocks.items() if name.startswith("classifier")]
@@ -47,7 +47,7 @@ def test_every_parameter_and_statistic_has_a_block_and_the_classifier_the_last(f
 def test_what_takes_a_gradient_and_the_mode_are_left_as_they_were():
     model = make_model("ViT").train()
     frozen = next(model.parameters()).requires_grad_(False)
-    blocks_of(model, torch.rand(1, 3, 32, 32))
+    blocks_of_weights(model, torch.rand(1, 3, 32, 32))
     assert model.training and not frozen.requires_grad
     assert all(each.requires_grad for each in list(model.parameters())[1:])
     assert all(each.grad is None for each in model.parameters())

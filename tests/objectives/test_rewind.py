@@ -11,7 +11,7 @@ from helpers.models import make_model
 from helpers.trainers import make_trainer
 
 from ec_hf import Eraser, EraserConfig
-from ec_hf.models.depth import blocks_of
+from ec_hf.models.depth import blocks_of_weights
 from ec_hf.objectives import Part, Setting, Step, get_objective
 
 IMAGES = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -22,7 +22,7 @@ def prepared(model, name, **settings):
     before = copy.deepcopy(model.state_dict())
     batches = [{"pixel_values": IMAGES, "labels": torch.arange(4)}]
     get_objective(name, **settings).prepare(Setting(model, lambda: batches, lambda: batches, None, (2,), seed=0))
-    return before, model.state_dict(), *blocks_of(model, IMAGES)
+    return before, model.state_dict(), *blocks_of_weights(model, IMAGES)
 
 
 def changed(before, after):
@@ -115,7 +115,7 @@ def test_a_run_of_rewind_is_not_stopped_by_the_output_and_follows_retain_statist
 def test_ec_supervises_what_rewind_leaves_as_it_is_where_no_points_are_named(family):
     model = make_model(family)
     eraser = Eraser(model, EraserConfig("rewind"), forget_classes=[2])
-    blocks, count = blocks_of(model, IMAGES)
+    blocks, count = blocks_of_weights(model, IMAGES)
     cut = round(count / 2)
     assert eraser.points and all(point.index < cut for point in eraser.points)
     assert {blocks[name] for name, _ in model.named_parameters()} >= {point.index for point in eraser.points}
@@ -130,7 +130,7 @@ def test_the_last_blocks_alone_train_and_all_may_train_again_afterwards(tmp_path
     model = trainer.model
     before = copy.deepcopy(model.state_dict())
     trainer.train()
-    blocks, count = blocks_of(model, torch.rand(1, 3, 32, 32))
+    blocks, count = blocks_of_weights(model, torch.rand(1, 3, 32, 32))
     moved = changed(before, model.state_dict())
     assert moved and all(blocks[name] == count - 1 for name in moved)
     assert all(each.requires_grad for each in model.parameters())

@@ -11,7 +11,7 @@ from accelerate.utils import DistributedType
 from helpers.models import make_model
 from helpers.trainers import make_trainer
 
-from ec_hf.training.wrapping import check_strategy, strategy_of, unused_parameters
+from ec_hf.training.strategy import check_strategy, strategy_of, unused_parameters
 
 RECIPES = Path(__file__).parents[2] / "recipes" / "accelerate"
 
