@@ -35,6 +35,7 @@ DEFAULTS: dict[str, Any] = {
     "learning_rate": 1e-4,
     "per_device_train_batch_size": 64,
     "warmup_steps": 0.05,
+    "retain_floor": 0.01,
 }
 """What is taken where neither the user nor a preset says otherwise; for other fields, what `TrainingArguments` has."""
 TOGETHER = (("optim", "optim_args"), ("num_train_epochs", "max_steps", "forget_epochs"))
@@ -67,6 +68,7 @@ REWIND: dict[str, Any] = {
     "learning_rate": 1e-3,
     "lr_scheduler_type": "cosine",
     "warmup_steps": 0.1,
+    "retain_floor": 0.05,  # a fraction of a training does not bring new weights back to the last point
 }
 """What came nearest to retraining in `recipes/results/README.md`: the deep half starts anew, and calibrated EC erases
 below."""
@@ -255,7 +257,8 @@ class ECConfig(EraserConfig, TrainingArguments):
         "need longer.",
     )
     retain_floor: float = HfArg(
-        default=0.01, help="How far retain accuracy on the evaluation data may fall below the original's (a share)."
+        default=None,
+        help="How far retain accuracy on the evaluation data may fall below the original's (a share). Default: 0.01.",
     )
     image_column: str | None = HfArg(default=None, help="Column of the images; default: found by its type.")
     label_column: str | None = HfArg(default=None, help="Column of the labels; default: found by its type.")

@@ -155,8 +155,9 @@ def test_the_preset_rewind_is_the_method_that_came_nearest_to_retraining():
         "cosine",
         32,
     )
+    assert config.retain_floor == 0.05
     plain = ECConfig(**CPU)
-    assert (plain.objective, plain.calibrated) == ("contrastive", False)
+    assert (plain.objective, plain.calibrated, plain.retain_floor) == ("contrastive", False, 0.01)
     assert EraserConfig(preset="rewind").objective == "rewind"
     with pytest.raises(ValueError, match="preset='rewind' is of the objective rewind"):
         ECConfig(**CPU, preset="rewind", objective="delete")
