@@ -175,7 +175,7 @@ def _planned(trainer: Any, data: Any, facts: PlanArguments, measured: Any, shape
 
     args, eraser, sets = trainer.args, trainer.eraser, trainer.plan.images
     fitted = 0 if args.heads or not eraser.points else args.heads_epochs * sum(sets.values())
-    looked_at = sets["forget"] * ((eraser.saliency is not None) + bool(args.cache_teacher and eraser.teacher))
+    looked_at = sets["forget"] * ((eraser.saliency is not None) + trainer.remembers_teacher())
     evaluated = {name: len(part) for name, part in (trainer.eval_dataset or {}).items()}
     seconds = measured.seconds
     if facts.images_per_second:

@@ -57,6 +57,8 @@ def _images_of(dataset: Dataset) -> list[str]:
 class _Blank:
     """Adds a blank image to each row."""
 
+    repeatable = True  # as the images that it stands in for; see `PairedTrainer.shows_same_images`
+
     def __init__(self, shape: tuple[int, int, int]) -> None:
         self.shape = shape
 

@@ -139,11 +139,15 @@ def _look(trainer: ECTrainer, batch: Mapping[str, Any]) -> None:
 def _prepare(trainer: ECTrainer, batch: Mapping[str, Any]) -> None:
     """Let the objective look at the few images as if they were all there are."""
     halves = _halves(batch)
+
+    def batch_of_rows(rows: list[int]) -> dict[str, Tensor]:
+        return {key: halves["forget"][key][rows] for key in ("pixel_values", "labels")}
+
     trainer.eraser.prepare(
         lambda _every=1: iter([halves["forget"]]),
         lambda _every=1: iter([halves["retain"]]),
         images={name: len(part["labels"]) for name, part in halves.items()},
-        batch_of_rows=lambda rows: {key: halves["forget"][key][rows] for key in ("pixel_values", "labels")},
+        batch_of_rows=batch_of_rows if trainer.remembers_teacher() else None,
         autocast=trainer.compute_loss_context_manager,
     )
 

@@ -111,9 +111,14 @@ class PairedTrainer(SavingTrainer):
         return set(label_ids_of(dataset, collator, self.args.label_column).tolist())
 
     def shows_same_images(self, dataset: Dataset) -> bool:
-        """Whether it is known that the images of a dataset are the same at each look: nothing transforms them."""
-        plain = isinstance(dataset, HFDataset) and dataset.format["type"] != "custom"
-        return plain and isinstance(self.data_collator, ImageCollator)
+        """Whether it is known that the images of a dataset are the same at each look.
+
+        They are where nothing transforms them, or a transform that says so by its attribute `repeatable`.
+        """
+        if not isinstance(dataset, HFDataset) or not isinstance(self.data_collator, ImageCollator):
+            return False
+        transform = dataset.format["format_kwargs"].get("transform")
+        return transform is None or getattr(transform, "repeatable", False)
 
     def check_images(self) -> None:
         """Decode all images of the run once, as `check_images` says; each process looks at its share of the rows.

@@ -143,3 +143,11 @@ def test_settings_of_another_command_s_block_are_passed_over_and_unknown_ones_in
     (tmp_path / "settings.yaml").write_text("plan: 3\n")
     with pytest.raises(UsageError, match="under 'plan' expected a mapping"):
         parse(ECConfig, argv=[str(tmp_path / "settings.yaml")], block="plan")
+
+
+@pytest.mark.parametrize(("epochs", "remembers"), [(2, True), (0.25, False)])
+def test_a_plan_asks_the_original_as_the_run_would_once_where_forget_images_come_round(
+    settings, capsys, epochs, remembers
+):
+    flags = ["--objective", "delete", "--calibrated", "true", "--num_train_epochs", epochs]
+    assert planned(capsys, settings, *flags)["run"]["settings"]["cache_teacher"] is remembers
