@@ -31,7 +31,7 @@ def _what_is_done(planned: Mapping[str, Any]) -> str:
         f"{parts['forget_train'] + parts['retain_train']:,}",
         f"  {steps:,} steps, {planned['epoch_steps']:,} to a pass over the retain set, unless it stops sooner",
         f"  forward and backward: {_count(planned['trained_on'])}",
-        f"  forward for fitting the EC heads: {planned['fitted_on']:,} images",
+        f"  forward for fitting the EC heads: {planned['fitted_on']:,} images at most",
         f"  forward in evaluation: {planned['evaluations']:,} times {_count(held) if held else 'nothing'}",
     ]
     if planned["objective_looks"]:
