@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from accelerate import PartialState
 from datasets import Dataset, DatasetDict
 from torch import nn
@@ -24,32 +22,25 @@ from ec_hf.auditing.subjects import info, retrained_by_name
 from ec_hf.command import public
 from ec_hf.data.class_lists import RandomClasses
 from ec_hf.data.erasure import ErasureData
-from ec_hf.data.fingerprint import fingerprint
 from ec_hf.data.holding_out import SHARE
 from ec_hf.data.manifests import earlier_manifests
 from ec_hf.data.requests import ForgetRequest
 from ec_hf.data.sources import load_images
-from ec_hf.files import CARD, CONFIG, MANIFEST, ModelFolder, local_folder, move_files, read_json, write_json
-from ec_hf.models.inputs import collator_for
-from ec_hf.models.loading import load_model, weights_hash
+from ec_hf.files import CARD, CONFIG, MANIFEST, ModelFolder, local_folder
+from ec_hf.models.loading import load_model
 from ec_hf.models.wrapping import OwnClassifier, classifier_for
-from ec_hf.objectives import get_objective
 from ec_hf.publishing.card import card
 from ec_hf.publishing.contents import unlearned_name
 from ec_hf.publishing.disclosure import DETAILS
 from ec_hf.reporting.findings import Finding
 from ec_hf.reporting.verdict import findings
 from ec_hf.reporting.writing import write_audit
-from ec_hf.training.checkpoints import UNFINISHED
 from ec_hf.training.config import ECConfig
+from ec_hf.training.heads_cache import HeadsCache, fitted_on
+from ec_hf.training.retain_floor import lead_of_original, retain_floor_for
 from ec_hf.training.trainer import ECTrainer
 
-__all__ = ["Erased", "Original", "erase", "images_of", "resolved", "retain_floor_for"]
-
-LEAD_IMAGES = 2000
-"""Images of each kind that tell how much better the original is on what it was trained on: to about a point."""
-FITTED_ON = "fitted_on.json"
-"""The file of a cache of EC heads that says of which model and data they are."""
+__all__ = ["Erased", "Original", "erase", "images_of", "resolved"]
 
 Reference = Callable[["Original", ErasureData], Any]
 """Trains, or finds, the retrained model of a request, when the data is split."""
@@ -232,7 +223,7 @@ def erase(
     config = ECConfig(**settings) if args is None else replace(args, **settings)
     check_new_folder(config)
     if heads_cache:
-        _has_heads(Path(heads_cache))
+        HeadsCache(heads_cache).holds_heads()
     if manifest_detail not in DETAILS:
         raise ValueError(f"manifest_detail={manifest_detail!r}: expected one of {', '.join(DETAILS)}")
     measured_by = AuditSettings(**{"seed": config.seed, **(audit_settings or {})})
@@ -342,57 +333,17 @@ def resolved(
     return request.among(images["train"] if "train" in images else next(iter(images.values())), label_column)
 
 
-def floor_for(floor: float, images: int) -> float:
-    """How far retain accuracy on so many images may fall before the true fall is known to be larger than `floor`.
-
-    Where the true fall is `floor`, 95 % of samples of so many images show no larger one than this: the normal
-    approximation, with answers that change on twice that share of the images. One image may always be lost.
-
-    Args:
-        floor: share by which retain accuracy may fall.
-        images: number of retain images that decide.
-    """
-    return max(floor + 1.64 * math.sqrt(2 * floor / images), 1 / images)
-
-
-def retain_floor_for(config: ECConfig, data: ErasureData) -> float:
-    """How far retain accuracy may fall in a run on this data, by its settings and the images that decide."""
-    if not 0 < config.retain_floor < 1:
-        return config.retain_floor
-    return min(1.0, floor_for(config.retain_floor, len(data.held_out.evaluated["retain"])))
-
-
 def _fit_for(config: ECConfig, data: ErasureData, original: Original) -> dict[str, Any]:
     """The retain floor of this run, where there is one; said in the output."""
     floor = retain_floor_for(config, data)
     if floor == config.retain_floor:
         return {}
     why = f"on {len(data.held_out.evaluated['retain']):,} images, where some of a fall is chance, "
-    if (lead := _lead_of_original(config, data, original)) > 0:
+    if (lead := lead_of_original(config, data, original.model, original.processor)) > 0:
         floor = min(1.0, floor + lead)
         why += f"and which the original was trained on, it names them {lead:.1%} better than test images, "
     PartialState().print(f"Retain accuracy may fall by {config.retain_floor:.1%}; {why}that is {floor:.1%}.")
     return {"retain_floor": floor}
-
-
-def _lead_of_original(config: ECConfig, data: ErasureData, original: Original) -> float:
-    """By how much the original is better on the held-out retain images, which it was trained on, than on new ones.
-
-    New weights never see these images, so that their accuracy is to be compared with the original's on test images.
-    The unlearned model is shown none of these before the audit. 0 for other objectives, and without test images.
-    """
-    objective = get_objective(config.objective, **(config.objective_kwargs or {}))  # type: ignore[arg-type] # text became a dict
-    sets = {"held out": data.held_out.evaluated["retain"], "test": data.splits.get("retain_test") or ()}
-    if not (objective.from_scratch or objective.renews) or not all(map(len, sets.values())):
-        return 0.0
-    rng = np.random.default_rng(config.seed)
-    few = {name: part.select(rng.permutation(len(part))[:LEAD_IMAGES]) for name, part in sets.items()}
-    columns = {"image_column": config.image_column, "label_column": config.label_column}
-    collator = collator_for(original.model, original.processor, few, **columns)
-    label_column = data.columns["label_column"]
-    found = checked_again(few, {"original": original.model}, collator, label_column=label_column, seed=config.seed)
-    held_out, test = (each.value for each in found)
-    return max(held_out - test, 0.0) if held_out is not None and test is not None else 0.0
 
 
 def _erase(
@@ -403,54 +354,18 @@ def _erase(
     callbacks: Sequence[TrainerCallback],
 ) -> ECTrainer:
     """Erase from a copy of the original, and save it; fitted heads are kept for every later request."""
-    cached = Path(heads_cache) if heads_cache and not config.heads else None
-    fitted = cached if cached and _has_heads(cached) else None
-    if fitted:
-        _check_fitted_on(fitted, _fitted_on(original, config, data))
-    trainer = _trainer_for(original, config, data, heads=fitted, callbacks=callbacks)
+    cache = HeadsCache(heads_cache) if heads_cache and not config.heads else None
+    wanted = fitted_on(original.model, data.train, config) if cache else {}
+    trainer = _trainer_for(original, config, data, heads=cache and cache.of(wanted), callbacks=callbacks)
     trainer.on_record["evaluated"] = data.held_out.to_dict()
-    if cached and not trainer.eraser.heads_fitted:
+    if cache and not trainer.eraser.heads_fitted:
         trainer.fit_heads()
         if trainer.is_world_process_zero():
-            aside = cached / UNFINISHED
-            trainer.heads.save_pretrained(aside)
-            write_json(aside / FITTED_ON, _fitted_on(original, config, data))
-            move_files(aside, cached)
+            cache.keep(trainer.heads, wanted)
     name = config.resume_from_checkpoint
     trainer.train(resume_from_checkpoint=True if name and name.lower() == "true" else name)
     trainer.save_model(_internal_call=True)  # it is pushed once it is audited
     return trainer
-
-
-def _has_heads(cached: Path) -> bool:
-    """Whether a cache holds whole EC heads; one that holds anything else is refused, for it would be replaced."""
-    folder = ModelFolder(cached)
-    if (there := folder.present()) and "points" not in folder.read(CONFIG):
-        raise FileExistsError(f"heads_cache={str(cached)!r} holds {there[0]} and no EC heads: name a new folder")
-    return folder.damage() is None
-
-
-def _fitted_on(original: Original, config: ECConfig, data: ErasureData) -> dict[str, Any]:
-    """What the heads of a cache are fitted on, and how; supervision points stand in the heads' own configuration."""
-    return {
-        "model": weights_hash(original.model),
-        "data": fingerprint(data.train),
-        "heads_epochs": config.heads_epochs,
-        "heads_learning_rate": config.heads_learning_rate,
-    }
-
-
-def _check_fitted_on(cached: Path, expected: Mapping[str, Any]) -> None:
-    """Refuse a cache of another model, of other data, or of another fit.
-
-    Raises:
-        ValueError: it is such a cache, or does not say what its heads are fitted on.
-    """
-    file = cached / FITTED_ON
-    found = read_json(file) if file.is_file() else {}
-    if other := [name for name, value in expected.items() if found.get(name) != value]:
-        what = f"EC heads of another {' and '.join(other)}" if found else "EC heads, and not what they are fitted on"
-        raise ValueError(f"heads_cache={str(cached)!r} holds {what}: name a new folder, or take this one away.")
 
 
 def _trainer_for(original: Original, config: ECConfig, data: ErasureData, **kwargs: Any) -> ECTrainer:

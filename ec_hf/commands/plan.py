@@ -127,8 +127,9 @@ def plan(what: EraseArguments, config: ECConfig, facts: PlanArguments) -> dict[s
     from ec_hf.data.stand_in import blanked, stand_in
     from ec_hf.models.loading import configured
     from ec_hf.models.points import image_shape
-    from ec_hf.pipeline import images_of, resolved, retain_floor_for
+    from ec_hf.pipeline import images_of, resolved
     from ec_hf.training.measuring import measure
+    from ec_hf.training.retain_floor import retain_floor_for
     from ec_hf.training.trainer import ECTrainer
 
     logging.set_verbosity_error()
