@@ -28,7 +28,8 @@ from ec_hf.data.requests import ForgetRequest
 from ec_hf.data.sources import load_images
 from ec_hf.files import CARD, CONFIG, MANIFEST, ModelFolder, local_folder
 from ec_hf.models.loading import load_model
-from ec_hf.models.wrapping import OwnClassifier, classifier_for
+from ec_hf.models.own_network import OwnClassifier
+from ec_hf.models.wrapping import classifier_for
 from ec_hf.publishing.card import card
 from ec_hf.publishing.contents import unlearned_name
 from ec_hf.publishing.disclosure import DETAILS

@@ -20,8 +20,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATIO
 from ec_hf.data.columns import shown
 from ec_hf.files import ADAPTER_CONFIG, CONFIG, WEIGHTS, ModelFolder, first_line, local_folder
 from ec_hf.models.adapters import base_name, load_adapted, original_state
+from ec_hf.models.own_network import MODEL_TYPE, OwnClassifier
 from ec_hf.models.penultimate import classifier_of
-from ec_hf.models.wrapping import MODEL_TYPE, OwnClassifier
 
 __all__ = [
     "configured",

@@ -45,7 +45,7 @@ class SupervisionPoint:
         prefix: number of tokens before the patch tokens; 0 for maps.
         module: name of the module whose output it is; empty for hidden states and the penultimate layer.
         channels_last: whether that module gives maps as ``(batch, height, width, channels)``.
-        label: name of a hidden state, where the model gives its own ones names (`ec_hf.models.wrapping`).
+        label: name of a hidden state, where the model gives its own ones names (`ec_hf.models.own_network`).
     """
 
     index: int

@@ -16,8 +16,8 @@ from ec_hf.auditing.report import AuditReport, Measurement, ModelInfo
 from ec_hf.data.manifests import whole_class_count
 from ec_hf.files import ModelFolder
 from ec_hf.models.finish import UNREACHABLE
+from ec_hf.models.own_network import MODEL_TYPE
 from ec_hf.models.points import SupervisionPoint
-from ec_hf.models.wrapping import MODEL_TYPE
 from ec_hf.publishing.contents import (
     Contents,
     base_name,

@@ -34,7 +34,7 @@ from ec_hf.files import (
 )
 from ec_hf.models.finish import finished
 from ec_hf.models.heads import ECHeads
-from ec_hf.models.wrapping import MODEL_TYPE, OwnConfig
+from ec_hf.models.own_network import MODEL_TYPE, OwnConfig
 from ec_hf.publishing.card import card
 from ec_hf.publishing.disclosure import FIGURES_WITH_CLASSES, disclosed_manifest, disclosed_record, disclosed_report
 from ec_hf.publishing.pictures import drawing_without_text, text_of, without_text

@@ -11,7 +11,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ec_hf.auditing.report import SPLITS, AuditReport
-from ec_hf.models.wrapping import MODEL_TYPE
+from ec_hf.models.own_network import MODEL_TYPE
 from ec_hf.publishing.contents import Contents, dataset_name, deepest_layer, is_finite, unlearned_name
 from ec_hf.publishing.licenses import LICENSES
 from ec_hf.reporting.labels import metric_title, model_label

@@ -24,8 +24,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATIO
 
 from ec_hf import ECTrainer, ForgetRequest, audit, split
 from ec_hf.models.modules import blocks_of
+from ec_hf.models.own_network import OwnClassifier, logits_in
 from ec_hf.models.penultimate import Penultimate
-from ec_hf.models.wrapping import OwnClassifier, logits_in
 
 DEEPER = {
     "ViT": "vit.layers.2",
