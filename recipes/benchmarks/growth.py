@@ -28,6 +28,7 @@ import torch
 import transformers
 from datasets import ClassLabel, Dataset, Features, Image
 from PIL import Image as Pil
+from step import make_batch
 
 from ec_hf import Eraser, EraserConfig, ForgetRequest, audit, split
 
@@ -75,16 +76,7 @@ def step(classes: int, batch: int) -> Callable[[], Any]:
     config = EraserConfig(objective="delete", objective_kwargs={"retain_weight": 1.0}, calibrated=True)
     eraser = Eraser(model, config, forget_classes=forgotten(classes))
     eraser.heads_fitted = True
-    generator, half = torch.Generator().manual_seed(0), batch // 2
-    labels = [
-        torch.randint(low, high, (half,), generator=generator)
-        for low, high in ((0, classes // 10), (classes // 10, classes))
-    ]
-    paired = {
-        "pixel_values": torch.randn(batch, 3, SIDE, SIDE, generator=generator),
-        "labels": torch.cat(labels),
-        "num_forget": half,
-    }
+    paired = make_batch(SIDE, batch // 2, batch // 2, classes)
 
     def run() -> None:
         with eraser.attached():
