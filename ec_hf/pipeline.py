@@ -339,10 +339,11 @@ def _fit_for(config: ECConfig, data: ErasureData, original: Original) -> dict[st
     floor = retain_floor_for(config, data)
     if floor == config.retain_floor:
         return {}
-    why = f"on {len(data.held_out.evaluated['retain']):,} images, where some of a fall is chance, "
-    if (lead := lead_of_original(config, data, original.model, original.processor)) > 0:
-        floor = min(1.0, floor + lead)
-        why += f"and which the original was trained on, it names them {lead:.1%} better than test images, "
+    lead = lead_of_original(config, data, original.model, original.processor)
+    which = f" that the original was trained on and names {lead:.1%} better than test images" if lead else ""
+    floor = min(1.0, floor + lead)
+    count = len(data.held_out.evaluated["retain"])
+    why = f"on {count:,} images{which}, where some of a fall is chance, "
     PartialState().print(f"Retain accuracy may fall by {config.retain_floor:.1%}; {why}that is {floor:.1%}.")
     return {"retain_floor": floor}
 
