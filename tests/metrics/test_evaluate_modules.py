@@ -70,7 +70,8 @@ def scratch(tmp_path_factory):
     """Modules are copied here, and rows kept here, and not in the user's cache."""
     with pytest.MonkeyPatch.context() as patch:
         for name in [name for name in sys.modules if name.partition(".")[0] == "evaluate_modules"]:
-            patch.delitem(sys.modules, name)  # from a cache of another test
+            patch.delitem(sys.modules, name)  # from a cache of another test, whose folder is on the path as well
+        patch.setattr(sys, "path", [each for each in sys.path if not Path(each, "evaluate_modules").is_dir()])
         folder = str(tmp_path_factory.mktemp("evaluate"))
         patch.setattr(evaluate.config, "HF_METRICS_CACHE", folder)
         patch.setattr(evaluate.config, "HF_MODULES_CACHE", folder)
