@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -36,9 +37,11 @@ from ec_hf.publishing.disclosure import DETAILS
 from ec_hf.reporting.findings import Finding
 from ec_hf.reporting.verdict import findings
 from ec_hf.reporting.writing import write_audit
+from ec_hf.training.coming_back import NotComingBackError
 from ec_hf.training.config import ECConfig
 from ec_hf.training.heads_cache import HeadsCache, fitted_on
 from ec_hf.training.retain_floor import lead_of_original, retain_floor_for
+from ec_hf.training.rewinding import as_resumed, less_deep, with_base
 from ec_hf.training.trainer import ECTrainer
 
 __all__ = ["Erased", "Original", "erase", "images_of", "resolved"]
@@ -245,6 +248,8 @@ def erase(
     )
     state.print(data.summary())
     state.wait_for_everyone()  # no process writes before all have looked
+    name_of_model = original.model.config._name_or_path if original.by_name else None
+    config = with_base(config, original.model, name_of_model, original.history)
     config = replace(config, label_column=data.columns["label_column"], **_fit_for(config, data, original))
 
     if callable(retrained) and not isinstance(retrained, nn.Module):
@@ -356,16 +361,33 @@ def _erase(
     callbacks: Sequence[TrainerCallback],
 ) -> ECTrainer:
     """Erase from a copy of the original, and save it; fitted heads are kept for every later request."""
+    depth_is_chosen = "depth" in (config.objective_kwargs or {})
+    config = as_resumed(config)
     cache = HeadsCache(heads_cache) if heads_cache and not config.heads else None
     wanted = fitted_on(original.model, data.train, config) if cache else {}
     trainer = _trainer_for(original, config, data, heads=cache and cache.of(wanted), callbacks=callbacks)
-    trainer.on_record["evaluated"] = data.held_out.to_dict()
     if cache and not trainer.eraser.heads_fitted:
         trainer.fit_heads()
         if trainer.is_world_process_zero():
             cache.keep(trainer.heads, wanted)
-    name = config.resume_from_checkpoint
-    trainer.train(resume_from_checkpoint=True if name and name.lower() == "true" else name)
+    lost: Counter[str] = Counter()
+    while True:
+        trainer.on_record["evaluated"] = data.held_out.to_dict()
+        name = config.resume_from_checkpoint
+        try:
+            trainer.train(resume_from_checkpoint=True if name and name.lower() == "true" else name)
+            break
+        except NotComingBackError as error:
+            shallower = less_deep(config, depth_is_chosen)
+            if shallower is None:
+                raise
+            config = shallower
+            depth = config.objective_kwargs["depth"]  # type: ignore[index]
+            trainer.accelerator.print(f"{error}\nIt starts over with half the depth, {depth:g}.")
+            lost.update(trainer.images_seen())
+            trainer = _trainer_for(original, config, data, callbacks=callbacks)
+    for name, images in lost.items():
+        trainer.cost[f"{name}_images_seen"] += images
     trainer.save_model(_internal_call=True)  # it is pushed once it is audited
     return trainer
 

@@ -24,6 +24,7 @@ from ec_hf.reporting.labels import arrow
 from ec_hf.training import retain_floor
 
 FAST = {
+    "objective": "contrastive",
     "max_steps": 4,
     "heads_epochs": 1,
     "per_device_train_batch_size": 8,
@@ -459,7 +460,7 @@ def test_rewind_goes_back_to_the_base_model_of_the_command_unless_another_is_nam
         config = ECConfig(output_dir=str(tmp_path), use_cpu=True, **settings)
         return (rewound_to(name, config).objective_kwargs or {}).get("base")
 
-    assert base("me/base", preset="rewind") == "me/base"
-    assert base("me/base", preset="rewind", objective_kwargs={"base": "me/other"}) == "me/other"
+    assert base("me/base") == "me/base"
+    assert base("me/base", objective_kwargs={"base": "me/other"}) == "me/other"
     assert base("me/base", objective="delete") is None
-    assert base(None, preset="rewind") is None
+    assert base(None) is None

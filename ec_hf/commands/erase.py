@@ -51,8 +51,9 @@ class EraseArguments:
     )
     with_retrained: bool = flag("Also train a model on the retain set alone, the reference for forgetting.", False)
     base_model: str | None = flag(
-        "Pretrained network that your model was fine-tuned from: --preset rewind goes back to it, and the retrained "
-        "model of --with_retrained starts from it."
+        "Pretrained network that your model was fine-tuned from: erasing goes back to it where the objective is "
+        "rewind, and the retrained model of --with_retrained starts from it. Default: what the model's card names; "
+        "none for a model that was trained from new weights."
     )
     retrain_from: Literal["base", "new"] = flag(
         "With --with_retrained: base for --base_model, new for the model's architecture with new weights.", "base"
@@ -218,7 +219,8 @@ def reference_of(what: EraseArguments, config: ECConfig) -> Any:
     """
     if what.retrained_name_or_path or not what.with_retrained:
         return what.retrained_name_or_path
-    if what.retrain_from == "base" and not what.base_model and what.model_name_or_path:
+    base = None if (what.base_model or "none").lower() == "none" else what.base_model
+    if what.retrain_from == "base" and not base and what.model_name_or_path:
         raise UsageError(
             "--with_retrained trains a model without the forget set, and must know what your model was trained from. "
             "Give --base_model ID for a fine-tuned network, or --retrain_from new for one that was trained from "
@@ -227,7 +229,7 @@ def reference_of(what: EraseArguments, config: ECConfig) -> Any:
     given: dict[str, Any] = {"seed": config.seed, "use_cpu": config.use_cpu, "disable_tqdm": config.disable_tqdm}
     given |= read_settings(what.retrain_settings) if what.retrain_settings else {}
     if what.retrain_from == "base":
-        given["base_model"] = what.base_model
+        given["base_model"] = base
 
     from ec_hf.training.classifier import ClassifierConfig
 
@@ -251,7 +253,8 @@ def rewound_to(base: str | None, config: ECConfig) -> ECConfig:
     """The settings with the base model as what `rewind` goes back to, where they name no other."""
     if base is None or config.objective != "rewind":
         return config
-    return replace(config, objective_kwargs={"base": base, **(config.objective_kwargs or {})})  # type: ignore[dict-item]
+    named = None if base.lower() == "none" else base
+    return replace(config, objective_kwargs={"base": named, **(config.objective_kwargs or {})})  # type: ignore[dict-item]
 
 
 def new_folder(config: ECConfig, folders: str) -> str:
@@ -280,6 +283,14 @@ def _show(done: Any) -> None:
     print(f"What next: {what_next(done)}")
 
 
+MORE = (
+    "let more of the network start anew, with a larger depth or alpha in --objective_kwargs, or raise --ec_weight; a "
+    "fine-tuned network goes back to its --base_model"
+)
+LESS = "train longer, with --num_train_epochs, or let less of the network start anew, with a smaller alpha or depth"
+"""What to change after a rewind."""
+
+
 def what_next(done: Any) -> str:
     """What to change, or to do, after what the audit found.
 
@@ -296,15 +307,11 @@ def what_next(done: Any) -> str:
             )
         steps, enough = done.trainer.state.global_step, ECConfig.min_steps
         few = f"the run took {steps} steps and layers need {enough} or more, so " if steps < enough else ""
-        return (
-            f"too little was erased: {few}raise --max_steps, then --learning_rate or --ec_weight; or let a part of "
-            "the network start anew, by --preset rewind (with --base_model ID for a fine-tuned network)."
-        )
+        other = "raise --max_steps, then --learning_rate or --ec_weight; or leave out --objective"
+        return f"too little was erased: {few}{MORE if done.trainer.eraser.objective.renews else other}."
     if done.status == "over-erased":
-        return (
-            "more was erased than retraining would: lower --ec_weight or --max_steps, or aim at what retraining would "
-            "leave by --preset rewind (with --base_model ID for a fine-tuned network)."
-        )
+        other = "lower --ec_weight or --max_steps, or leave out --objective"
+        return f"more was erased than retraining would: {LESS if done.trainer.eraser.objective.renews else other}."
     if not referenced:
         return (
             "to know whether this is enough, compare with a model that never saw the images: --with_retrained "

@@ -24,7 +24,7 @@ CHECKED_IMAGES = 20_000
 224 and 3.1 ms for one of 500."""
 
 DEFAULTS: dict[str, Any] = {
-    "objective": "contrastive",
+    "objective": "rewind",
     "calibrated": False,
     "points": "auto",
     "contrast": "supcon",
@@ -41,6 +41,7 @@ DEFAULTS: dict[str, Any] = {
 TOGETHER = (("optim", "optim_args"), ("num_train_epochs", "max_steps", "forget_epochs"))
 """Settings that say one thing together: of a preset all of a group count, or none where the user names one."""
 PAPER: dict[str, Any] = {
+    "objective": "contrastive",
     "contrast": "csul",
     "temperature": 0.7,
     "detach_retain": False,
@@ -60,19 +61,19 @@ PAPER: dict[str, Any] = {
 and schedule of the paper are not public: those of the contrast are its authors' (arXiv 2401.10458: τ 0.7, 3 : 1 at a
 learning rate of 1e-3, here divided by 3 and multiplied by 3), weight decay and batch those of arXiv 2503.06991."""
 REWIND: dict[str, Any] = {
-    "objective": "rewind",
     "calibrated": True,
     "ec_weight": 0.1,
     "per_device_forget_batch_size": 32,
     "weight_decay": 0.05,
-    "learning_rate": 1e-3,
+    "learning_rate": None,
     "lr_scheduler_type": "cosine",
     "warmup_steps": 0.1,
+    "num_train_epochs": None,
     "retain_floor": 0.05,  # a fraction of a training does not bring new weights back to the last point
 }
 """What came nearest to retraining in `recipes/results/README.md`: the deep half starts anew, and calibrated EC erases
-below."""
-PRESETS = ("default", "paper", "published", "rewind")
+below. Two are None until the run knows model and data: see `ec_hf.training.learning_rate` and `RunLength`."""
+PRESETS = ("default", "paper", "published")
 
 
 def _inherited(name: str) -> Any:
@@ -100,15 +101,16 @@ class EraserConfig:
 
     objective: str = HfArg(
         default=None,
-        help="Host objective at the model's output: a registered name or package:Class. Default: contrastive.",
+        help="Host objective at the model's output: a registered name or package:Class. Default: rewind, and "
+        "contrastive with --preset paper.",
     )
     objective_kwargs: dict | str | None = HfArg(default=None, help="Settings of the host objective, as a JSON object.")
     preset: str = HfArg(
         default="default",
         help="What is taken for settings that are not given: 'published' for those of the objective's authors, its "
         "weights, optimiser, learning rate, batch and epochs, and no supervision points; 'paper' for EC as published; "
-        "'rewind' for a deep half that starts anew and EC below it, with the learning rate and a fifth or more of the "
-        "epochs of your model's training; 'default' for this package's own. A setting that is given always counts.",
+        "'default' for this package's own: with the objective rewind, a deep half that starts anew and calibrated EC "
+        "below it, or a way back to the base model. A setting that is given always counts.",
     )
     saliency: float | None = HfArg(
         default=None,
@@ -233,6 +235,8 @@ class ECConfig(EraserConfig, TrainingArguments):
         >>> config = ECConfig("out", max_steps=200, learning_rate=1e-3, calibrated=True, objective="delete")
         >>> config.points, config.retain_floor
         ('auto', 0.01)
+        >>> ECConfig("out").objective
+        'rewind'
     """
 
     _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "objective_kwargs"]  # noqa: RUF012 - no field there
@@ -275,8 +279,8 @@ class ECConfig(EraserConfig, TrainingArguments):
     )
     learning_rate: float = HfArg(
         default=None,
-        help="Peak learning rate. Small networks trained from scratch want what they were trained with. "
-        "Default: 1e-4.",
+        help="Peak learning rate. Small networks trained from scratch want what they were trained with. Default: "
+        "1e-4, and with the objective rewind what a range test on the retain set finds, ahead of the first step.",
     )
     per_device_train_batch_size: int = HfArg(default=None, help="Retain images a step and device. Default: 64.")
     warmup_steps: float = HfArg(default=None, help="Warm-up steps, or a share of the run when below 1. Default: 0.05.")
@@ -291,8 +295,8 @@ class ECConfig(EraserConfig, TrainingArguments):
     )
     num_train_epochs: float = HfArg(
         default=None,
-        help="Passes over the retain set. Of a small one these are few steps: see max_steps. "
-        f"Default: {_inherited('num_train_epochs')}.",
+        help="Passes over the retain set. Of a small one these are few steps: see max_steps. Default: "
+        f"{_inherited('num_train_epochs')}, and with the objective rewind at least 100 steps.",
     )
     max_steps: int = HfArg(default=None, help="Optimiser steps, in place of num_train_epochs. Default: -1, not given.")
     logging_steps: float = HfArg(default=10, help="Log every so many steps.")
@@ -313,7 +317,7 @@ class ECConfig(EraserConfig, TrainingArguments):
         _check_0_or_more(self, ("retain_floor", "min_steps"))
         if self.forget_epochs is not None:
             _check_above_0(self, ("forget_epochs",))
-        if math.isnan(self.learning_rate) or self.learning_rate < 0:
+        if self.learning_rate is not None and not 0 <= self.learning_rate < math.inf:
             raise ValueError(f"learning_rate={self.learning_rate}: expected 0 or more.")
         if self.forget_target is not None and math.isnan(self.forget_target):
             raise ValueError("forget_target=nan: expected a share such as 0.1, or a negative value to never stop.")
@@ -358,12 +362,10 @@ def _preset_settings(config: EraserConfig) -> dict[str, Any]:
     known = {each.name for each in fields(config)}
     if config.preset == "published":
         settings = {"points": [], **published_settings(config.objective or DEFAULTS["objective"])}
+    elif config.preset == "paper":
+        settings = PAPER
     else:
-        settings = dict({"paper": PAPER, "rewind": REWIND}.get(config.preset, {}))
-    if config.preset == "rewind" and config.objective not in (None, "rewind"):
-        raise ValueError(
-            f"preset='rewind' is of the objective rewind, not of {config.objective!r}: leave one of the two out."
-        )
+        settings = REWIND if config.objective in (None, "rewind") else {}
     return {name: value for name, value in settings.items() if name in known}
 
 

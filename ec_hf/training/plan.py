@@ -166,7 +166,10 @@ class RunPlan:
         changes = [
             _change(name, before[name], value)
             for name, value in mine["settings"].items()
-            if name in before and name not in FREE_TO_CHANGE and (before[name] or None) != (value or None)
+            if name in before
+            and name not in FREE_TO_CHANGE
+            and (before[name] or None) != (value or None)
+            and not (name == "learning_rate" and value is None)  # it is taken from the record
         ]
         changes += [
             _change(name, record[name], mine[name])

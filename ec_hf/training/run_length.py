@@ -10,6 +10,9 @@ from ec_hf.training.config import ECConfig
 
 __all__ = ["RunLength", "paired_sampler"]
 
+PASSES, LEAST_STEPS = 3, 100
+"""Length of a run that nobody names: passes over the retain set, and steps where that is small."""
+
 
 def paired_sampler(args: ECConfig, forget_rows: int, retain_rows: int, processes: int) -> PairedBatchSampler:
     """The sampler of a run's batches.
@@ -62,6 +65,8 @@ class RunLength:
             steps = math.ceil(args.forget_epochs * a_pass)
         elif args.max_steps > 0:
             steps = args.max_steps
+        elif args.num_train_epochs is None:
+            steps = max(PASSES * epoch, LEAST_STEPS)
         else:
             steps = math.ceil(args.num_train_epochs * epoch)
         return cls(steps, epoch, batches, accumulated, processes, batch)

@@ -53,13 +53,18 @@ class StoppingRule(TrainerCallback):
         self.lowered_from = min_steps if total_steps is not None and min_steps > total_steps else None
         self.min_steps = min_steps if self.lowered_from is None or total_steps is None else total_steps // 2
 
+    @property
+    def never_stops(self) -> bool:
+        """Whether the run goes on to its end, which alone is to be judged."""
+        return self.target is not None and self.target < 0
+
     def describe(self, watches: bool) -> str:
         """In words, when it stops a run.
 
         Args:
             watches: whether both accuracies, and those of the original, are evaluated; it cannot work without them.
         """
-        if self.target is not None and self.target < 0:
+        if self.never_stops:
             return "no stopping rule: the forget target is below 0"
         if not watches:
             return (
@@ -114,7 +119,7 @@ class StoppingRule(TrainerCallback):
             return control
         _, retain = accuracies(state.log_history)[state.global_step]
         if not good:
-            if state.is_world_process_zero:
+            if state.is_world_process_zero and not self.never_stops:
                 logger.warning(
                     f"Step {state.global_step}: retain accuracy {retain:.2%} is more than {self.floor:.2%} below the "
                     "original's. If it ends so, the last checkpoint from above that floor is put back. A lower "

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import nn
+from accelerate.utils import broadcast_object_list
+from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import ConcatDataset, Dataset
+from torch.utils.data import ConcatDataset, Dataset, Subset
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import TrainerState
@@ -20,6 +23,7 @@ from transformers.trainer_utils import TrainOutput
 
 from ec_hf.data.fingerprint import fingerprint
 from ec_hf.data.pairing import PairedDataset
+from ec_hf.files import RECORD, ModelFolder
 from ec_hf.models.adapters import merged
 from ec_hf.models.heads import ECHeads
 from ec_hf.models.inputs import collator_for
@@ -27,11 +31,13 @@ from ec_hf.models.loading import load_model, require_finite
 from ec_hf.models.wrapping import classifier_for
 from ec_hf.training.checkpoints import damage, last_whole
 from ec_hf.training.checks import check_model, check_sets, check_settings
+from ec_hf.training.coming_back import ComingBack
 from ec_hf.training.config import ECConfig
 from ec_hf.training.divergence import finite_loss, parts_without_gradient, require_finite_logits
 from ec_hf.training.eraser import Eraser
 from ec_hf.training.fitting import with_held_out
 from ec_hf.training.interruption import Interruption
+from ec_hf.training.learning_rate import BATCH, IMAGES, rate_of, tried_rates
 from ec_hf.training.loop import Loop
 from ec_hf.training.memory import explained_memory
 from ec_hf.training.paired_trainer import PairedTrainer
@@ -148,6 +154,8 @@ class ECTrainer(PairedTrainer):
         self.add_callback(ProgressTable())
         self.add_callback(self.stopping_rule)
         self.add_callback(self.interruption)
+        if self.eraser.objective.renews and self.total_steps() > 1:
+            self.add_callback(ComingBack(args.retain_floor, self.total_steps()))
         self.plan = self._plan()
         self.cost: dict[str, float] = {}
         self.on_record: dict[str, Any] = {}  # what whoever started the run adds to its record
@@ -242,6 +250,8 @@ class ECTrainer(PairedTrainer):
             self.accelerator.print(self.plan)
             start = time.perf_counter()
             self._prepare(evaluate=self.args.eval_on_start and not checkpoint)
+            if self.args.learning_rate is None and self.eraser.host.trains:
+                self._find_learning_rate(checkpoint)
             self.let_training_wrap_the_model()
             result = self._erase(checkpoint, **kwargs)
         require_finite("the model at the end of this run", self.model)
@@ -327,6 +337,32 @@ class ECTrainer(PairedTrainer):
             autocast=self.compute_loss_context_manager,
         )
 
+    def _find_learning_rate(self, checkpoint: str | None) -> None:
+        """Take the peak learning rate of the run that goes on, or find one; it goes on record."""
+        if checkpoint:
+            rate = ModelFolder(checkpoint).read(RECORD)["settings"]["learning_rate"]
+        else:
+            with torch.random.fork_rng(devices=[]):
+                torch.default_generator.manual_seed(self.args.seed)
+                rate = rate_of(tried_rates(self.model, self._few_retain_images(), self._optimizer_at))
+            (rate,) = broadcast_object_list([rate])
+            self.accelerator.print(f"learning rate {rate:g}, by a range test on {IMAGES} retain images")
+        self.args.learning_rate = rate
+        self.plan = replace(self.plan, settings={**self.plan.settings, "learning_rate": rate})
+
+    def _few_retain_images(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches for a range test, the same in every process; what is looked at is counted."""
+        data, rng = self.train_dataset, np.random.default_rng(self.args.seed)
+        rows = len(data.forget) + np.resize(rng.permutation(len(data.retain)), IMAGES)
+        for batch in self.loader(Subset(data, rows.tolist()), batch_size=BATCH):
+            self.images_looked_at["retain"] += len(batch["labels"])
+            yield batch["pixel_values"].to(self.args.device), batch["labels"].to(self.args.device)
+
+    def _optimizer_at(self, rate: float) -> torch.optim.Optimizer:
+        """The run's optimiser on the model's own parameters, at a rate."""
+        kind, settings = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+        return kind([each for each in self.model.parameters() if each.requires_grad], **settings | {"lr": rate})
+
     def _batch_of_rows(self, rows: list[int]) -> dict[str, Any]:
         return self.data_collator(self.train_dataset.__getitems__(rows))
 
@@ -404,6 +440,7 @@ def _own(args: ECConfig, forget: Any, retain: Any, *, evaluates: bool) -> ECConf
     args = copy.copy(args)
     if not evaluates:
         args.eval_strategy, args.eval_on_start = "no", False
-    if args.forget_epochs:
+    if args.forget_epochs or args.num_train_epochs is None:
         args.max_steps = RunLength.of(args, len(forget), len(retain), args.world_size).steps
+        args.num_train_epochs = 0.0
     return args

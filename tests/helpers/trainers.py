@@ -7,7 +7,7 @@ from helpers.models import make_images, make_model, make_processor
 
 
 def settings(folder, **kwargs):
-    """Few steps, no evaluation, deterministic."""
+    """Few steps of EC alone, no evaluation, deterministic."""
     defaults = {
         "output_dir": str(folder),
         "use_cpu": True,
@@ -23,7 +23,8 @@ def settings(folder, **kwargs):
         "min_steps": 0,
         "learning_rate": 1e-3,
     }
-    return ECConfig(**(defaults | kwargs))
+    objective = {} if "preset" in kwargs else {"objective": "contrastive"}
+    return ECConfig(**(defaults | objective | kwargs))
 
 
 def make_trainer(

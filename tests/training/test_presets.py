@@ -34,14 +34,23 @@ BEFORE_PRESETS = {
 
 
 @pytest.mark.parametrize("preset", [{}, {"preset": "default"}])
-def test_without_a_preset_settings_are_what_they_were(preset):
-    config, plain = ECConfig(**CPU, **preset), TrainingArguments(**CPU)
+def test_objectives_that_train_on_have_settings_of_a_fine_tuning(preset):
+    config, plain = ECConfig(**CPU, objective="contrastive", **preset), TrainingArguments(**CPU)
     assert {name: getattr(config, name) for name in BEFORE_PRESETS} == BEFORE_PRESETS
     for name in ("optim", "optim_args", "weight_decay", "max_grad_norm", "lr_scheduler_type", "num_train_epochs"):
         assert getattr(config, name) == getattr(plain, name), name
     assert config.max_steps == plain.max_steps == -1
     assert from_preset(config) == {}
     assert (EraserConfig(**preset).points, EraserConfig(**preset).contrast) == ("auto", "supcon")
+
+
+def test_without_an_objective_the_deep_part_starts_anew_and_rate_and_length_are_left_to_the_run():
+    config = ECConfig(**CPU)
+    assert (config.objective, config.calibrated, config.ec_weight, config.retain_floor) == ("rewind", True, 0.1, 0.05)
+    assert config.learning_rate is None and config.num_train_epochs is None
+    assert replace(config, seed=3).learning_rate is None
+    assert ECConfig(**CPU, objective="rewind").to_dict() == config.to_dict()
+    assert ECConfig(**CPU, max_steps=7, learning_rate=1e-3).learning_rate == 1e-3
 
 
 @pytest.mark.parametrize("name", sorted({*available()} - {"rewind", "undo"}))  # ours; of language models
@@ -144,20 +153,3 @@ def test_a_published_run_trains_by_the_published_optimiser(tmp_path):
     trainer.train()
     (group,) = [each for each in trainer.optimizer.param_groups if each["weight_decay"]]
     assert (group["lr"], group["momentum"], group["weight_decay"]) == (1e-4, 0.9, 5e-4)
-
-
-def test_the_preset_rewind_is_the_method_that_came_nearest_to_retraining():
-    config = ECConfig(**CPU, preset="rewind", learning_rate=3e-3, objective_kwargs={"depth": 0.25})
-    assert (config.objective, config.calibrated, config.ec_weight, config.points) == ("rewind", True, 0.1, "auto")
-    assert config.objective_kwargs == {"depth": 0.25}
-    assert (config.learning_rate, config.lr_scheduler_type, config.per_device_forget_batch_size) == (
-        3e-3,
-        "cosine",
-        32,
-    )
-    assert config.retain_floor == 0.05
-    plain = ECConfig(**CPU)
-    assert (plain.objective, plain.calibrated, plain.retain_floor) == ("contrastive", False, 0.01)
-    assert EraserConfig(preset="rewind").objective == "rewind"
-    with pytest.raises(ValueError, match="preset='rewind' is of the objective rewind"):
-        ECConfig(**CPU, preset="rewind", objective="delete")
