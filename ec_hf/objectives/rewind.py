@@ -36,9 +36,10 @@ class Rewind(Objective):
     points there.
 
     Batch norm follows the retain images, whatever `batch_norm` says, and no forget target stops the run, as the model
-    must come back to its accuracy first. The learning rate is that of a training, not of a fine-tuning. Held-out
-    images were in the original's training and are new to the rewound part: `ec_hf.erase` widens `retain_floor` by how
-    much better the original is on them than on test images; an `ECTrainer` knows no test images, so set it there.
+    must come back to its accuracy first. The learning rate is that of a training, not of a fine-tuning; where none is
+    given, a range test finds it (`ec_hf.training.learning_rate`). Held-out images were in the original's training and
+    are new to the rewound part: `ec_hf.erase` widens `retain_floor` by how much better the original is on them than on
+    test images; an `ECTrainer` knows no test images, so set it there.
 
     Source: re-initialised last layers as in EU-k (arXiv 2201.06640), α as in UNDO (arXiv 2506.06278), the blind
     teacher as in DELETE (arXiv 2503.23751), here on retain images.
