@@ -369,7 +369,8 @@ class Eraser:
         if not self.objective.trains or self.objective.from_scratch or self.objective.renews:
             raise ValueError(
                 f"objective {config.objective!r} edits the weights themselves, and with adapters these stay as they "
-                "are: choose an objective that trains, or give the model without adapters."
+                "are: choose an objective that trains, such as 'contrastive' or 'delete', or give the model without "
+                "adapters."
             )
         if config.batch_norm == "retain":
             raise ValueError(

@@ -76,7 +76,7 @@ def test_a_base_checkpoint_gives_its_weights_where_they_fit_and_new_ones_elsewhe
 def test_with_a_base_all_blocks_go_most_of_the_way_back_to_it_unless_said_otherwise(tmp_path):
     plain, based = get_objective("rewind"), get_objective("rewind", base="somewhere")
     assert (plain.depth, plain.alpha, plain.teacher_weight) == (0.5, 1.0, 2.0)
-    assert (based.depth, based.alpha, based.teacher_weight) == (1.0, 0.8, 1.0)
+    assert (based.depth, based.alpha, based.teacher_weight) == (1.0, 0.9, 1.0)
     assert (get_objective("rewind", base="somewhere", depth=0.25, alpha=1.0).depth) == 0.25
 
 
