@@ -19,7 +19,7 @@ __all__ = ["Rewind"]
 
 FROM_NEW_WEIGHTS = {"depth": 0.5, "alpha": 1.0, "teacher_weight": 2.0}
 FROM_A_BASE = {"depth": 1.0, "alpha": 0.9, "teacher_weight": 1.0}
-"""Chosen on MNIST-5k, and on two requests to a fine-tuned EfficientNet; `recipes/results/README.md` has other cases."""
+"""Chosen on MNIST-5k, and on two requests to a fine-tuned EfficientNet; other cases: `recipes/results/README.md`."""
 
 
 @dataclass

@@ -153,9 +153,9 @@ def _prepare(trainer: ECTrainer, batch: Mapping[str, Any]) -> None:
 
 
 def _optimizer(trainer: ECTrainer) -> torch.optim.Optimizer:
+    asked, trainer.args.learning_rate = trainer.args.learning_rate, 0.0
     optimizer = trainer.create_optimizer()
-    for group in optimizer.param_groups:
-        group["lr"] = 0.0
+    trainer.args.learning_rate = asked
     return optimizer
 
 

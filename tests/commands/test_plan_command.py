@@ -33,6 +33,7 @@ def settings(tmp_path_factory):
     chosen = {
         "model_name_or_path": str(folder / "model"),
         "dataset_name": str(folder / "data"),
+        "objective": "contrastive",
         "forget_random_classes": 2,
         "forget_seed": 1,
         "num_train_epochs": 2,
