@@ -45,7 +45,7 @@ TINY: dict[str, Callable[[], Any]] = {
 DELETE: dict[str, Any] = {"objective": "delete", "objective_kwargs": {"retain_weight": 1.0}, "cache_teacher": True}
 METHODS: dict[str, dict[str, Any] | None] = {
     "plain": None,
-    "EC": {},
+    "EC": {"objective": "contrastive"},
     "EC calibrated, teacher remembered": {**DELETE, "calibrated": True},
 }
 PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12, "T4": 65e12}

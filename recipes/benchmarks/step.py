@@ -54,7 +54,7 @@ SHAPES: dict[str, Callable[[int], Any]] = {
 """ViT-Ti/16; Swin-T, ConvNeXt-T and ResNet-50 in full depth and half width; and one for tests."""
 DELETE: dict[str, Any] = {"objective": "delete", "objective_kwargs": {"retain_weight": 1.0}}
 METHODS: dict[str, dict[str, Any]] = {
-    "EC": {},
+    "EC": {"objective": "contrastive"},
     "EC + delete, teacher asked": {**DELETE, "cache_teacher": False},
     "EC calibrated, teacher asked": {**DELETE, "calibrated": True, "cache_teacher": False},
     "EC calibrated, teacher remembered": {**DELETE, "calibrated": True, "cache_teacher": True},
@@ -261,7 +261,7 @@ def timed(module: Any, name: str, phase: str, into: dict[str, float]) -> Iterato
 def fitting(shape: str, side: int, size: int, repetitions: int) -> float:
     """What a pass of head fitting costs, by that of bare inference over the same images."""
     model, batches = make_model(shape, side), [make_batch(side, size, size)] * 3
-    settings = EraserConfig(heads_epochs=1)
+    settings = EraserConfig("contrastive", heads_epochs=1)
     eraser = Eraser(model, settings, image_shape=(3, side, side))
 
     @torch.inference_mode()

@@ -57,7 +57,7 @@ def erase(files: list[str], steps: int, every: int) -> list[float]:
     model = transformers.ViTForImageClassification(
         transformers.ViTConfig(image_size=SIDE, patch_size=8, num_labels=CLASSES, **sizes)
     )
-    eraser = Eraser(model, EraserConfig(), forget_classes=FORGOTTEN)
+    eraser = Eraser(model, EraserConfig("contrastive"), forget_classes=FORGOTTEN)
     eraser.heads_fitted = True
     stream = PairedStream(
         make_rows(200, FORGOTTEN, seed=10**6),

@@ -14,7 +14,7 @@ from ec_hf.auditing.report import AuditReport, Signal
 sys.path.insert(0, str(Path(__file__).parents[2] / "recipes"))
 import positions as recipe
 
-SETTINGS = {"use_cpu": True, "max_steps": 2, "heads_epochs": 1}
+SETTINGS = {"use_cpu": True, "max_steps": 2, "heads_epochs": 1, "learning_rate": 1e-3}
 
 
 def signal(metric, position):

@@ -86,7 +86,7 @@ def test_ec_vit_erases_compares_and_saves(erased, processes):
     report = AuditReport.load(out / "audit.json")
     assert {name: info.role for name, info in report.models.items()} == {
         "original": "original",
-        "EC": "unlearned",
+        "rewind + EC": "unlearned",
         "delete": "unlearned",
         "random_init": "floor",
     }
@@ -119,7 +119,7 @@ def test_a_request_file_with_rows_leaves_the_whole_test_set_to_retain(inputs, ru
     printed = run("ec_vit.py", tmp_path / "settings.yaml")
     report = AuditReport.load(tmp_path / "out" / "audit.json")
     assert {row.split for row in report.find("accuracy")} == {"forget_train", "retain_train", "retain_test"}
-    assert report.value("linear_cka", model="EC", split="forget_train", layer="hidden_states.4") is not None
+    assert report.value("linear_cka", model="rewind + EC", split="forget_train", layer="hidden_states.4") is not None
     assert "it needs eval_dataset" not in printed, "the forgotten rows themselves are evaluated"
 
 
@@ -157,7 +157,7 @@ def test_the_demonstration_is_left_out_where_model_or_data_are_named(inputs, run
     flags += ["--max_steps", "1", "--heads_epochs", "1", "--use_cpu", "--output_dir", tmp_path]
     run("ec_vit.py", *flags)
     settings = json.loads((tmp_path / "ec_config.json").read_text())["settings"]
-    assert (settings["objective"], settings["points"]) == ("contrastive", "auto")
+    assert (settings["objective"], settings["points"]) == ("rewind", "auto")
 
 
 def test_unknown_settings_in_a_file_are_refused(tmp_path):
