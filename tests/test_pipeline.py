@@ -430,6 +430,7 @@ def same_heads(a, b):
     ("status", "steps", "roles", "words"),
     [
         ("known", 6, [], "the run took 6 steps and layers need 100 or more, so raise --max_steps"),
+        ("known", 6, [], "compare with a model that never saw the images"),
         ("under-erased", 300, ["retrained"], "too little was erased: raise --max_steps"),
         ("over-erased", 300, ["retrained"], "lower --ec_weight"),
         ("unclear", 300, [], "--with_retrained --base_model ID"),
