@@ -74,7 +74,11 @@ NOT_JUDGED = (
     "this report was made by an older version of ec_hf; the model must be audited again to be judged"
 )
 NO_SIGNAL = "not judged: no signal was measured on this model"
-REST: dict[Kind, str] = {"intact": "the rest is intact", "hurt": "the rest has suffered"}
+REST: dict[Kind, str] = {
+    "intact": "the rest is intact",
+    "hidden loss": "the rest is named as often as before, yet less well than the original would without these classes",
+    "hurt": "the rest has suffered",
+}
 
 
 def findings(report: AuditReport) -> list[Finding]:

@@ -556,6 +556,23 @@ def test_a_finding_is_a_line_with_the_name_of_its_model_or_a_sentence():
     assert str(replace(finding, model=None, text="All is well.")) == "All is well."
 
 
+def masked(report, now, before):
+    """The report with these accuracies on retain test images where no model may answer with the forgotten classes."""
+    numbers = {"unlearned": now, "original": before}
+    added = [Measurement("accuracy_masked", model, value, split="retain_test") for model, value in numbers.items()]
+    others = [each for each in report.measurements if each.metric != "accuracy_masked"]
+    return replace(report, measurements=[*others, *added])
+
+
+def test_a_loss_that_answers_no_longer_given_make_up_for_is_told():
+    report = masked(alone(), now=0.846, before=0.871)
+    rest = found(report, "rest")
+    assert rest.kind == "hidden loss"
+    assert "it gets 84.6 % and the original 87.1 %, so that 2.5 points were lost on the kept classes" in rest.text
+    assert "the rest is intact" not in found(report, "summary").text
+    assert found(masked(alone(), now=0.86, before=0.871), "rest").kind == "intact"
+
+
 def kept(images=40, right=30, lost=0, gained=0):
     return RetainedClass(images, right, lost, gained)
 
