@@ -153,6 +153,15 @@ def test_a_new_head_has_other_weights_and_the_body_the_same(family, tmp_path):
         assert not torch.equal(layer.weight, old.get_submodule(name).weight)
 
 
+def test_a_reference_sees_images_as_the_model_does_that_it_is_compared_with(base, images, held_out, tmp_path):
+    (own := make_processor()).image_mean = [0.1, 0.2, 0.3]
+    like = make_model("ViT")
+    _, processor = train(tmp_path / "out", images, held_out, base_model=str(base), like=like, processor=own, **FAST)
+    assert load_model(tmp_path / "out")[1].image_mean == processor.image_mean == [0.1, 0.2, 0.3]
+    _, others = train(tmp_path / "alone", images, held_out, base_model=str(base), **FAST)
+    assert others.image_mean == make_processor().image_mean != [0.1, 0.2, 0.3]
+
+
 def test_a_base_model_that_is_not_there_is_told_before_training(images, held_out, tmp_path):
     with pytest.raises(FileNotFoundError, match="no folder"):
         train(tmp_path, images, held_out, base_model=str(tmp_path / "nowhere"), **FAST)
