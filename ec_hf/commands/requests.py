@@ -14,16 +14,10 @@ __all__ = ["RequestArguments", "read_request"]
 class RequestArguments:
     """The data, and what of it is forgotten."""
 
-    dataset_name: str | None = flag(
-        "Hub id, local folder (a subfolder of images for each class, parquet files, or what save_to_disk wrote), or "
-        "mnist5k, which comes with the package."
-    )
+    dataset_name: str | None = flag("Hub id, local folder, or mnist5k, which comes with the package.")
     dataset_config: str | None = flag("Name of a subset, where the dataset on the Hub has several.")
     forget_classes: list[str] | None = flag("Names or label ids of the classes to forget.")
-    forget_request: str | None = flag(
-        "JSON file that names classes, rows, ids or column filters, as in "
-        '{"ids": {"file_name": ["train/cat/7.jpg"]}} for a folder of images; replaces the classes.'
-    )
+    forget_request: str | None = flag('JSON file, as {"ids": {"file_name": ["cat/7.jpg"]}}; replaces the classes.')
     forget_classes_file: str | None = flag("Text file with a class name or label id a line; replaces the classes.")
     forget_random_classes: int | None = flag(
         "Draw so many classes at random, where none are named; the same ones for every command with the same seed."

@@ -65,6 +65,7 @@ RC: Any = {
     "svg.hashsalt": "ec_hf",  # the same report gives the same file
 }
 MAX_TICKS = 11
+LEGEND_CHARACTERS = 78  # of a legend's row, capitals among them
 PAGE_CHARACTERS = 84  # of tick labels that stand side by side across a page
 AXES = {
     "steps": "steps of training",
@@ -154,6 +155,7 @@ def draw_floor(report: AuditReport, axis: Axes, cell: Sequence[Measurement], spl
     line = [(x, max(values[layer])) for x, layer in enumerate(layers) if values[layer]]
     if line:
         axis.plot([x for x, _ in line], [y for _, y in line], label="unrelated features", **GUIDE)
+        axis.set_ylim(bottom=min(axis.get_ylim()[0], *(y - 0.03 for _, y in line)))
 
 
 def draw_chance(axis: Axes, cell: Iterable[Measurement]) -> None:
@@ -183,7 +185,7 @@ def draw_legend(figure: Figure, handles: Sequence[Any], labels: list[str], place
         starts = [sum(sizes[:k]) for k in range(columns)]
         return sum(max(map(len, labels[k : k + size])) + 7 for k, size in zip(starts, sizes, strict=True))
 
-    columns = next((n for n in range(len(labels), 1, -1) if width(n) <= 90), 1)
+    columns = next((n for n in range(len(labels), 1, -1) if width(n) <= LEGEND_CHARACTERS), 1)
     figure.legend(handles, labels, loc=place, ncols=columns, frameon=False, handlelength=2.8, columnspacing=1.2)
 
 

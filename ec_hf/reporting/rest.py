@@ -49,10 +49,13 @@ def _hidden_loss(report: AuditReport, name: str) -> str:
     """A loss that is made up for by answers that can no longer be wrong, in words; "" where there is none.
 
     Without the forgotten classes among the answers any model names more of the kept images, so that model and
-    original are compared with these answers taken from both.
+    original are compared with these answers taken from both. What retraining loses as well is no loss.
     """
-    mine, original = (report.value("accuracy_masked", model=each, split="retain_test") for each in (name, "original"))
-    if mine is None or original is None or original - mine <= RETAIN_LOSS:
+    models = (name, "original", *of_role(report, "retrained"))
+    mine, original, *retrained = (report.value("accuracy_masked", model=each, split="retain_test") for each in models)
+    if mine is None or original is None:
+        return ""
+    if min([original, *(each for each in retrained if each is not None)]) - mine <= RETAIN_LOSS:
         return ""
     return (
         f"but where neither may answer with the forgotten classes, it gets {percent(mine)} and the original "

@@ -17,7 +17,7 @@ from ec_hf.reporting.labels import (
     split_label,
     value_text,
 )
-from ec_hf.reporting.reading import of_role, signals_of
+from ec_hf.reporting.reading import apart, of_role, signals_of
 
 __all__ = ["Judgement", "blind_signals", "counts_text", "judgement", "ranking", "signal_findings"]
 
@@ -147,7 +147,27 @@ def blind_signals(report: AuditReport) -> Finding | None:
         "These signals do not tell the original from a retrained model on these images, and so say nothing about "
         f"forgetting here: {listed}."
     )
+    alone = dict.fromkeys(
+        f"{metric_title(each.metric)} ({split_label(each.split)}){_at_layers([each.layer] if each.layer else [])}"
+        for each in report.signals
+        if each.status == "blind" and _apart_alone(report, each)
+    )
+    if alone:
+        text += (
+            f" Looked at alone, {'; '.join(alone)} would: its intervals for the two do not meet. Of so many signals "
+            "one can do so by chance; more test images or more retrained models will show it."
+        )
     return Finding(None, "blind metrics", "blind", text)
+
+
+def _apart_alone(report: AuditReport, signal: Signal) -> bool:
+    """Whether the interval of the original meets none of the retrained models', on this signal by itself."""
+    where = {"split": signal.split, "layer": signal.layer, "note": signal.note}
+    models = ("original", *of_role(report, "retrained"))
+    found = [each for name in models for each in report.find(signal.metric, model=name, **where)]
+    if len(found) != len(models) or any(None in (each.value, each.low, each.high) for each in found):
+        return False
+    return all(apart(found[0], each) for each in found[1:])
 
 
 def ranking(report: AuditReport, names: Sequence[str]) -> Finding | None:
