@@ -45,7 +45,7 @@ OUTPUT_ON_ROWS: dict[Kind, str] = {
     "unclear": "at the output the forgotten rows are known no better than unseen images of their classes",
 }
 """The same where rows of kept classes were forgotten: the answer to an unseen image of the class is the target."""
-IN_ANSWERS_ONLY = "no longer named in its answers, but its scores still tell it apart"
+IN_ANSWERS_ONLY = "no longer named in its answers, but still told apart by its scores"
 LAYERS: dict[Kind, str] = {
     "kept": "the layers are close to what they were (superficial, unless those of a retrained model are as close)",
     "partly": "some of the layers are close to what they were",

@@ -592,6 +592,14 @@ def test_a_blind_signal_whose_intervals_do_not_meet_is_named():
     assert "Looked at alone" not in found(met, "blind metrics").text
 
 
+def test_scores_that_tell_the_class_of_a_forgotten_row_say_nothing_of_the_row():
+    report = superficial(alone())
+    assert "in its answers" in found(report, "summary").text
+    of_rows = replace(report, request={"classes": []})
+    assert found(of_rows, "scores") is None
+    assert "in its answers" not in found(of_rows, "summary").text
+
+
 def kept(images=40, right=30, lost=0, gained=0):
     return RetainedClass(images, right, lost, gained)
 
