@@ -133,31 +133,30 @@ def signal_findings(report: AuditReport, name: str) -> list[Finding]:
 
 def blind_signals(report: AuditReport) -> Finding | None:
     """The signals that do not tell the original from the retrained models, and so judge no model."""
-    layers: dict[str, list[str]] = {}
-    for each in report.signals:
-        if each.status == "blind":
-            note = f", {note_label(each.metric, each.note)}" if each.metric == "attack_area" else ""
-            places = layers.setdefault(f"{metric_title(each.metric)}{note} ({split_label(each.split)})", [])
-            if each.layer and each.layer not in places:
-                places.append(each.layer)
-    if not layers:
+    blind = [each for each in report.signals if each.status == "blind"]
+    if not blind:
         return None
-    listed = "; ".join(f"{what}{_at_layers(places)}" for what, places in layers.items())
     text = (
         "These signals do not tell the original from a retrained model on these images, and so say nothing about "
-        f"forgetting here: {listed}."
+        f"forgetting here: {_listed(blind)}."
     )
-    alone = dict.fromkeys(
-        f"{metric_title(each.metric)} ({split_label(each.split)}){_at_layers([each.layer] if each.layer else [])}"
-        for each in report.signals
-        if each.status == "blind" and _apart_alone(report, each)
-    )
-    if alone:
+    if alone := [each for each in blind if _apart_alone(report, each)]:
         text += (
-            f" Looked at alone, {'; '.join(alone)} would: its intervals for the two do not meet. Of so many signals "
-            "one can do so by chance; more test images or more retrained models will show it."
+            f" Looked at alone, these would, since their intervals for the two do not meet: {_listed(alone)}. Of so "
+            "many signals one can do so by chance; more test images or more retrained models will show it."
         )
     return Finding(None, "blind metrics", "blind", text)
+
+
+def _listed(signals: Sequence[Signal]) -> str:
+    """Signals by their metric, with the layers of each."""
+    layers: dict[str, list[str]] = {}
+    for each in signals:
+        note = f", {note_label(each.metric, each.note)}" if each.metric == "attack_area" else ""
+        places = layers.setdefault(f"{metric_title(each.metric)}{note} ({split_label(each.split)})", [])
+        if each.layer and each.layer not in places:
+            places.append(each.layer)
+    return "; ".join(f"{what}{_at_layers(places)}" for what, places in layers.items())
 
 
 def _apart_alone(report: AuditReport, signal: Signal) -> bool:

@@ -587,7 +587,8 @@ def test_a_blind_signal_whose_intervals_do_not_meet_is_named():
         for name, (low, high) in ends.items()
     ]
     report = replace(report, signals=[blind], measurements=[*report.measurements, *rows])
-    assert "Looked at alone, membership by loss (AUC) (forget train) would" in found(report, "blind metrics").text
+    text = found(report, "blind metrics").text
+    assert "Looked at alone, these would" in text and "do not meet: membership by loss (AUC) (forget train)." in text
     met = replace(report, measurements=[*report.measurements[:-1], replace(rows[1], high=0.7)])
     assert "Looked at alone" not in found(met, "blind metrics").text
 
