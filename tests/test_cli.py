@@ -179,7 +179,7 @@ def test_what_to_forget_is_asked_in_the_same_words_by_each_command(capsys):
             cli.main([command, "--help-all"])
         text = " ".join(capsys.readouterr().out.split())
         flags = ("--forget_classes_file", "--forget_request")
-        texts.append([text.partition(f" {name} {name[2:].upper()} ")[2][:80] for name in flags])
+        texts.append([text.partition(f" {name} {name[2:].upper()} ")[2][:65] for name in flags])
     assert all(each == texts[0] for each in texts) and all(texts[0])
 
 
