@@ -25,6 +25,7 @@ from ec_hf.commands.parsing import (
     parser_for,
     stdout_for_json,
 )
+from ec_hf.commands.requests import RequestArguments, read_request
 
 COMMANDS = {
     "erase": (
@@ -71,6 +72,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     module, function = COMMANDS[argv[0]][0].split(":")
     try:
         return getattr(import_module(module), function)(argv[1:]) or 0
+    except KeyboardInterrupt:
+        print(f"\nec-hf {argv[0]}: interrupted", file=sys.stderr)
+        return 130  # as a shell tells SIGINT
     except Exception as error:
         if os.environ.get("EC_HF_DEBUG"):
             raise
@@ -95,7 +99,7 @@ def _overview() -> str:
 
 
 @dataclass
-class AuditArguments:
+class AuditArguments(RequestArguments):
     """What `ec-hf audit` looks at."""
 
     original: str | None = flag("The model before unlearning: Hub id, local folder or timm name.")
@@ -104,13 +108,8 @@ class AuditArguments:
     shadows: list[str] | None = flag(
         "Other models trained without the forget set, and as in=ID with it, to attack membership with (LiRA)."
     )
-    dataset_name: str | None = flag("Hub id, local folder, or mnist5k, which comes with the package.")
-    dataset_config: str | None = flag("Name of a subset, where the dataset on the Hub has several.")
-    forget_classes: list[str] | None = flag("Class names or ids that were to be forgotten.")
-    forget_request: str | None = flag("JSON file with a ForgetRequest, in place of the classes.")
     image_column: str | None = flag("Column of the images, where there are several.")
     label_column: str | None = flag("Column of the labels, where there are several.")
-    id_column: str | None = flag("Column that identifies an image; its duplicates are forgotten together.")
     downstream_dataset: str | None = flag("Another labelled dataset, for k-NN on frozen features.")
     output_dir: str = flag("Where audit.json, report.html and figures/ go.", "audit")
     show_images: bool = flag("Show forgotten images in report.html: nearest neighbours, one row a model.", False)
@@ -166,12 +165,12 @@ def _audited(what: Any, settings: Any) -> tuple[Any, dict[str, Any]]:
     from ec_hf.command import public
     from ec_hf.data.columns import find_label_column
     from ec_hf.data.erasure import NO_TEST_SPLIT
-    from ec_hf.data.requests import ForgetRequest
     from ec_hf.data.sources import has_test_split, load_images, train_and_test
     from ec_hf.data.splitting import four_splits
+    from ec_hf.pipeline import resolved
 
-    request = ForgetRequest.load(what.forget_request) if what.forget_request else ForgetRequest(what.forget_classes)
     images = load_images(what.dataset_name, config=what.dataset_config)
+    request = resolved(read_request(what), images, what.label_column)
     train, test = train_and_test(images, label_column=what.label_column)
     splits = four_splits(train, test, request, label_column=what.label_column, id_column=what.id_column)
     report = audit(
@@ -217,10 +216,7 @@ def _check_audit(what: AuditArguments) -> None:
     written = ("audit.json", "report.html", "figures")
     if there := [name for name in written if (folder / name).is_file() or any((folder / name).glob("*"))]:
         raise FileExistsError(f"--output_dir {folder} holds {there[0]} already: name another folder, or move it away")
-    if bool(what.forget_classes) == bool(what.forget_request):
-        raise UsageError(
-            "say what was to be forgotten: either --forget_classes NAME ... or --forget_request FILE.json"
-        )
+    read_request(what)
 
 
 def _named(texts: Sequence[str]) -> str | dict[str, str]:

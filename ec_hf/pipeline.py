@@ -22,12 +22,14 @@ from ec_hf.auditing.settings import AuditSettings
 from ec_hf.auditing.subjects import info, retrained_by_name
 from ec_hf.command import public
 from ec_hf.data.class_lists import RandomClasses
+from ec_hf.data.columns import matched_by_order
 from ec_hf.data.erasure import ErasureData
 from ec_hf.data.holding_out import SHARE
 from ec_hf.data.manifests import earlier_manifests
 from ec_hf.data.requests import ForgetRequest
 from ec_hf.data.sources import load_images
 from ec_hf.files import CARD, CONFIG, MANIFEST, ModelFolder, local_folder
+from ec_hf.models.inputs import collator_for, preparation
 from ec_hf.models.loading import load_model
 from ec_hf.models.own_network import OwnClassifier
 from ec_hf.models.wrapping import classifier_for
@@ -246,7 +248,7 @@ def erase(
         label_column=config.label_column,
         id_column=id_column,
     )
-    state.print(data.summary())
+    state.print(data.summary(), *_taken_for_granted(original, data, config), sep="\n")
     state.wait_for_everyone()  # no process writes before all have looked
     name_of_model = original.model.config._name_or_path if original.by_name else None
     config = with_base(config, original.model, name_of_model, original.history)
@@ -337,6 +339,22 @@ def resolved(
     if isinstance(request, ForgetRequest):
         return request
     return request.among(images["train"] if "train" in images else next(iter(images.values())), label_column)
+
+
+def _taken_for_granted(original: Original, data: ErasureData, config: ECConfig) -> list[str]:
+    """Sentences on what only the user can check: which class is which, and how images are prepared."""
+    model, column = original.model, data.columns["label_column"]
+    collator = collator_for(
+        model, original.processor, {"train": data.train}, image_column=config.image_column, label_column=column
+    )
+    lines = [f"{preparation(collator, data.train[0])} See that your model was trained so."]
+    if pairs := matched_by_order(data.train, column, model.config.id2label or {}):
+        few = ", ".join([*(f"{old} is {new!r}" for old, new in list(pairs.items())[:10]), *["..."][: len(pairs) > 10]])
+        lines.append(
+            f"Model and data share no class name, so they are matched by their order: {few}. If your model was "
+            "trained with another order, name its labels in config.json (id2label, label2id)."
+        )
+    return lines
 
 
 def _fit_for(config: ECConfig, data: ErasureData, original: Original) -> dict[str, Any]:

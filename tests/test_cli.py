@@ -137,7 +137,50 @@ def test_an_abbreviated_flag_is_refused_as_its_value_could_not_be_hidden(flag):
         cli.parse(cli.AuditArguments, argv=[flag, "cat"])
 
 
+def test_a_misspelt_flag_is_told_the_one_that_was_meant(capsys):
+    assert cli.main(["audit", "--forget_class", "cat"]) == 2
+    assert "did you mean --forget_classes?" in capsys.readouterr().err
+    assert cli.main(["audit", "--nothing-like-it", "cat"]) == 2
+    assert "did you mean" not in capsys.readouterr().err
+
+
+def test_control_c_ends_with_a_line_and_the_exit_code_of_a_shell(monkeypatch, capsys):
+    def interrupted(argv):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "audit_command", interrupted)
+    assert cli.main(["audit"]) == 130
+    assert capsys.readouterr().err.strip() == "ec-hf audit: interrupted"
+
+
+@pytest.mark.parametrize("kind", ["forget_classes_file", "forget_random_classes"])
+def test_an_audit_takes_each_way_to_name_classes_that_an_erasure_takes(inputs, tmp_path, monkeypatch, kind):
+    (names := tmp_path / "names.txt").write_text("bee\n")
+    asked = {}
+
+    def recorded(original, unlearned, *, request, **rest):
+        asked["request"] = request
+        return AuditReport({}, {}, {})
+
+    monkeypatch.setattr("ec_hf.auditing.audit.audit", recorded)
+    monkeypatch.setattr("ec_hf.cli._write_and_show", lambda *args: None)
+    more = {kind: names if kind == "forget_classes_file" else 1, "forget_classes": None}
+    assert cli.main(["audit", *flags(inputs, tmp_path / "out", **more)]) == 0
+    assert len(asked["request"].classes) == 1
+
+
 # Help
+
+
+def test_what_to_forget_is_asked_in_the_same_words_by_each_command(capsys):
+    texts = []
+    for command in ("erase", "retrain", "audit", "plan"):
+        with pytest.raises(SystemExit):
+            cli.main([command, "--help-all"])
+        text = " ".join(capsys.readouterr().out.split())
+        flags = ("--forget_classes_file", "--forget_request")
+        texts.append([text.partition(f" {name} {name[2:].upper()} ")[2][:65] for name in flags])
+    assert all(each == texts[0] for each in texts) and all(texts[0])
 
 
 @pytest.mark.parametrize("command", ["erase", "retrain", "plan"])

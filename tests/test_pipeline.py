@@ -431,6 +431,7 @@ def same_heads(a, b):
     ("status", "steps", "roles", "words"),
     [
         ("known", 6, [], "the run took 6 steps and layers need 100 or more, so raise --max_steps"),
+        ("known", 6, [], "compare with a model that never saw the images"),
         ("under-erased", 300, ["retrained"], "too little was erased: raise --max_steps"),
         ("over-erased", 300, ["retrained"], "lower --ec_weight"),
         ("unclear", 300, [], "--with_retrained --base_model ID"),
@@ -440,16 +441,25 @@ def same_heads(a, b):
     ],
 )
 def test_the_command_ends_with_what_to_do_next(status, steps, roles, words):
+    assert words in what_next(ended(status, steps, roles))
+
+
+@pytest.mark.parametrize(
+    ("status", "words"), [("under-erased", "larger depth or alpha"), ("over-erased", "smaller alpha or depth")]
+)
+def test_what_to_do_next_after_a_rewind_is_to_rewind_more_or_less(status, words):
+    assert words in what_next(ended(status, 200, ["retrained"], renews=True))
+
+
+def ended(status, steps, roles, renews=False, put_back=None):
     models = {role: SimpleNamespace(role=role) for role in ["original", *roles]}
-    trainer = SimpleNamespace(state=SimpleNamespace(global_step=steps), put_back=None)
-    done = SimpleNamespace(status=status, report=SimpleNamespace(models=models), trainer=trainer, folder="out")
-    assert words in what_next(done)
+    eraser = SimpleNamespace(objective=SimpleNamespace(renews=renews))
+    trainer = SimpleNamespace(state=SimpleNamespace(global_step=steps), put_back=put_back, eraser=eraser)
+    return SimpleNamespace(status=status, report=SimpleNamespace(models=models), trainer=trainer, folder="out")
 
 
 def test_what_to_do_next_after_a_run_that_went_back_is_not_to_go_further():
-    trainer = SimpleNamespace(state=SimpleNamespace(global_step=36), put_back="out/checkpoint-12")
-    report = SimpleNamespace(models={"original": SimpleNamespace(role="original")})
-    advice = what_next(SimpleNamespace(status="known", report=report, trainer=trainer, folder="out"))
+    advice = what_next(ended("known", 36, [], put_back="out/checkpoint-12"))
     assert "out/checkpoint-12 was put back" in advice
     assert "raise --max_steps" not in advice
     assert "--retain_weight" in advice

@@ -109,7 +109,7 @@ def audit(
             {name: each.info for name, each in loaded.items()},
             given,
             {name: label_ids_of(part, collator, label_column) for name, part in given.items()},
-            model_class_names(loaded["original"].model),
+            model_class_names(loaded["original"].model, shown, label_column),
             chosen,
             request=request,
             downstream=halves,

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ec_hf.auditing.report import ModelInfo
-from ec_hf.data.columns import shown
+from ec_hf.data.columns import find_label_column, matched_by_order, shown
 from ec_hf.models.adapters import merged
 from ec_hf.models.inputs import ImageCollator, collator_for
 from ec_hf.models.loading import contents_hash, load_model, new_like
@@ -288,7 +288,7 @@ def subjects_of(
         points = [point for point in subjects[name].points if not point.is_penultimate]
         if pooling == "cls" and (bare := [point for point in points if not point.prefix]):
             raise ValueError(f"pooling='cls': {bare[0]} of {name!r} has no CLS token; use 'all' or 'mean'")
-    return subjects, _limits(subjects)
+    return subjects, [*_limits(subjects), *_names_that_do_not_tell(loaded["original"][0], filled, label_column)]
 
 
 def _subject(
@@ -315,6 +315,18 @@ def _subject(
     return Subject(model, collator, points, classifier, len(hidden), modules_at(model, states))
 
 
+def _names_that_do_not_tell(
+    model: PreTrainedModel, splits: Mapping[str, Dataset], label_column: str | None
+) -> list[str]:
+    """In words, that the classes of model and data go together by their order alone."""
+    part = next(iter(splits.values()))
+    if not isinstance(part, Dataset):
+        return []
+    if not matched_by_order(part, find_label_column(part, label_column), model.config.id2label or {}):
+        return []
+    return ["The model and the data share no class name, so that their classes were matched by their order."]
+
+
 def _limits(subjects: Mapping[str, Subject]) -> list[str]:
     """In words, what cannot be measured of the models, or not in the same way."""
     depths = {name: sum(not point.is_penultimate for point in each.points) for name, each in subjects.items()}
@@ -334,9 +346,20 @@ def _limits(subjects: Mapping[str, Subject]) -> list[str]:
     return notes
 
 
-def model_class_names(model: PreTrainedModel) -> list[str]:
-    """Names of a model's classes in the order of their label ids; a name that stands twice gets its id."""
+def model_class_names(
+    model: PreTrainedModel, images: Dataset | None = None, label_column: str | None = None
+) -> list[str]:
+    """Names of a model's classes in the order of their label ids; a name that stands twice gets its id.
+
+    Args:
+        model: the classifier.
+        images: data whose names stand in where the model has none of its own (LABEL_0, ...).
+        label_column: as for `find_label_column`.
+    """
     names = {int(k): str(name) for k, name in (model.config.id2label or {}).items()}
+    if isinstance(images, Dataset) and all(name == f"LABEL_{k}" for k, name in names.items()):
+        matched = matched_by_order(images, find_label_column(images, label_column), names)
+        names = {k: matched.get(name, name) for k, name in names.items()}
     often = Counter(names.values())
     return [names[k] if often[names[k]] == 1 else f"{names[k]} ({k})" for k in sorted(names)]
 

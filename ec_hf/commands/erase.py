@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from ec_hf.commands.judging import EXIT_CODE, FAIL_HELP, NOT_FORGOTTEN, passes
 from ec_hf.commands.parsing import JSON_HELP, UsageError, flag, parse, parser_for, read_settings, stdout_for_json
+from ec_hf.commands.requests import RequestArguments, read_request
 from ec_hf.files import PAGE
 from ec_hf.training.config import ECConfig
 
@@ -22,7 +23,6 @@ __all__ = [
     "EraseArguments",
     "erase_command",
     "erase_parser",
-    "read_request",
     "run",
 ]
 
@@ -30,19 +30,11 @@ UNNAMED = "trainer_output"  # what TrainingArguments calls the folder where none
 
 
 @dataclass
-class EraseArguments:
+class EraseArguments(RequestArguments):
     """What to forget, from which model and data, and what to compare with."""
 
     model_name_or_path: str | None = flag("Hub id, local folder or timm name of the model.")
     model_revision: str | None = flag("Branch, tag or commit of the model.")
-    dataset_name: str | None = flag("Hub id, local folder, or mnist5k, which comes with the package.")
-    dataset_config: str | None = flag("Name of a subset, where the dataset on the Hub has several.")
-    forget_classes: list[str] | None = flag("Class names or ids to forget.")
-    forget_request: str | None = flag("JSON file with a ForgetRequest; replaces the classes.")
-    forget_classes_file: str | None = flag("Text file with a class name or id a line; replaces the classes.")
-    forget_random_classes: int | None = flag("Draw so many classes at random, where none are named.")
-    forget_seed: int = flag("Seed of that draw.", 0)
-    id_column: str | None = flag("Column that identifies an image; its duplicates are forgotten together.")
     hold_out: float = flag(
         "Share of the training images, about 1,000 at most of each side, that decide when to stop; 0 to 0.5.", 0.1
     )
@@ -187,30 +179,6 @@ PASSED_ON = ("model_revision", "dataset_config", "id_column", "hold_out", "with_
 """Flags that are keywords of `ec_hf.erase`."""
 
 
-def read_request(what: Any) -> Any:
-    """What to forget, from a file or the class flags: a `ForgetRequest`, or `RandomClasses` to be drawn of the data.
-
-    Raises:
-        UsageError: nothing is given.
-        ValueError: the file is no request, or no list of classes.
-    """
-    from ec_hf.data.class_lists import RandomClasses, read_class_list
-    from ec_hf.data.requests import ForgetRequest
-
-    if what.forget_request:
-        return ForgetRequest.load(what.forget_request)
-    if what.forget_classes_file:
-        return read_class_list(what.forget_classes_file)
-    if what.forget_classes:
-        return ForgetRequest(classes=what.forget_classes)
-    if what.forget_random_classes is not None:
-        return RandomClasses(what.forget_random_classes, what.forget_seed)
-    raise UsageError(
-        "Say what to forget: --forget_classes NAME ..., --forget_classes_file FILE, --forget_random_classes N or "
-        "--forget_request FILE.json."
-    )
-
-
 def reference_of(what: EraseArguments, config: ECConfig) -> Any:
     """The retrained models that are named, or a function that trains them; None for none.
 
@@ -289,6 +257,10 @@ MORE = (
 )
 LESS = "train longer, with --num_train_epochs, or let less of the network start anew, with a smaller alpha or depth"
 """What to change after a rewind."""
+TO_KNOW = (
+    "to know whether this is enough, compare with a model that never saw the images: --with_retrained "
+    "--base_model ID, or ec-hf retrain."
+)
 
 
 def what_next(done: Any) -> str:
@@ -307,16 +279,15 @@ def what_next(done: Any) -> str:
             )
         steps, enough = done.trainer.state.global_step, ECConfig.min_steps
         few = f"the run took {steps} steps and layers need {enough} or more, so " if steps < enough else ""
-        other = "raise --max_steps, then --learning_rate or --ec_weight; or leave out --objective"
-        return f"too little was erased: {few}{MORE if done.trainer.eraser.objective.renews else other}."
+        first = "" if referenced else f"{TO_KNOW} If that model knows less than this one, "
+        other = "raise --max_steps and --min_steps, then --learning_rate or --ec_weight; or leave out --objective"
+        more = MORE if done.trainer.eraser.objective.renews else few + other
+        return f"{first}too little was erased: {more}."
     if done.status == "over-erased":
         other = "lower --ec_weight or --max_steps, or leave out --objective"
         return f"more was erased than retraining would: {LESS if done.trainer.eraser.objective.renews else other}."
     if not referenced:
-        return (
-            "to know whether this is enough, compare with a model that never saw the images: --with_retrained "
-            "--base_model ID, or ec-hf retrain."
-        )
+        return TO_KNOW
     if done.status == "as retrained":
         return f"ec-hf push {done.folder} NAME/REPOSITORY publishes it."
     return (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import sys
 from argparse import SUPPRESS, Action, ArgumentDefaultsHelpFormatter, ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Iterator, Mapping, Sequence
@@ -107,8 +108,19 @@ def parse(
             action.required = action.required and action.dest not in values
     *parsed, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
     if unknown:
-        raise UsageError(f"Some specified arguments are not used by this command: {unknown}; --help lists the flags.")
+        raise UsageError(
+            f"Some specified arguments are not used by this command: {unknown}{_meant(unknown, parser)}; "
+            "--help lists the flags."
+        )
     return tuple(parsed)
+
+
+def _meant(unknown: Sequence[str], parser: Any) -> str:
+    """The flags that come closest to those that are unknown, as a question."""
+    flags = [text for action in parser._actions for text in action.option_strings if "-" not in text.lstrip("-")]
+    wrong = [text.partition("=")[0].replace("-", "_").replace("__", "--", 1) for text in unknown if text[:2] == "--"]
+    close = [match for text in wrong for match in difflib.get_close_matches(text, flags, n=1, cutoff=0.8)]
+    return f" (did you mean {' '.join(close)}?)" if close else ""
 
 
 def _own_settings(path: str | Path, block: str | None) -> dict[str, Any]:

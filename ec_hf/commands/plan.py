@@ -9,8 +9,9 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ec_hf.commands.erase import OFTEN as ERASE_OFTEN
-from ec_hf.commands.erase import EraseArguments, read_request
+from ec_hf.commands.erase import EraseArguments
 from ec_hf.commands.parsing import UsageError, flag, parse, parser_for
+from ec_hf.commands.requests import read_request
 from ec_hf.training.config import ECConfig
 
 __all__ = ["OFTEN", "PlanArguments", "plan", "plan_command", "plan_parser"]

@@ -7,15 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from ec_hf.commands.erase import read_request
 from ec_hf.commands.parsing import JSON_HELP, UsageError, flag, parse, parser_for, stdout_for_json
+from ec_hf.commands.requests import RequestArguments, read_request
 from ec_hf.training.classifier import ClassifierConfig, train_seeds
 
 __all__ = ["OFTEN", "RetrainArguments", "retrain_command", "retrain_parser"]
 
 
 @dataclass
-class RetrainArguments:
+class RetrainArguments(RequestArguments):
     """Without what to train, and what from."""
 
     model_name_or_path: str | None = flag(
@@ -25,14 +25,6 @@ class RetrainArguments:
     retrain_from: Literal["base", "new"] = flag(
         "base for the pretrained weights of --base_model, new for the model's architecture with new weights.", "base"
     )
-    dataset_name: str | None = flag("Hub id, local folder, or mnist5k, which comes with the package.")
-    dataset_config: str | None = flag("Name of a subset, where the dataset on the Hub has several.")
-    forget_classes: list[str] | None = flag("Class names or ids to leave out.")
-    forget_request: str | None = flag("JSON file with a ForgetRequest; replaces the classes.")
-    forget_classes_file: str | None = flag("Text file with a class name or id a line; replaces the classes.")
-    forget_random_classes: int | None = flag("Draw so many classes at random, as ec-hf erase does with the same seed.")
-    forget_seed: int = flag("Seed of that draw.", 0)
-    id_column: str | None = flag("Column that identifies an image; its duplicates are left out together.")
     seeds: int = flag(
         "Train so many models, with the seeds from --seed on, into OUTPUT_DIR-1, OUTPUT_DIR-2 and so on; the spread "
         "of retrained models is the unit of an audit.",

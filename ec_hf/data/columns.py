@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 from datasets import ClassLabel, Dataset, Image
 
-__all__ = ["find_image_column", "find_label_column", "label_ids", "read_column"]
+__all__ = ["find_image_column", "find_label_column", "label_ids", "matched_by_order", "read_column"]
 
 LABEL_COLUMNS = ("label", "labels")
 IMAGE_COLUMNS = ("image", "img")
@@ -84,6 +84,21 @@ def label_ids(dataset: Dataset, label_column: str, id2label: Mapping[Any, str]) 
     if any(value not in model_names for value in names):
         raise ValueError(f"label ids beyond the model's {len(model_names)} labels: {both} do not fit")
     return None
+
+
+def matched_by_order(dataset: Dataset, label_column: str, id2label: Mapping[Any, str]) -> dict[str, str]:
+    """The names of model and data that go together by their order alone; empty where the names tell.
+
+    Args:
+        dataset: one split.
+        label_column: its label column; of plain integers the result is empty.
+        id2label: `model.config.id2label`.
+    """
+    names, model_names = class_names_of(dataset, label_column), {int(key): name for key, name in id2label.items()}
+    named = isinstance(dataset.features[label_column], ClassLabel)
+    if not named or label_ids(dataset, label_column, id2label) or _match_names(names, model_names)[0]:
+        return {}
+    return {model_names[value]: name for value, name in names.items() if value in model_names}
 
 
 def _match_names(

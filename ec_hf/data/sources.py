@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, load_dataset, load_from_disk
 from datasets.exceptions import DatasetNotFoundError
 from PIL import Image as PILImage
@@ -16,6 +17,8 @@ from ec_hf.data.sampling import held_out_rows
 from ec_hf.files import first_line, local_folder
 
 __all__ = ["has_test_split", "load_images", "mnist5k", "train_and_test"]
+
+FILE_NAME = "file_name"  # as metadata files of image folders call it
 
 TEST_SPLITS = ("test", "validation", "valid", "val")
 
@@ -28,6 +31,9 @@ def load_images(
     token: str | bool | None = None,
 ) -> DatasetDict:
     """An image dataset with its splits; a dataset without splits becomes "train".
+
+    A folder of image files also gets the column `file_name`: each image's path inside that folder, by which a request
+    names single files.
 
     Args:
         name_or_path: "mnist5k" (built in, needs no network), a Hub id, or a local folder: one that `save_to_disk`
@@ -48,8 +54,8 @@ def load_images(
         return data if isinstance(data, DatasetDict) else DatasetDict(train=data)
     source = str(folder or name_or_path)
     try:
-        return load_dataset(source, config, revision=revision, token=token)
-    except DatasetNotFoundError as error:
+        data = load_dataset(source, config, revision=revision, token=token)
+    except (ConnectionError, DatasetNotFoundError) as error:
         raise FileNotFoundError(
             f"no dataset {source!r}: it is no local folder, not the built-in 'mnist5k', and the Hub did not give it "
             f"({first_line(error)}). A private or gated dataset needs token=."
@@ -61,6 +67,26 @@ def load_images(
         ) from error
     except ValueError as error:
         raise ValueError(f"could not load {source!r} with config={config!r}: {error}") from error
+    return DatasetDict({name: with_file_names(split, folder) for name, split in data.items()}) if folder else data
+
+
+def with_file_names(dataset: Dataset, folder: Path) -> Dataset:
+    """The images with the column `file_name`, their paths inside the folder, with "/" between its parts.
+
+    A dataset that has such a column, or whose images do not all lie in the folder as files, is returned as it is.
+
+    Args:
+        dataset: one split, as `load_dataset` gives it.
+        folder: where it was loaded from.
+    """
+    columns = [name for name, feature in dataset.features.items() if isinstance(feature, Image)]
+    if FILE_NAME in dataset.column_names or len(columns) != 1 or not len(dataset):
+        return dataset
+    paths = pc.struct_field(read_column(dataset, columns[0]), "path")
+    inside = f"{folder.resolve().as_posix()}/"
+    if not pc.all(pc.starts_with(paths, inside).fill_null(False)).as_py():
+        return dataset
+    return dataset.add_column(FILE_NAME, pc.utf8_slice_codeunits(paths, len(inside)).combine_chunks())
 
 
 def train_and_test(

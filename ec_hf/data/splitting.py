@@ -219,8 +219,9 @@ def _label_values(dataset: Dataset, label_column: str, classes: Sequence[int | s
             value = int(value)
         if value not in names and not (may_be_absent and isinstance(value, str) == is_text(kind)):
             close = difflib.get_close_matches(str(entry), by_name, n=3, cutoff=0.5)
-            hint = f"close matches: {close}" if close else f"such as {shown(by_name)}"
-            raise ValueError(f"unknown class {entry!r}: {label_column!r} holds {len(names)} classes as {kind}; {hint}")
+            hint = f"close matches: {close}" if close else f"such as {shown(by_name, 20)}"
+            stored = "" if isinstance(dataset.features[label_column], ClassLabel) else f" as {kind}"
+            raise ValueError(f"unknown class {entry!r}: {label_column!r} holds {len(names)} classes{stored}; {hint}")
         values.append(value)
     return values
 

@@ -25,7 +25,7 @@ from ec_hf.data.columns import (
 )
 from ec_hf.models.points import image_shape
 
-__all__ = ["ImageCollator", "collator_for", "eight_bits", "label_ids_of", "normalisation"]
+__all__ = ["ImageCollator", "collator_for", "eight_bits", "label_ids_of", "normalisation", "preparation"]
 
 PIL_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
@@ -222,6 +222,22 @@ def _place(examples: Sequence[Mapping[str, Any]], place: int) -> str:
         return f"image {place} of the batch"
     row = examples[place]["paired_row"]
     return f"forget row {row}" if examples[place]["is_forget"] else f"row {row} of forget and retain set together"
+
+
+def preparation(collator: ImageCollator, example: Mapping[str, Any]) -> str:
+    """How images go into a model, in a sentence: their size, and by what their pixels are normalised.
+
+    Args:
+        collator: that of the model.
+        example: a row of the data.
+    """
+    channels, height, width = collator([example])["pixel_values"].shape[1:]
+    size = f"Images go into the model as {channels} x {height} x {width}"
+    known = normalisation(collator.processor)
+    if "pixel_values" in example or known is None:
+        return f"{size}."
+    mean, std = (" ".join(f"{value:.3g}" for value in values) for values in known)
+    return f"{size}, normalised by the mean {mean} and the standard deviation {std}, as its image processor says."
 
 
 def normalisation(processor: Any) -> tuple[tuple[float, ...], tuple[float, ...]] | None:

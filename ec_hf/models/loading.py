@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
+from transformers.utils import logging
 
 from ec_hf.data.columns import shown
 from ec_hf.files import ADAPTER_CONFIG, CONFIG, WEIGHTS, ModelFolder, first_line, local_folder
@@ -32,6 +34,23 @@ __all__ = [
     "require_finite",
     "weights_hash",
 ]
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Without warnings of transformers, which name what is expected here as if it were a fault."""
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+
+
+def _processor(source: str, **hub: Any) -> Any:
+    """The image processor of a model; a processor of timm always says that it lacks a backend."""
+    with _quietly():
+        return AutoImageProcessor.from_pretrained(source, **hub)
 
 
 def _near(name_or_path: str | Path) -> str:
@@ -96,7 +115,7 @@ def load_model(
         raise ValueError(f"the weights of {source!r} lack {', '.join(missing[:4])}, so they {headless}")
     require_finite(repr(source), model)
     try:
-        processor = AutoImageProcessor.from_pretrained(source, **hub)
+        processor = _processor(source, **hub)
     except (OSError, ValueError) as error:
         warnings.warn(
             f"no image processor for {source!r} ({first_line(error)}): save the one it was trained with beside it "
@@ -162,9 +181,10 @@ def load_with_new_head(
         raise OSError(f"no base model {str(name_or_path)!r}: {first_line(error)}") from error
     if type(config) not in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING:
         raise ValueError(f"base model {source!r} is a {config.model_type!r} model, which cannot classify images")
-    model, report = AutoModelForImageClassification.from_pretrained(
-        source, config=config, dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True, **hub
-    )
+    with _quietly():  # what is missing is looked at below
+        model, report = AutoModelForImageClassification.from_pretrained(
+            source, config=config, dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True, **hub
+        )
     lacking = {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
     head = classifier_of(model)
     body = [key for key in model.state_dict() if not any(key.startswith(f"{name}.") for name in head)]
@@ -176,7 +196,7 @@ def load_with_new_head(
         layer.reset_parameters()
     require_finite(repr(source), model)
     try:
-        return model, AutoImageProcessor.from_pretrained(source, **hub)
+        return model, _processor(source, **hub)
     except (OSError, ValueError):
         return model, None
 

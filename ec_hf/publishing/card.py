@@ -148,7 +148,7 @@ def context(contents: Contents, repo_id: str | None, licence: Mapping[str, str])
         "architecture": (config.get("architectures") or ["image classifier"])[0],
         "timm": config.get("model_type") == "timm_wrapper",
         "own": config.get("network") if config.get("model_type") == MODEL_TYPE else None,
-        "labels": len(config["id2label"]) if "id2label" in config else config.get("num_labels"),
+        "labels": _outputs(config),
         "base_model": record.get("base_model"),
         "revision": record.get("base_model_revision"),
         "licence": _licence_sentence(licence),
@@ -260,6 +260,13 @@ def _cell(each: Measurement | None) -> str:
     if each is None or not is_finite(each.value):
         return MISSING
     return f"{value_text(each.metric, each.value)} {interval_text(each)}".strip()
+
+
+def _outputs(config: Mapping[str, Any]) -> int | None:
+    """The number of a model's outputs, which configurations tell in several ways; None where they do not."""
+    if "id2label" in config:
+        return len(config["id2label"])
+    return config.get("num_labels", config.get("num_classes"))
 
 
 def _amount(manifest: Mapping[str, Any]) -> str:

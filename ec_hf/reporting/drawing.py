@@ -6,6 +6,7 @@ The figures themselves are in `ec_hf.reporting.figures`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ __all__ = [
     "RC",
     "STYLES",
     "WIDTH",
+    "crowded",
     "draw_attack",
     "draw_chance",
     "draw_curves",
@@ -63,6 +65,8 @@ RC: Any = {
     "svg.hashsalt": "ec_hf",  # the same report gives the same file
 }
 MAX_TICKS = 11
+LEGEND_CHARACTERS = 78  # of a legend's row, capitals among them
+PAGE_CHARACTERS = 84  # of tick labels that stand side by side across a page
 AXES = {
     "steps": "steps of training",
     "images a class": "images of each class",
@@ -113,7 +117,7 @@ def draw_curves(report: AuditReport, axis: Axes, cell: Sequence[Measurement]) ->
         ticks = [k for k in ticks if k <= len(layers) - 1 - step] + [len(layers) - 1]
     short = layer_labels(layers)
     labels = [short[k] for k in ticks]
-    set_ticks(axis, ticks, labels, slanted=sum(map(len, labels)) > 40)
+    set_ticks(axis, ticks, labels, slanted=crowded(axis, labels))
     hidden = all(layer.startswith("hidden_states.") or layer in LAST for layer in layers)
     axis.set_xlabel("hidden state, shallow to deep" if hidden else "layer, shallow to deep")
     axis.set_ylim(min([-0.03, *(each.value - 0.03 for each in cell if each.value is not None)]), 1.03)
@@ -151,6 +155,7 @@ def draw_floor(report: AuditReport, axis: Axes, cell: Sequence[Measurement], spl
     line = [(x, max(values[layer])) for x, layer in enumerate(layers) if values[layer]]
     if line:
         axis.plot([x for x, _ in line], [y for _, y in line], label="unrelated features", **GUIDE)
+        axis.set_ylim(bottom=min(axis.get_ylim()[0], *(y - 0.03 for _, y in line)))
 
 
 def draw_chance(axis: Axes, cell: Iterable[Measurement]) -> None:
@@ -175,10 +180,12 @@ def draw_legend(figure: Figure, handles: Sequence[Any], labels: list[str], place
     """A legend of as few rows as fit the width."""
 
     def width(columns: int) -> int:
-        rows = -(-len(labels) // columns)
-        return sum(max(map(len, labels[k : k + rows])) + 7 for k in range(0, len(labels), rows))
+        rows, longer = divmod(len(labels), columns)  # matplotlib gives a row more to the first columns
+        sizes = [rows + 1] * longer + [rows] * (columns - longer)
+        starts = [sum(sizes[:k]) for k in range(columns)]
+        return sum(max(map(len, labels[k : k + size])) + 7 for k, size in zip(starts, sizes, strict=True))
 
-    columns = next((n for n in range(len(labels), 1, -1) if width(n) <= 96), 1)
+    columns = next((n for n in range(len(labels), 1, -1) if width(n) <= LEGEND_CHARACTERS), 1)
     figure.legend(handles, labels, loc=place, ncols=columns, frameon=False, handlelength=2.8, columnspacing=1.2)
 
 
@@ -189,6 +196,13 @@ def set_ticks(axis: Axes, ticks: list[int], labels: list[str], slanted: bool) ->
         axis.tick_params(axis="x", rotation=40)
         for label in axis.get_xticklabels():
             label.set(ha="right", rotation_mode="anchor")
+
+
+def crowded(axis: Axes, labels: Sequence[str]) -> bool:
+    """Whether two evenly spaced labels that stand beside each other would touch."""
+    place = axis.get_subplotspec()
+    room = PAGE_CHARACTERS / (place.get_gridspec().ncols if place else 1) / max(len(labels), 1)
+    return any((len(a) + len(b)) / 2 + 1 > room for a, b in pairwise(labels))
 
 
 def style_of(report: AuditReport, name: str) -> dict[str, Any]:

@@ -44,6 +44,7 @@ Kind = (
         "not back",
         # of the rest
         "intact",
+        "hidden loss",
         "hurt",
         # of the audit itself
         "ranked",

@@ -72,7 +72,12 @@ def probe(report: AuditReport, name: str) -> Finding | None:
 
 
 def scores(report: AuditReport, name: str) -> Finding | None:
-    """Do the logits still tell the forgotten classes apart, though the model may name none of them?"""
+    """Do the logits still tell the forgotten classes apart, though the model may name none of them?
+
+    Of rows of kept classes this says nothing: a model that never saw them knows their classes too.
+    """
+    if not whole_classes(report):
+        return None
     split = forget_split(report, "linear_probe")
     where = {"split": split, "layer": "logits"}
     mine, original = (next(report.find("linear_probe", model=m, **where), None) for m in (name, "original"))

@@ -35,12 +35,32 @@ def rest(report: AuditReport, name: str) -> Finding | None:
         return Finding(name, "rest", "hurt", f"single classes have suffered: {lost}; of all, {numbers}.")
     if _rows_hurt(report, name):
         return Finding(name, "rest", "hurt", f"the classes of the forgotten rows have suffered: {numbers}.")
+    if hidden := _hidden_loss(report, name):
+        return Finding(name, "rest", "hidden loss", f"the rest is named as often as before: {numbers}; {hidden}.")
     stated = f"a loss of up to {limit} counts as none"
     if classes_can_tell(report, name):
         known = f"no single class has lost more than chance, as far as {_fewest(report, name)} images of one can tell"
         return Finding(name, "rest", "intact", f"the rest is intact: {numbers} ({stated}; {known}).")
     stated += ", and single classes can have lost more"
     return Finding(name, "rest", "intact", f"the rest is intact on average: {numbers} ({stated}).")
+
+
+def _hidden_loss(report: AuditReport, name: str) -> str:
+    """A loss that is made up for by answers that can no longer be wrong, in words; "" where there is none.
+
+    Without the forgotten classes among the answers any model names more of the kept images, so that model and
+    original are compared with these answers taken from both. What retraining loses as well is no loss.
+    """
+    models = (name, "original", *of_role(report, "retrained"))
+    mine, original, *retrained = (report.value("accuracy_masked", model=each, split="retain_test") for each in models)
+    if mine is None or original is None:
+        return ""
+    if min([original, *(each for each in retrained if each is not None)]) - mine <= RETAIN_LOSS:
+        return ""
+    return (
+        f"but where neither may answer with the forgotten classes, it gets {percent(mine)} and the original "
+        f"{percent(original)}, so that {100 * (original - mine):.1f} points were lost on the kept classes"
+    )
 
 
 def _classes_of_rows(report: AuditReport, name: str) -> str:

@@ -17,7 +17,7 @@ from ec_hf.reporting.labels import (
     split_label,
     value_text,
 )
-from ec_hf.reporting.reading import of_role, signals_of
+from ec_hf.reporting.reading import apart, of_role, signals_of
 
 __all__ = ["Judgement", "blind_signals", "counts_text", "judgement", "ranking", "signal_findings"]
 
@@ -133,21 +133,40 @@ def signal_findings(report: AuditReport, name: str) -> list[Finding]:
 
 def blind_signals(report: AuditReport) -> Finding | None:
     """The signals that do not tell the original from the retrained models, and so judge no model."""
-    layers: dict[str, list[str]] = {}
-    for each in report.signals:
-        if each.status == "blind":
-            note = f", {note_label(each.metric, each.note)}" if each.metric == "attack_area" else ""
-            places = layers.setdefault(f"{metric_title(each.metric)}{note} ({split_label(each.split)})", [])
-            if each.layer and each.layer not in places:
-                places.append(each.layer)
-    if not layers:
+    blind = [each for each in report.signals if each.status == "blind"]
+    if not blind:
         return None
-    listed = "; ".join(f"{what}{_at_layers(places)}" for what, places in layers.items())
     text = (
         "These signals do not tell the original from a retrained model on these images, and so say nothing about "
-        f"forgetting here: {listed}."
+        f"forgetting here: {_listed(blind)}."
     )
+    if alone := [each for each in blind if _apart_alone(report, each)]:
+        text += (
+            f" Looked at alone, these would, since their intervals for the two do not meet: {_listed(alone)}. Of so "
+            "many signals one can do so by chance; more test images or more retrained models will show it."
+        )
     return Finding(None, "blind metrics", "blind", text)
+
+
+def _listed(signals: Sequence[Signal]) -> str:
+    """Signals by their metric, with the layers of each."""
+    layers: dict[str, list[str]] = {}
+    for each in signals:
+        note = f", {note_label(each.metric, each.note)}" if each.metric == "attack_area" else ""
+        places = layers.setdefault(f"{metric_title(each.metric)}{note} ({split_label(each.split)})", [])
+        if each.layer and each.layer not in places:
+            places.append(each.layer)
+    return "; ".join(f"{what}{_at_layers(places)}" for what, places in layers.items())
+
+
+def _apart_alone(report: AuditReport, signal: Signal) -> bool:
+    """Whether the interval of the original meets none of the retrained models', on this signal by itself."""
+    where = {"split": signal.split, "layer": signal.layer, "note": signal.note}
+    models = ("original", *of_role(report, "retrained"))
+    found = [each for name in models for each in report.find(signal.metric, model=name, **where)]
+    if len(found) != len(models) or any(None in (each.value, each.low, each.high) for each in found):
+        return False
+    return all(apart(found[0], each) for each in found[1:])
 
 
 def ranking(report: AuditReport, names: Sequence[str]) -> Finding | None:

@@ -45,9 +45,9 @@ OUTPUT_ON_ROWS: dict[Kind, str] = {
     "unclear": "at the output the forgotten rows are known no better than unseen images of their classes",
 }
 """The same where rows of kept classes were forgotten: the answer to an unseen image of the class is the target."""
-IN_ANSWERS_ONLY = "no longer named in its answers, but still known in its scores"
+IN_ANSWERS_ONLY = "no longer named in its answers, but still told apart by its scores"
 LAYERS: dict[Kind, str] = {
-    "kept": "the layers are close to what they were (superficial)",
+    "kept": "the layers are close to what they were (superficial, unless those of a retrained model are as close)",
     "partly": "some of the layers are close to what they were",
     "moved": "the layers have changed",
     "blind": "what the layers know cannot be told on this data",
@@ -74,7 +74,11 @@ NOT_JUDGED = (
     "this report was made by an older version of ec_hf; the model must be audited again to be judged"
 )
 NO_SIGNAL = "not judged: no signal was measured on this model"
-REST: dict[Kind, str] = {"intact": "the rest is intact", "hurt": "the rest has suffered"}
+REST: dict[Kind, str] = {
+    "intact": "the rest is intact",
+    "hidden loss": "the rest is named as often as before, yet less well than the original would without these classes",
+    "hurt": "the rest has suffered",
+}
 
 
 def findings(report: AuditReport) -> list[Finding]:

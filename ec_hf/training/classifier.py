@@ -109,7 +109,7 @@ def train_classifier(
         eval_dataset: the same, to measure on.
         like: a model whose classes the new one has, in the same order. Without a base model, its architecture with
             new weights is where training starts, in place of `config.architecture`.
-        processor: image processor of `like`.
+        processor: image processor of `like`; a base model of the same architecture gets it too.
 
     Returns:
         The model in evaluation mode, and its processor; None where the data holds `pixel_values`.
@@ -265,12 +265,25 @@ def _start(
 ) -> tuple[PreTrainedModel, Any]:
     """The model as it is before training, and its image processor."""
     if config.base_model:
-        return load_with_new_head(config.base_model, names)
+        return _as_prepared_for(like, processor, *load_with_new_head(config.base_model, names))
     if like is not None:
         return new_like(like), processor
     # Gray images become RGB ones: pipelines and the Hub's widget hand RGB to every model.
     channels, *sides = (3, *first.size) if isinstance(first, Image) else torch.as_tensor(first).shape
     return build(config.architecture, min(*sides, 224), channels, names)
+
+
+def _as_prepared_for(
+    like: PreTrainedModel | None, processor: Any, model: PreTrainedModel, its_own: Any
+) -> tuple[PreTrainedModel, Any]:
+    """A base model with the image processor of the model fine-tuned from it, which sees images in that way."""
+    if type(like) is not type(model) or not hasattr(processor, "save_pretrained"):
+        return model, its_own
+    if hasattr(like.config, "pretrained_cfg"):  # where timm's processors are saved
+        if getattr(like.config, "architecture", None) != getattr(model.config, "architecture", None):
+            return model, its_own
+        model.config.pretrained_cfg = like.config.pretrained_cfg
+    return model, processor
 
 
 def _is_gray(first: Any) -> bool:

@@ -35,10 +35,12 @@ class ProgressTable(TrainerCallback):
         self._began: tuple[float, int] | None = None
         self._loss: float | None = None
         self._shown: set[int] = set()
+        self._titled = False
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Start the clock, and the bar."""
         self._began = time.monotonic(), state.global_step
+        self._titled = False  # other lines were printed since the original was evaluated
         console = self._console()
         if state.is_world_process_zero and console.is_terminal and not args.disable_tqdm:
             self._bar = Progress(
@@ -80,8 +82,9 @@ class ProgressTable(TrainerCallback):
         if not state.is_world_process_zero or step in self._shown:
             return
         console = self._console() if self._bar is None else self._bar.console
-        if not self._shown:
+        if not self._titled:
             console.print(_line(TITLES), markup=False)
+            self._titled = True
         self._shown.add(step)
         shares = ("", "") if both is None else tuple(f"{share:.1%}" for share in both)
         loss = "" if self._loss is None or not step else f"{self._loss:.3f}"

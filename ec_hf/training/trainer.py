@@ -211,6 +211,10 @@ class ECTrainer(PairedTrainer):
         generator = torch.Generator().manual_seed(args.seed)
         loader = self.loader(images, batch_size=size, shuffle=True, generator=generator)
         held_out = None if left_out is None else self.accelerator.prepare(self.loader(left_out, batch_size=size))
+        points = len(self.eraser.points)
+        if points:
+            passes = f"in at most {args.heads_epochs} passes over {len(images):,} images"  # type: ignore[arg-type]
+            self.accelerator.print(f"Fitting {points} EC heads on the frozen original, {passes}")
         accuracies = self.eraser.fit_heads(self.accelerator.prepare(loader), self.accelerator, held_out=held_out)
         for point in self.eraser.points:
             self.accelerator.print(f"EC head at {point}: accuracy {accuracies[point.name]:.1%}")

@@ -745,6 +745,15 @@ def test_each_kept_class_is_told_beside_the_original(whole):
     assert AuditReport.from_dict(whole.report.to_dict()).retained == retained
 
 
+def test_a_model_without_names_of_its_own_has_those_of_the_data():
+    model, images = make_model("ViT"), make_images(10)
+    own = model_class_names(model)
+    assert model_class_names(model, images) == own
+    model.config.id2label = {k: f"LABEL_{k}" for k in range(len(own))}
+    assert model_class_names(model, images) == images.features["label"].names
+    assert model_class_names(model) == ["LABEL_0", "LABEL_1", "LABEL_2", "LABEL_3", "LABEL_4"]
+
+
 def test_classes_of_one_name_are_told_apart():
     model = make_model("ViT")
     model.config.id2label = {**model.config.id2label, 3: model.config.id2label[0]}

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from datasets import ClassLabel, Dataset, Features, Image, Value
 
-from ec_hf.data.columns import find_image_column, find_label_column, label_ids
+from ec_hf.data.columns import find_image_column, find_label_column, label_ids, matched_by_order
 
 # --- finding columns ---------------------------------------------------------------------------------------------
 
@@ -108,3 +108,13 @@ def test_labels_that_do_not_fit_the_model_are_refused_with_both_sides(labels, mo
 def test_labels_of_another_type_are_refused():
     with pytest.raises(TypeError, match="ClassLabel, integers or text"):
         label_ids(Dataset.from_dict({"label": [0.5]}), "label", {0: "a"})
+
+
+def test_classes_that_go_together_by_their_order_alone_are_told():
+    data = Dataset.from_dict({"label": [0, 1]}, features=Features({"label": ClassLabel(names=["cat", "dog"])}))
+    assert matched_by_order(data, "label", {0: "LABEL_0", 1: "LABEL_1"}) == {"LABEL_0": "cat", "LABEL_1": "dog"}
+    assert matched_by_order(data, "label", {"0": "Katze", "1": "Hund"}) == {"Katze": "cat", "Hund": "dog"}
+    assert matched_by_order(data, "label", {0: "cat", 1: "dog"}) == {}
+    assert matched_by_order(data, "label", {0: "dog", 1: "cat"}) == {}
+    plain = Dataset.from_dict({"label": [0, 1]})
+    assert matched_by_order(plain, "label", {0: "LABEL_0", 1: "LABEL_1"}) == {}

@@ -20,6 +20,8 @@ from transformers import (
     ViTModel,
 )
 
+from ec_hf import ForgetRequest
+from ec_hf import split as cut
 from ec_hf.data.sources import load_images, mnist5k, train_and_test
 from ec_hf.models.loading import load_model
 
@@ -132,6 +134,7 @@ def test_hub_and_timm_names_load_from_the_hub_with_their_commit(vit_folder, tmp_
         (cached.parent / "snapshots").mkdir()
         (cached.parent / "snapshots" / commit).symlink_to(folder)
     script = """
+from ec_hf import ForgetRequest, split
 from ec_hf.data.sources import load_images
 from ec_hf.models.loading import load_model
 for name in ("some/vit", "test_vit", "test_vit.r160_in1k", "timm/test_vit"):
@@ -209,6 +212,34 @@ def test_an_imagefolder_gives_class_names(tmp_path, no_shared_cache):
             Image.new("RGB", (4, 4)).save(folder / "1.png")
     data = load_images(tmp_path / "pets")
     assert set(data) == {"train", "test"} and data["train"].features["label"].names == ["cat", "dog"]
+
+
+def test_images_of_a_folder_are_named_by_their_path_inside_it(tmp_path, no_shared_cache, monkeypatch):
+    names = ["train/cat/a b.png", "train/cat/c.png", "train/dog/März.png"]
+    for name in names:
+        (file := tmp_path / "pets" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 4)).save(file)
+    data = load_images(tmp_path / "pets")["train"]
+    assert sorted(data["file_name"]) == names
+    parts = cut(data, ForgetRequest(ids={"file_name": ["train/dog/März.png"]}))
+    assert parts["forget"]["file_name"][:] == ["train/dog/März.png"] and len(parts["retain"]) == 2
+    monkeypatch.chdir(tmp_path)
+    assert sorted(load_images("pets")["train"]["file_name"]) == names
+
+
+def test_images_that_are_no_files_get_no_names(digits, tmp_path, no_shared_cache):
+    (folder := tmp_path / "parquet").mkdir()
+    digits["test"].select(range(3)).to_parquet(folder / "train.parquet")
+    assert "file_name" not in load_images(folder)["train"].column_names
+
+
+def test_a_name_that_is_neither_a_folder_nor_on_the_hub_is_told_so(monkeypatch):
+    def unreachable(*args, **kwargs):
+        raise ConnectionError("Couldn't reach 'pets' on the Hub")
+
+    monkeypatch.setattr("ec_hf.data.sources.load_dataset", unreachable)
+    with pytest.raises(FileNotFoundError, match="no dataset 'pets': it is no local folder"):
+        load_images("pets")
 
 
 def test_a_folder_without_data_and_a_missing_subset_are_refused(digits, tmp_path, no_shared_cache):

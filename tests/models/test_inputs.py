@@ -9,7 +9,7 @@ from PIL import Image as PILImage
 from transformers import ViTImageProcessor, ViTImageProcessorPil
 from transformers.models.timm_wrapper.image_processing_timm_wrapper import TimmWrapperImageProcessor
 
-from ec_hf.models.inputs import ImageCollator, collator_for, label_ids_of, normalisation
+from ec_hf.models.inputs import ImageCollator, collator_for, label_ids_of, normalisation, preparation
 
 PROCESSORS = {
     "torchvision": ViTImageProcessor(size={"height": 8, "width": 8}),
@@ -173,3 +173,15 @@ def test_how_a_processor_normalises_is_read_off_it():
     values = plain([image], return_tensors="pt")["pixel_values"][0, :, 0, 0]
     means, stds = (torch.tensor(each) for each in normalisation(plain))
     torch.testing.assert_close(values * stds + means, torch.full((3,), 51 / 255), rtol=1e-4, atol=1e-4)
+
+
+def test_how_images_go_into_a_model_is_told_in_a_sentence():
+    processor = ViTImageProcessor(size={"height": 24, "width": 32}, image_mean=[0.485] * 3, image_std=[0.2] * 3)
+    collator = ImageCollator(processor, num_channels=3)
+    example = {"image": PILImage.new("L", (50, 40)), "label": 0}
+    assert preparation(collator, example) == (
+        "Images go into the model as 3 x 24 x 32, normalised by the mean 0.485 0.485 0.485 and the standard deviation "
+        "0.2 0.2 0.2, as its image processor says."
+    )
+    ready = {"pixel_values": torch.zeros(1, 8, 8), "label": 0}
+    assert preparation(ImageCollator(), ready) == "Images go into the model as 1 x 8 x 8."

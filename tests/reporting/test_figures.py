@@ -13,7 +13,7 @@ from matplotlib.text import Text
 from PIL import Image
 
 from ec_hf import AuditReport
-from ec_hf.reporting.drawing import render
+from ec_hf.reporting.drawing import crowded, draw_legend, new_axes, render, set_ticks
 from ec_hf.reporting.figures import CAPTIONS, draw, save_figures
 from ec_hf.reporting.labels import layer_labels
 
@@ -237,3 +237,25 @@ def test_layers_lose_in_figures_what_all_of_their_names_begin_with():
     blocks = [f"resnet.encoder.stages.{stage}.layers.0" for stage in (2, 3)]
     assert layer_labels([*blocks, "penultimate", "logits"]) == ["2.layers.0", "3.layers.0", "penultimate", "logits"]
     assert layer_labels(["hidden_states.0", blocks[0], "logits"]) == ["0", blocks[0], "logits"]
+
+
+@pytest.mark.parametrize("columns", [1, 2, 3])
+def test_names_of_layers_that_would_touch_are_slanted(columns):
+    layers = [*map(str, range(5)), "penultimate", "logits"]
+    figure, axes = new_axes(1, columns, height=2.5)
+    for axis in axes[0]:
+        axis.plot(range(len(layers)))
+        set_ticks(axis, list(range(len(layers))), layers, slanted=crowded(axis, layers))
+    assert overlaps(figure) == []
+    assert crowded(axes[0][0], layers) == (columns > 1)
+
+
+@pytest.mark.parametrize("count", [3, 8, 12, 17])
+def test_a_legend_lies_inside_its_figure(count):
+    figure, axes = new_axes(1, 2, height=2.5)
+    labels = ["forgotten: LABEL_4", *(f"LABEL_{k}" for k in range(1, count))]
+    handles = [axes[0][0].plot([0, 1], label=label)[0] for label in labels]
+    draw_legend(figure, handles, labels, "outside lower center")
+    figure.draw_without_rendering()
+    box = figure.legends[0].get_window_extent(FigureCanvasAgg(figure).get_renderer())
+    assert box.x0 >= 0 and box.x1 <= figure.bbox.x1

@@ -556,6 +556,51 @@ def test_a_finding_is_a_line_with_the_name_of_its_model_or_a_sentence():
     assert str(replace(finding, model=None, text="All is well.")) == "All is well."
 
 
+def masked(report, **accuracies):
+    """The report with these accuracies on retain test images where no model may answer with the forgotten classes."""
+    added = [Measurement("accuracy_masked", model, value, split="retain_test") for model, value in accuracies.items()]
+    others = [each for each in report.measurements if each.metric != "accuracy_masked"]
+    return replace(report, measurements=[*others, *added])
+
+
+def test_a_loss_that_answers_no_longer_given_make_up_for_is_told():
+    report = masked(alone(), unlearned=0.846, original=0.871)
+    rest = found(report, "rest")
+    assert rest.kind == "hidden loss"
+    assert "it gets 84.6 % and the original 87.1 %, so that 2.5 points were lost on the kept classes" in rest.text
+    assert "the rest is intact" not in found(report, "summary").text
+    assert found(masked(alone(), unlearned=0.86, original=0.871), "rest").kind == "intact"
+
+
+def test_what_retraining_loses_as_well_is_no_loss():
+    accuracies = {"unlearned": 0.846, "original": 0.871}
+    assert found(masked(report_of(), **accuracies, retrained=0.857), "rest").kind == "intact"
+    assert found(masked(report_of(), **accuracies, retrained=0.875), "rest").kind == "hidden loss"
+
+
+def test_a_blind_signal_whose_intervals_do_not_meet_is_named():
+    blind = Signal("mia_loss", "unlearned", "forget_train", None, 0.8, 0.77, [0.5], None, None, None, "blind", 50)
+    report = without(report_of(), "mia_loss")
+    ends = {"original": (0.68, 0.85), "retrained": (0.38, 0.6)}
+    rows = [
+        Measurement("mia_loss", name, (low + high) / 2, split="forget_train", low=low, high=high)
+        for name, (low, high) in ends.items()
+    ]
+    report = replace(report, signals=[blind], measurements=[*report.measurements, *rows])
+    text = found(report, "blind metrics").text
+    assert "Looked at alone, these would" in text and "do not meet: membership by loss (AUC) (forget train)." in text
+    met = replace(report, measurements=[*report.measurements[:-1], replace(rows[1], high=0.7)])
+    assert "Looked at alone" not in found(met, "blind metrics").text
+
+
+def test_scores_that_tell_the_class_of_a_forgotten_row_say_nothing_of_the_row():
+    report = superficial(alone())
+    assert "in its answers" in found(report, "summary").text
+    of_rows = replace(report, request={"classes": []})
+    assert found(of_rows, "scores") is None
+    assert "in its answers" not in found(of_rows, "summary").text
+
+
 def kept(images=40, right=30, lost=0, gained=0):
     return RetainedClass(images, right, lost, gained)
 

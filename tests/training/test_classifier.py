@@ -7,6 +7,7 @@ import torch
 from datasets import Dataset
 from helpers.models import NAMES, make_images, make_model, make_processor
 from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
+from transformers.utils import logging
 
 from ec_hf.models.inputs import ImageCollator
 from ec_hf.models.loading import load_model, load_with_new_head
@@ -151,6 +152,23 @@ def test_a_new_head_has_other_weights_and_the_body_the_same(family, tmp_path):
     for name, layer in heads[5].items():
         assert layer.weight.shape == old.get_submodule(name).weight.shape
         assert not torch.equal(layer.weight, old.get_submodule(name).weight)
+
+
+def test_a_reference_sees_images_as_the_model_does_that_it_is_compared_with(base, images, held_out, tmp_path):
+    (own := make_processor()).image_mean = [0.1, 0.2, 0.3]
+    like = make_model("ViT")
+    _, processor = train(tmp_path / "out", images, held_out, base_model=str(base), like=like, processor=own, **FAST)
+    for each in (load_model(tmp_path / "out")[1], processor):
+        assert list(each.image_mean) == [0.1, 0.2, 0.3]
+    _, others = train(tmp_path / "alone", images, held_out, base_model=str(base), **FAST)
+    assert list(others.image_mean) == list(make_processor().image_mean) != [0.1, 0.2, 0.3]
+
+
+def test_a_new_head_is_no_reason_for_a_report_of_missing_weights(base, capfd):
+    before = logging.get_verbosity()
+    load_with_new_head(base, ["one", "two"])
+    assert "MISMATCH" not in capfd.readouterr().err
+    assert logging.get_verbosity() == before
 
 
 def test_a_base_model_that_is_not_there_is_told_before_training(images, held_out, tmp_path):

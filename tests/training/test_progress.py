@@ -48,3 +48,10 @@ def test_a_terminal_has_a_bar_beside_and_keeps_the_lines(tmp_path, fitted_heads)
         shown(tmp_path, fitted_heads, terminal=True, eval_strategy="no", logging_steps=2, disable_tqdm=False)
     )
     assert "erasing" in text and "4/4" in text
+
+
+def test_a_table_that_other_lines_broke_off_has_its_titles_again(tmp_path, fitted_heads):
+    looks = {"objective": "duck"}  # which looks at the original, so that it is evaluated before the run begins
+    evaluated = {"eval_dataset": evaluation_parts(), "eval_strategy": "steps", "eval_steps": 4, "eval_on_start": True}
+    lines = shown(tmp_path, fitted_heads, **looks, **evaluated, retain_floor=1.0, forget_target=-1)
+    assert [line.split()[0] for line in lines] == ["step", "0", "step", "4/4"]
