@@ -38,6 +38,7 @@ from ec_hf.models.own_network import MODEL_TYPE, OwnConfig
 from ec_hf.publishing.card import card
 from ec_hf.publishing.disclosure import FIGURES_WITH_CLASSES, disclosed_manifest, disclosed_record, disclosed_report
 from ec_hf.publishing.pictures import drawing_without_text, text_of, without_text
+from ec_hf.publishing.records import checked_record
 from ec_hf.publishing.weights import SHARDS, require_audited, require_finite, tensor_names, texts_of, weight_files
 from ec_hf.publishing.withheld import Named, named_by
 from ec_hf.reporting.drawing import render
@@ -227,7 +228,7 @@ def _forgotten_labels(source: ModelFolder, id2label: dict[int, str]) -> list[int
 
 def _export_documents(source: ModelFolder, exported: ModelFolder, choices: Choices, hidden: Named) -> None:
     """Run record, forget manifest and audit report, reduced to the detail that is allowed."""
-    detail, record, manifest = choices.manifest_detail, source.read(RECORD), source.read(MANIFEST)
+    detail, record, manifest = choices.manifest_detail, checked_record(source.read(RECORD)), source.read(MANIFEST)
     if choices.finish != "keep":
         record["finish"] = choices.finish
     if record:
@@ -304,10 +305,10 @@ def export_heads_alone(source: ModelFolder, destination: Path, detail: str = "ha
     """
     copy_heads(source, destination)
     text = ECHeads.from_pretrained(destination).generate_model_card()
-    if base := source.read(RECORD).get("base_model"):
+    hidden = named_in(source, detail)
+    if base := disclosed_record(checked_record(source.read(RECORD)), detail, hidden).get("base_model"):
         text.data["base_model"] = base
     text.save(destination / CARD)
-    hidden = named_in(source, detail)
     for name in files_in(destination):
         _check(destination, name)
         _check_withheld(destination, name, hidden, own_card=False)
