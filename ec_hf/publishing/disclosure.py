@@ -10,8 +10,12 @@ from hashlib import sha256
 from itertools import count
 from typing import Any
 
+from transformers.trainer_utils import SchedulerType
+from transformers.training_args import OptimizerNames
+
 from ec_hf.auditing.attacks.registry import ATTACKS
 from ec_hf.auditing.report import SPLITS, AuditReport, ModelInfo, RetainedClass
+from ec_hf.auditing.settings import AuditSettings
 from ec_hf.data.manifests import whole_class_count
 from ec_hf.metrics.table import METRICS
 from ec_hf.objectives.registry import BUILT_IN
@@ -58,6 +62,22 @@ FLAGS = frozenset(
     """.split()  # noqa: SIM905 - a list would be forty lines
 )
 """Flags whose values a request does not decide, beside those that stand among the settings of a record."""
+SETTINGS = frozenset(
+    """
+    adapters batch_norm bf16 cache_teacher calibrated check_images contrast data_seed detach_retain ec_weight
+    forget_epochs forget_target fp16 gradient_accumulation_steps heads heads_epochs heads_learning_rate image_column
+    label_column layer_weights learning_rate lr_scheduler_type max_grad_norm max_steps min_steps num_train_epochs
+    objective objective_kwargs optim optim_args per_device_forget_batch_size per_device_train_batch_size points pooling
+    preset probe_weight repulsion retain_floor retain_weight saliency seed temperature train_heads warmup_steps
+    weight_decay
+    """.split()  # noqa: SIM905 - a list would be forty lines
+)
+"""Settings of a run that go on record."""
+WORDS = SETTINGS | {each.name for each in fields(AuditSettings)} | {*SPLITS, "processes", "sample", "held_out"}
+WORDS |= {"fingerprint", "forget", "retain", "share", "seed", "steps", "forget_images_seen", "retain_images_seen"}
+WORDS |= {"minutes", "peak_memory_mb", "ec_hf", "torch", "transformers", "accelerate", "images"}
+"""Keys of the documents that are the package's own."""
+CHOICES = frozenset(each.value for each in (*OptimizerNames, *SchedulerType))
 
 
 def disclosed_manifest(
@@ -193,7 +213,9 @@ def _formal(text: Any, hidden: Named) -> Any:
 
 
 def _versions(versions: Mapping[str, str], hidden: Named) -> dict[str, str]:
-    return {name: text for name, text in versions.items() if not any(map(hidden.hides_value, (name, text)))}
+    told = {name for name, text in versions.items() if hidden.hides_value(text)}
+    told |= {name for name in versions if name not in WORDS and hidden.hides_value(name)}
+    return {name: text for name, text in versions.items() if name not in told}
 
 
 def _without_sentences(report: AuditReport, hidden: Named) -> AuditReport:
@@ -304,12 +326,20 @@ def _own_words(record: Mapping[str, Any], hidden: Named) -> dict[str, Any]:
 
 
 def _without_names(value: Any, hidden: Named) -> Any:
-    """A JSON value in which None stands for every text or number that tells what is hidden; such keys are left out."""
+    """A JSON value in which None stands for every text or number that tells what is hidden; such keys are left out.
+
+    A key or choice of the package's own stays: a missing one would tell of a class "seed" or "torch".
+    """
     if isinstance(value, Mapping):
-        return {key: _without_names(entry, hidden) for key, entry in value.items() if not hidden.hides_value(str(key))}
+        return {
+            key: _without_names(entry, hidden)
+            for key, entry in value.items()
+            if key in WORDS or not hidden.hides_value(str(key))
+        }
     if isinstance(value, (list, tuple)):
         return [_without_names(entry, hidden) for entry in value]
-    return None if isinstance(value, (str, int, float)) and hidden.hides_value(value) else value
+    told = isinstance(value, (str, int, float)) and not isinstance(value, bool) and value not in CHOICES
+    return None if told and hidden.hides_value(value) else value
 
 
 def _shown_command(words: Sequence[str], record: Mapping[str, Any], hidden: Named, detail: str) -> str:

@@ -176,6 +176,8 @@ def _named(values: Iterable[Any], numbers: Iterable[int] = ()) -> Named:
     """Texts and numbers apart; a text of digits alone is a number, "tench, Tinca tinca" is a name of two parts."""
     texts, found = set(), {str(number) for number in numbers}
     for value in values:
+        if isinstance(value, bool):
+            continue  # a consent that is false is no name
         text = str(value).strip()
         if isinstance(value, (int, float)) or text.isdecimal():
             found.add(text)

@@ -28,13 +28,15 @@ from test_reports import places, put
 from ec_hf.auditing.report import AuditReport, RetainedClass
 from ec_hf.data.documents import checked_manifest
 from ec_hf.data.requests import ForgetRequest
-from ec_hf.publishing.disclosure import WITHHELD, disclosed_manifest, disclosed_record, disclosed_report
+from ec_hf.publishing.disclosure import SETTINGS, WITHHELD, disclosed_manifest, disclosed_record, disclosed_report
 from ec_hf.publishing.export import export
 from ec_hf.publishing.hub import load_report, push
 from ec_hf.publishing.records import checked_record
 from ec_hf.publishing.withheld import Named, named_by
 from ec_hf.reporting.drawing import RC
 from ec_hf.reporting.figures import draw
+from ec_hf.training.config import ECConfig
+from ec_hf.training.plan import RECORDED
 
 REPO = "alice/classifier"
 CANARIES = ["Quokkazimt", "Wërblung krax", "Zyxolotl", "Fnordcatcher", "Vuvumbra"]
@@ -334,6 +336,37 @@ def test_a_number_of_a_row_takes_no_count_out_of_the_record():
     record = counts | {"settings": {"max_steps": ROW, "objective_kwargs": {"n": ROW}}}
     shown = disclosed_record(record, "hashes", Named(numbers=frozenset({str(ROW)})))
     assert shown == counts | {"settings": {"max_steps": ROW, "objective_kwargs": {"n": None}}}
+
+
+@pytest.mark.parametrize("names", [["true", "key"], ["image", "seed"], ["torch", "patch"]])
+def test_a_class_that_is_called_as_a_word_of_the_documents_takes_nothing_out_of_them(tmp_path, names):
+    shown = []
+    for number, (first, second) in enumerate((names, ["ant", "cow"])):
+        folder = write_folder(tmp_path / f"run{number}", ["bee", first, "cat", second, "dog"], (1, 3))
+        for path in (folder / "figures").iterdir():
+            path.unlink()
+        record = json.loads((folder / "ec_config.json").read_text())
+        record |= {
+            "evaluated": {"forget": {"images": 3, "held_out": True}},
+            "command": None,
+            "versions": {"torch": "2"},
+        }
+        record["settings"] |= {"optim": "adamw_torch", "train_heads": True}
+        (folder / "ec_config.json").write_text(json.dumps(record))
+        export(folder, tmp_path / f"out{number}")
+        shown.append(json.loads((tmp_path / f"out{number}" / "ec_config.json").read_text()))
+    assert shown[0] == shown[1]
+
+
+def test_the_known_settings_are_those_that_go_on_record(tmp_path):
+    own = {*ECConfig(output_dir=str(tmp_path), use_cpu=True).own_settings(), *RECORDED}
+    assert own | {"adapters"} == SETTINGS
+
+
+def test_a_filter_for_what_is_false_hides_no_setting():
+    request = ForgetRequest(where=[{"column": "consent", "equals": False}])
+    document = {"request": {"content": request.to_dict()}, "parts": {"forget": {"rows": 1}, "retain": {"rows": 2}}}
+    assert not named_by(document, detail="classes").hides_value("False")
 
 
 @pytest.mark.parametrize("told", [False, True])
