@@ -22,8 +22,8 @@ import matplotlib
 import pytest
 from helpers.hub_server import point_client_to, running_hub
 from helpers.models import make_model, make_processor
+from helpers.places import places, put
 from helpers.reports import make_report, renamed
-from test_reports import places, put
 
 from ec_hf.auditing.report import AuditReport, RetainedClass
 from ec_hf.data.documents import checked_manifest
