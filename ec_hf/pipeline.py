@@ -217,7 +217,7 @@ def erase(
             heads_cache holds something else than EC heads.
         PushError: publishing failed; the folder is finished.
         TypeError: for unknown settings, and as `split`.
-        ValueError: for a request, columns, labels or settings that do not fit, before anything is trained.
+        ValueError: for a request, columns, labels, folders or settings that do not fit, before anything is trained.
 
     Example:
         >>> done = erase("me/vit", "me/animals", ForgetRequest(classes=["cat"]), output_dir="out")  # doctest: +SKIP
@@ -228,6 +228,7 @@ def erase(
     settings["output_dir"] = str(output_dir)
     config = ECConfig(**settings) if args is None else replace(args, **settings)
     check_new_folder(config)
+    _check_apart(output_dir, dataset, heads_cache)
     if heads_cache:
         HeadsCache(heads_cache).holds_heads()
     if manifest_detail not in DETAILS:
@@ -294,6 +295,24 @@ def check_new_folder(config: ECConfig) -> None:
         raise FileExistsError(
             f"--output_dir {folder} holds checkpoints of a run that did not end: --resume_from_checkpoint true goes "
             "on with it; for a new run name another folder."
+        )
+
+
+def _check_apart(output_dir: str | Path, dataset: Any, heads_cache: str | Path | None) -> None:
+    """Refuse an output folder in which the model would take the place of cached heads, or its figures join the data.
+
+    Raises:
+        ValueError: it is such a folder.
+    """
+    folder = Path(output_dir).resolve()
+    if heads_cache and Path(heads_cache).resolve() == folder:
+        raise ValueError(
+            f"heads_cache and --output_dir are both {folder}: the heads would be replaced, name two folders"
+        )
+    if isinstance(dataset, (str, Path)) and Path(dataset).is_dir() and folder.is_relative_to(Path(dataset).resolve()):
+        raise ValueError(
+            f"--output_dir {folder} lies in the data's folder: the figures in it would be read as images of the data "
+            "later. Name a folder elsewhere."
         )
 
 

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from ec_hf.objectives.base import Objective
 
-__all__ = ["available", "get_objective", "published_settings", "register"]
+__all__ = ["BUILT_IN", "available", "get_objective", "published_settings", "register"]
 
 ENTRY_POINTS = "ec_hf.objectives"
 
@@ -44,6 +44,8 @@ _OBJECTIVES: dict[str, str | type[Objective]] = {
     "ssd": "ec_hf.objectives.ssd:Ssd",
     "undo": "ec_hf.objectives.undo:Undo",
 }
+BUILT_IN = frozenset(_OBJECTIVES)
+"""Names of the objectives that the package brings along."""
 
 Class = TypeVar("Class", bound=type[Objective])
 

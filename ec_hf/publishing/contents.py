@@ -13,6 +13,7 @@ from ec_hf.data.documents import checked_manifest
 from ec_hf.files import AUDIT, CARD, CONFIG, FIGURES, MANIFEST, RECORD, ModelFolder
 from ec_hf.publishing.disclosure import FIGURES_WITH_CLASSES, disclosed_manifest, disclosed_record, disclosed_report
 from ec_hf.publishing.licenses import base_license
+from ec_hf.publishing.records import checked_record
 from ec_hf.publishing.withheld import named_by
 from ec_hf.reporting.figures import CAPTIONS
 
@@ -56,7 +57,7 @@ def read(folder: str | Path, detail: str | None = None) -> Contents:
     files = ModelFolder(folder)
     files.require_model()
     config, record, manifest = (files.read(name) for name in (CONFIG, RECORD, MANIFEST))
-    manifest = checked_manifest(manifest) if manifest else {}
+    manifest, record = checked_manifest(manifest) if manifest else {}, checked_record(record)
     detail = detail or manifest.get("detail") or "hashes"
     drawn = [name for name in CAPTIONS if name != "retrieval" and files.has(f"{FIGURES}/{name}.png")]
     shown = [name for name in drawn if detail != "hashes" or name not in FIGURES_WITH_CLASSES]

@@ -10,8 +10,15 @@ from hashlib import sha256
 from itertools import count
 from typing import Any
 
-from ec_hf.auditing.report import AuditReport, ModelInfo, RetainedClass
+from transformers.trainer_utils import SchedulerType
+from transformers.training_args import OptimizerNames
+
+from ec_hf.auditing.attacks.registry import ATTACKS
+from ec_hf.auditing.report import SPLITS, AuditReport, ModelInfo, RetainedClass
+from ec_hf.auditing.settings import AuditSettings
 from ec_hf.data.manifests import whole_class_count
+from ec_hf.metrics.table import METRICS
+from ec_hf.objectives.registry import BUILT_IN
 from ec_hf.publishing.withheld import FLAG, Named, named_by, words_of
 
 __all__ = ["DETAILS", "FIGURES_WITH_CLASSES", "disclosed_manifest", "disclosed_record", "disclosed_report"]
@@ -22,15 +29,29 @@ FIGURES_WITH_CLASSES = ("confusion", "embedding")
 """Figures (`ec_hf.reporting.figures`) that name the forgotten classes: not for a reader who may see hashes only."""
 EVERYWHERE = ("schema_version", "date", "forget_rows_sha256")
 OF_DATASET = ("name", "fingerprint", "rows")
+OF_REQUEST = ("hash", "classes", "class_count")
 WITHHELD = "Some notes are withheld, as they name what was forgotten."
+WITHHELD_WORD = "withheld"
 MODES = ("head", "full")
 """Notes that tell two measurements of the same metric apart, and are words of this package."""
 MADE = ("unlearned", "retrained")
 """Roles of models that were made for a request; those of the others were named before it."""
 LISTS = ("measurements", "signals", "attacks", "retrievals")
 BY_MODEL = ("status", "retained", "confusion")
-OWN = ("method", "uses", "points", "layer_weights", "versions", "cost", "base_model", "base_model_license")
-"""Parts of a record in the package's own words, and the name of the base model, which is older than the request."""
+OWN = ("points", "layer_weights")
+"""Parts of a record that name modules and no more; the names of tensors are searched where they are published."""
+OLDER = ("base_model", "base_model_revision", "base_model_license")
+"""Parts of a record that are older than the request."""
+KEYS = frozenset((*OWN, *OLDER, "command", "cost", "data", "date", "evaluated", "finish", "method", "original"))
+KEYS |= {"processes", "settings", "uses", "versions"}
+COUNTS = ("cost", "data", "evaluated", "processes")
+"""Parts of a record with numbers of images, steps and processes."""
+EC_METHOD = re.compile(r"Erase at the Core \(arXiv 2602\.05375\)(?:, host objective )?")
+USES = ("forget", "retain", "forget and retain", "forget +retain", "retain +forget")
+MEASURED = frozenset((*METRICS, *ATTACKS, *SPLITS, "downstream"))
+EARLIER = re.compile(r"request \d+")
+HASH_OR_DATE = re.compile(r"[0-9a-f]{16,}|\d{4}-\d\d-\d\d")
+"""What is a hash or a date by its form tells no name: "face" stands in some by chance."""
 FLAGS = frozenset(
     """
     base_model config_file dataset_config dataset_name dataset_split eval_steps eval_strategy fail_unless_forgotten
@@ -41,6 +62,22 @@ FLAGS = frozenset(
     """.split()  # noqa: SIM905 - a list would be forty lines
 )
 """Flags whose values a request does not decide, beside those that stand among the settings of a record."""
+SETTINGS = frozenset(
+    """
+    adapters batch_norm bf16 cache_teacher calibrated check_images contrast data_seed detach_retain ec_weight
+    forget_epochs forget_target fp16 gradient_accumulation_steps heads heads_epochs heads_learning_rate image_column
+    label_column layer_weights learning_rate lr_scheduler_type max_grad_norm max_steps min_steps num_train_epochs
+    objective objective_kwargs optim optim_args per_device_forget_batch_size per_device_train_batch_size points pooling
+    preset probe_weight repulsion retain_floor retain_weight saliency seed temperature train_heads warmup_steps
+    weight_decay
+    """.split()  # noqa: SIM905 - a list would be forty lines
+)
+"""Settings of a run that go on record."""
+WORDS = SETTINGS | {each.name for each in fields(AuditSettings)} | {*SPLITS, "processes", "sample", "held_out"}
+WORDS |= {"fingerprint", "forget", "retain", "share", "seed", "steps", "forget_images_seen", "retain_images_seen"}
+WORDS |= {"minutes", "peak_memory_mb", "ec_hf", "torch", "transformers", "accelerate", "images"}
+"""Keys of the documents that are the package's own."""
+CHOICES = frozenset(each.value for each in (*OptimizerNames, *SchedulerType))
 
 
 def disclosed_manifest(
@@ -67,10 +104,10 @@ def disclosed_manifest(
         history["history"] = [disclosed_manifest(entry, detail, hidden) for entry in manifest["history"]]
     if detail == "rows":
         return {**manifest, **history, "detail": detail}
-    kept = {key: manifest[key] for key in EVERYWHERE if key in manifest}
+    kept = {key: _formal(manifest[key], hidden) for key in EVERYWHERE if key in manifest}
     of_dataset = {key: manifest["dataset"][key] for key in OF_DATASET if key in manifest["dataset"]}
-    kept["dataset"] = _without_names(of_dataset, hidden)
-    kept["request"] = {"hash": manifest["request"]["hash"]}
+    kept["dataset"] = _without_names(of_dataset, hidden) | {"fingerprint": _formal(of_dataset["fingerprint"], hidden)}
+    kept["request"] = {"hash": _formal(manifest["request"]["hash"], hidden)}
     kept["parts"] = {name: _part(manifest["parts"][name], detail) for name in ("forget", "retain")}
     if (whole := whole_class_count(manifest)) is not None:
         kept["parts"]["forget"]["whole_classes"] = whole
@@ -96,17 +133,20 @@ def disclosed_report(report: AuditReport, detail: str = "hashes", named: Named |
     if _rank(detail) == _rank("rows"):
         return report
     hidden = (named or Named()) | named_by({}, report, detail=detail)
+    measured = {row.layer for row in report.measurements}
+    report = replace(report, layers=[each for each in report.layers if each in measured or not hidden.hides(each)])
     report = _without_sentences(_without_model_names(report, hidden), hidden)
     report = replace(
-        report,
+        _without_foreign_rows(report, hidden),
         settings=_without_names(report.settings, hidden),
-        versions={name: text for name, text in report.versions.items() if not hidden.hides_value(text)},
-        dataset={**report.dataset, **_without_names({"name": report.dataset.get("name")}, hidden)},
-        attacks=[replace(curve, settings=_without_names(curve.settings, hidden)) for curve in report.attacks],
+        versions=_versions(report.versions, hidden),
+        dataset=_disclosed_dataset(report.dataset, hidden),
         seconds={part: time for part, time in report.seconds.items() if not hidden.hides_value(part)},
-        models={name: _with_public_class(info, hidden) for name, info in report.models.items()},
+        models={name: _disclosed_model(info, hidden) for name, info in report.models.items()},
+        embedding={key: report.embedding[key] for key in ("labels", "points") if key in report.embedding},
     )
-    request = {key: value for key, value in report.request.items() if key != "summary"}
+    request: dict[str, Any] = {key: report.request[key] for key in OF_REQUEST if key in report.request}
+    request |= {"hash": _formal(report.request["hash"], hidden)} if "hash" in report.request else {}
     if detail == "classes":
         return replace(report, request=request, retrievals=[])
     classes = request.pop("classes", [])
@@ -123,10 +163,59 @@ def disclosed_report(report: AuditReport, detail: str = "hashes", named: Named |
     )
 
 
-def _with_public_class(info: ModelInfo, hidden: Named) -> ModelInfo:
-    """A model's entry; the class of a user's own architecture is left out where its name tells what is hidden."""
+def _disclosed_model(info: ModelInfo, hidden: Named) -> ModelInfo:
+    """A model's entry; the class of a user's own architecture is left out where its name tells what is hidden.
+
+    A model that is older than the request keeps the name that it had.
+    """
     public = re.fullmatch(r"[A-Za-z0-9]+ForImageClassification", info.architecture)
-    return info if public or not hidden.hides_value(info.architecture) else replace(info, architecture="withheld")
+    if not public and hidden.hides_value(info.architecture):
+        info = replace(info, architecture=WITHHELD_WORD)
+    known = hidden if info.role in MADE else hidden.before
+    if info.id and known.hides_value(info.id):
+        info = replace(info, id=None, revision=None)
+    return replace(info, revision=_formal(info.revision, hidden), weights=_formal(info.weights, hidden))
+
+
+def _disclosed_dataset(dataset: Mapping[str, Any], hidden: Named) -> dict[str, Any]:
+    """Name, numbers of images and class names of the data; nothing else is written there."""
+    images = {name: n for name, n in dataset.get("images", {}).items() if not _is_foreign(name, hidden)}
+    shown = _without_names({"name": dataset.get("name")}, hidden) | {"images": images}
+    return {key: shown.get(key, value) for key, value in dataset.items() if key in ("name", "images", "class_names")}
+
+
+def _without_foreign_rows(report: AuditReport, hidden: Named) -> AuditReport:
+    """The report without rows of metrics, splits, attacks or models that no audit writes and that tell a name."""
+    rows = {name: [row for row in getattr(report, name) if not _names(row, report, hidden)] for name in LISTS}
+    curves = [replace(curve, settings=_without_names(curve.settings, hidden)) for curve in rows["attacks"]]
+    signals = [
+        replace(row, note=None) if row.note and _is_foreign(row.note, hidden) else row for row in rows["signals"]
+    ]
+    changed: dict[str, Any] = rows | {"attacks": curves, "signals": signals}
+    return replace(report, **changed)
+
+
+def _names(row: Any, report: AuditReport, hidden: Named) -> bool:
+    texts = [getattr(row, key, None) for key in ("metric", "split", "attack", "unit")]
+    strangers = [name for name in (row.model, getattr(row, "reference", None)) if name and name not in report.models]
+    return any(text and _is_foreign(text, hidden) for text in [*texts, *strangers])
+
+
+def _is_foreign(text: str, hidden: Named) -> bool:
+    """Whether a text is no word of an audit, and tells a name."""
+    return text not in MEASURED and not EARLIER.fullmatch(text) and hidden.hides_value(text)
+
+
+def _formal(text: Any, hidden: Named) -> Any:
+    """A hash, date or number of a version; "withheld" in place of a text that is none and tells a name."""
+    formal = not isinstance(text, str) or HASH_OR_DATE.fullmatch(text)
+    return text if formal or not hidden.hides_value(text) else WITHHELD_WORD
+
+
+def _versions(versions: Mapping[str, str], hidden: Named) -> dict[str, str]:
+    told = {name for name, text in versions.items() if hidden.hides_value(text)}
+    told |= {name for name in versions if name not in WORDS and hidden.hides_value(name)}
+    return {name: text for name, text in versions.items() if name not in told}
 
 
 def _without_sentences(report: AuditReport, hidden: Named) -> AuditReport:
@@ -151,7 +240,6 @@ def _without_model_names(report: AuditReport, hidden: Named) -> AuditReport:
             taken = {*report.models, *names.values()}
             if hidden.hides(name):
                 names[name] = next(each for each in _numbered(info.role) if each not in taken)
-            info = replace(info, id=None, revision=None) if info.id and hidden.hides(info.id) else info
         models[names.get(name, name)] = info
     if not names:
         return replace(report, models=models)
@@ -210,20 +298,48 @@ def disclosed_record(record: Mapping[str, Any], detail: str = "hashes", named: N
     if _rank(detail) == _rank("rows"):
         return dict(record)
     hidden = (named or Named()) | named_by({}, record=record, detail=detail)
-    shown = {key: _without_names(value, hidden) for key, value in record.items() if key not in ("command", *OWN)}
-    kept = {key: value for key, value in record.items() if key in OWN}
     words = words_of(record.get("command"))
     command = {"command": _shown_command(words, record, hidden, detail) if words else None}
-    return {key: (kept | shown | command)[key] for key in record}
+    shown = {
+        key: value if key in OWN else _without_names(value, hidden.before if key in OLDER else hidden)
+        for key, value in record.items()
+        if key in KEYS or not hidden.hides_value(key)
+    }
+    return {key: (shown | _own_words(record, hidden) | command)[key] for key in shown}
+
+
+def _own_words(record: Mapping[str, Any], hidden: Named) -> dict[str, Any]:
+    """What of a record is in the package's own words and numbers, which may be a request's too: "core", "delete"."""
+    words: dict[str, Any] = {}
+    host = EC_METHOD.sub("", str(record.get("method")), count=1)
+    if host.partition(" (")[0] in ("", *BUILT_IN):
+        words["method"] = record.get("method")
+    if record.get("uses") in USES:
+        words["uses"] = record["uses"]
+    texts = Named(hidden.names)  # a count may be the number of a row by chance
+    words |= {key: _without_names(record[key], texts) for key in COUNTS if key in record}
+    settings = record.get("settings", {})
+    shown = _without_names(settings, hidden)
+    numbers = {key: value for key, value in settings.items() if isinstance(value, (int, float)) and key in shown}
+    known = {"objective": settings["objective"]} if settings.get("objective") in BUILT_IN else {}
+    return words | ({"settings": shown | numbers | known} if settings else {})
 
 
 def _without_names(value: Any, hidden: Named) -> Any:
-    """A JSON value in which None stands for every text or number that tells what is hidden; such keys are left out."""
+    """A JSON value in which None stands for every text or number that tells what is hidden; such keys are left out.
+
+    A key or choice of the package's own stays: a missing one would tell of a class "seed" or "torch".
+    """
     if isinstance(value, Mapping):
-        return {key: _without_names(entry, hidden) for key, entry in value.items() if not hidden.hides_value(str(key))}
+        return {
+            key: _without_names(entry, hidden)
+            for key, entry in value.items()
+            if key in WORDS or not hidden.hides_value(str(key))
+        }
     if isinstance(value, (list, tuple)):
         return [_without_names(entry, hidden) for entry in value]
-    return None if isinstance(value, (str, int, float)) and hidden.hides_value(value) else value
+    told = isinstance(value, (str, int, float)) and not isinstance(value, bool) and value not in CHOICES
+    return None if told and hidden.hides_value(value) else value
 
 
 def _shown_command(words: Sequence[str], record: Mapping[str, Any], hidden: Named, detail: str) -> str:

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from huggingface_hub import get_token
-from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForImageClassification, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoModelForImageClassification, PreTrainedModel
 
 from ec_hf.auditing.report import AuditReport
 from ec_hf.command import without_paths
@@ -38,6 +39,7 @@ from ec_hf.models.own_network import MODEL_TYPE, OwnConfig
 from ec_hf.publishing.card import card
 from ec_hf.publishing.disclosure import FIGURES_WITH_CLASSES, disclosed_manifest, disclosed_record, disclosed_report
 from ec_hf.publishing.pictures import drawing_without_text, text_of, without_text
+from ec_hf.publishing.records import checked_record
 from ec_hf.publishing.weights import SHARDS, require_audited, require_finite, tensor_names, texts_of, weight_files
 from ec_hf.publishing.withheld import Named, named_by
 from ec_hf.reporting.drawing import render
@@ -227,7 +229,7 @@ def _forgotten_labels(source: ModelFolder, id2label: dict[int, str]) -> list[int
 
 def _export_documents(source: ModelFolder, exported: ModelFolder, choices: Choices, hidden: Named) -> None:
     """Run record, forget manifest and audit report, reduced to the detail that is allowed."""
-    detail, record, manifest = choices.manifest_detail, source.read(RECORD), source.read(MANIFEST)
+    detail, record, manifest = choices.manifest_detail, checked_record(source.read(RECORD)), source.read(MANIFEST)
     if choices.finish != "keep":
         record["finish"] = choices.finish
     if record:
@@ -304,10 +306,10 @@ def export_heads_alone(source: ModelFolder, destination: Path, detail: str = "ha
     """
     copy_heads(source, destination)
     text = ECHeads.from_pretrained(destination).generate_model_card()
-    if base := source.read(RECORD).get("base_model"):
+    hidden = named_in(source, detail)
+    if base := disclosed_record(checked_record(source.read(RECORD)), detail, hidden).get("base_model"):
         text.data["base_model"] = base
     text.save(destination / CARD)
-    hidden = named_in(source, detail)
     for name in files_in(destination):
         _check(destination, name)
         _check_withheld(destination, name, hidden, own_card=False)
@@ -364,7 +366,8 @@ def _check_withheld(folder: Path, name: str, hidden: Named, own_card: bool) -> N
         config = ModelFolder(folder).read(CONFIG)
         texts = _foreign_texts(config) if "model_type" in config else _values(config)  # else that of heads alone
     elif name in (PROCESSOR, f"{HEADS}/{CONFIG}"):
-        texts = _values(ModelFolder(folder).read(name))
+        classes = set(dir(transformers))  # "ViTImageProcessor" is no word of whoever forgot "image"
+        texts = [text for text in _values(ModelFolder(folder).read(name)) if text not in classes]
     elif name.endswith(".safetensors"):
         texts = texts_of(folder / name)
         if strange := _foreign_tensors(folder, name, hidden):
@@ -385,7 +388,7 @@ def _values(content: Any) -> list[str]:
         return _values(list(content.values()))
     if isinstance(content, list):
         return [text for entry in content for text in _values(entry)]
-    return [str(content)]
+    return [] if content is None or isinstance(content, bool) else [str(content)]
 
 
 def _foreign_texts(config: Mapping[str, Any]) -> list[str]:
@@ -427,12 +430,12 @@ def _foreign_tensors(folder: Path, name: str, hidden: Named) -> list[str]:
         return []
     inside = Path(name).parent
     config = ModelFolder(folder / inside).read(CONFIG)
+    if config.get("model_type") == MODEL_TYPE:
+        return keys  # all names are the user's own
+    if "model_type" in config:  # what is saved may have other names than what is loaded
+        _, loading = AutoModelForImageClassification.from_pretrained(folder, output_loading_info=True)
+        return sorted(filter(told.search, loading["unexpected_keys"]))
+    wanted = ("points", "last", "num_labels", "pooling", "last_pooling")
     with torch.device("meta"):
-        if config.get("model_type") == MODEL_TYPE:
-            own = {}  # all names are the user's own
-        elif "model_type" in config:
-            own = AutoModelForImageClassification.from_config(AutoConfig.from_pretrained(folder)).state_dict()
-        else:
-            wanted = ("points", "last", "num_labels", "pooling", "last_pooling")
-            own = ECHeads(**{key: config[key] for key in wanted}).state_dict()
+        own = ECHeads(**{key: config[key] for key in wanted}).state_dict()
     return [key for key in keys if key not in own]

@@ -273,12 +273,13 @@ def _stage(folder: str | Path, staged: Path, target: _Target, choices: Choices) 
             )
         export_heads_alone(ModelFolder(folder), staged / "heads", choices.manifest_detail)
     export(folder, staged / "model", repo_id=repo_id, token=target.token, **vars(choices))
-    if named_in(ModelFolder(folder), choices.manifest_detail).hides(repo_id):
-        logger.warning(
-            "The name of the repository, %r, tells what manifest_detail=%r withholds.",
-            repo_id,
-            choices.manifest_detail,
-        )
+    hidden = named_in(ModelFolder(folder), choices.manifest_detail)
+    base = ModelFolder(staged / "model").read(RECORD).get("base_model")
+    for what, name in (("repository", repo_id), ("base model", base)):
+        if name and hidden.hides(name):
+            logger.warning(
+                "The name of the %s, %r, tells what manifest_detail=%r withholds.", what, name, choices.manifest_detail
+            )
 
 
 def _upload_staged(staged: Path, target: _Target, choices: Choices, commit_message: str) -> str:

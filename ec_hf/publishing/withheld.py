@@ -32,13 +32,21 @@ class Named:
     Attributes:
         names: names of classes, and texts among ids and values of columns.
         numbers: label ids, rows, and numbers among ids and values of columns.
+        older: those of them that a text from before the request may not tell either: what earlier requests named, and
+            whom this one is about. The name of a base model that knows cats tells nothing of a request to forget them.
     """
 
     names: frozenset[str] = frozenset()
     numbers: frozenset[str] = frozenset()
+    older: frozenset[str] = frozenset()
 
     def __or__(self, other: Named) -> Named:
-        return Named(self.names | other.names, self.numbers | other.numbers)
+        return Named(self.names | other.names, self.numbers | other.numbers, self.older | other.older)
+
+    @cached_property
+    def before(self) -> Named:
+        """What a text from before the request may not tell."""
+        return Named(self.names & self.older, self.numbers & self.older)
 
     def hides(self, text: str) -> bool:
         """Whether a text tells one of the names, in any case, spelling of its blanks or URL encoding."""
@@ -94,16 +102,21 @@ def named_by(
     if detail == "rows":
         return Named()
     documents = [document for document in (manifest, *manifest.get("history", ())) if document]
-    found = [_rows_and_values(document) for document in documents]
+    found = [_also_before(_rows_and_values(document)) for document in documents]
     if detail == "hashes":
         labels = _label_names(report, config)
         found += [_classes(document, labels) for document in documents]
+        found += [_also_before(_classes(document, labels)) for document in documents[1:]]
         found.append(_named(_typed((record or {}).get("command"))))
         if report is not None:
             known = report.request.get("classes", ())
             found.append(_named([labels[str(k)] for k in known if str(k) in labels], known))
             found.append(_named([name for table in report.confusion.values() for name in table]))
     return _union(found)
+
+
+def _also_before(named: Named) -> Named:
+    return Named(named.names, named.numbers, named.names | named.numbers)
 
 
 def _union(parts: Iterable[Named]) -> Named:
@@ -163,6 +176,8 @@ def _named(values: Iterable[Any], numbers: Iterable[int] = ()) -> Named:
     """Texts and numbers apart; a text of digits alone is a number, "tench, Tinca tinca" is a name of two parts."""
     texts, found = set(), {str(number) for number in numbers}
     for value in values:
+        if isinstance(value, bool):
+            continue  # a consent that is false is no name
         text = str(value).strip()
         if isinstance(value, (int, float)) or text.isdecimal():
             found.add(text)

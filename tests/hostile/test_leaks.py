@@ -22,15 +22,21 @@ import matplotlib
 import pytest
 from helpers.hub_server import point_client_to, running_hub
 from helpers.models import make_model, make_processor
+from helpers.places import places, put
 from helpers.reports import make_report, renamed
 
-from ec_hf.auditing.report import RetainedClass
+from ec_hf.auditing.report import AuditReport, RetainedClass
+from ec_hf.data.documents import checked_manifest
 from ec_hf.data.requests import ForgetRequest
-from ec_hf.publishing.disclosure import WITHHELD
+from ec_hf.publishing.disclosure import SETTINGS, WITHHELD, disclosed_manifest, disclosed_record, disclosed_report
 from ec_hf.publishing.export import export
 from ec_hf.publishing.hub import load_report, push
+from ec_hf.publishing.records import checked_record
+from ec_hf.publishing.withheld import Named, named_by
 from ec_hf.reporting.drawing import RC
 from ec_hf.reporting.figures import draw
+from ec_hf.training.config import ECConfig
+from ec_hf.training.plan import RECORDED
 
 REPO = "alice/classifier"
 CANARIES = ["Quokkazimt", "Wërblung krax", "Zyxolotl", "Fnordcatcher", "Vuvumbra"]
@@ -266,6 +272,137 @@ def test_a_card_or_a_configuration_of_ones_own_that_tells_a_class_is_refused(nam
     with pytest.raises(ValueError, match=r"README\.md names what the request named.*manifest_detail='classes'"):
         export(folder, tmp_path / "1", readme=own)
     export(folder, tmp_path / "2", readme=own, manifest_detail="classes")
+
+
+def shortened(value):
+    """A JSON value in which two entries stand for each long list."""
+    if isinstance(value, dict):
+        return {key: shortened(entry) for key, entry in value.items()}
+    return [shortened(entry) for entry in value[:2]] if isinstance(value, list) else value
+
+
+def hand_written(document, canary):
+    """Copies of a document, each with a text in one place where a run writes something else, or as one more key."""
+    for path in places(document):
+        spot = document
+        for key in path:
+            spot = spot[key]
+        if isinstance(spot, dict):
+            yield path, put(document, (*path, "remark"), canary, "replace")
+            yield path, put(document, (*path, canary), 1, "replace")
+        elif isinstance(spot, list):
+            yield path, put(document, path, [*spot, canary], "replace")
+        else:
+            yield path, put(document, path, canary, "replace")
+
+
+OF_CLASSES = ("per_class", "class_names", "confusion", "retained")
+OF_MODULES = ("layer", "points")
+"""Places with the names of modules; the names of tensors, which begin with these, are searched in the weights."""
+
+
+@pytest.mark.parametrize(("detail", "canary"), [("hashes", CANARIES[1]), ("classes", PERSON)])
+def test_a_name_that_was_written_by_hand_anywhere_in_the_documents_is_not_told(detail, canary):
+    request = request_of(CANARIES, (1, 3))
+    document = document_of(CANARIES, (1, 3), request)
+    document["history"] = [{**document, "date": "2026-01-01"}]
+    known = named_by(document, report_of(CANARIES, (1, 3), request), detail=detail)
+    report = shortened(make_report(layers=2).to_dict())
+    tries = [
+        (checked_manifest, disclosed_manifest, document),
+        (AuditReport.from_dict, disclosed_report, report),
+        (checked_record, disclosed_record, record_of(CANARIES, (1, 3))),
+    ]
+    tried = 0
+    for check, disclosed, whole in tries:
+        for path, changed in hand_written(whole, canary):
+            if any(each in OF_MODULES or (detail == "classes" and each in OF_CLASSES) for each in path):
+                continue
+            try:
+                shown = disclosed(check(changed), detail, known)
+            except ValueError:
+                continue
+            shown = shown.to_dict() if isinstance(shown, AuditReport) else shown
+            told = json.dumps(shown, ensure_ascii=False)
+            assert canary not in told, path
+            check(shown)
+            tried += 1
+    assert tried > 100
+
+
+def test_a_number_of_a_row_takes_no_count_out_of_the_record():
+    counts = {"cost": {"steps": ROW, "minutes": 1.0}, "data": {"forget": {"images": ROW}}, "processes": 1}
+    counts["evaluated"] = {"forget": {"images": ROW, "held_out": True}}
+    record = counts | {"settings": {"max_steps": ROW, "objective_kwargs": {"n": ROW}}}
+    shown = disclosed_record(record, "hashes", Named(numbers=frozenset({str(ROW)})))
+    assert shown == counts | {"settings": {"max_steps": ROW, "objective_kwargs": {"n": None}}}
+
+
+@pytest.mark.parametrize("names", [["true", "key"], ["image", "seed"], ["torch", "patch"]])
+def test_a_class_that_is_called_as_a_word_of_the_documents_takes_nothing_out_of_them(tmp_path, names):
+    shown = []
+    for number, (first, second) in enumerate((names, ["ant", "cow"])):
+        folder = write_folder(tmp_path / f"run{number}", ["bee", first, "cat", second, "dog"], (1, 3))
+        for path in (folder / "figures").iterdir():
+            path.unlink()
+        record = json.loads((folder / "ec_config.json").read_text())
+        record |= {
+            "evaluated": {"forget": {"images": 3, "held_out": True}},
+            "command": None,
+            "versions": {"torch": "2"},
+        }
+        record["settings"] |= {"optim": "adamw_torch", "train_heads": True}
+        (folder / "ec_config.json").write_text(json.dumps(record))
+        export(folder, tmp_path / f"out{number}")
+        shown.append(json.loads((tmp_path / f"out{number}" / "ec_config.json").read_text()))
+    assert shown[0] == shown[1]
+
+
+def test_the_known_settings_are_those_that_go_on_record(tmp_path):
+    own = {*ECConfig(output_dir=str(tmp_path), use_cpu=True).own_settings(), *RECORDED}
+    assert own | {"adapters"} == SETTINGS
+
+
+def test_a_filter_for_what_is_false_hides_no_setting():
+    request = ForgetRequest(where=[{"column": "consent", "equals": False}])
+    document = {"request": {"content": request.to_dict()}, "parts": {"forget": {"rows": 1}, "retain": {"rows": 2}}}
+    assert not named_by(document, detail="classes").hides_value("False")
+
+
+@pytest.mark.parametrize("told", [False, True])
+def test_a_base_model_that_tells_an_earlier_request_is_withheld_and_one_that_tells_this_one_is_warned_of(
+    client, tmp_path, caplog, told
+):
+    folder = write_folder(tmp_path / "run", CANARIES, (1, 3))
+    manifest = json.loads((folder / "forget_manifest.json").read_text())
+    now, earlier = CANARIES[3], CANARIES[1]
+    for entry, name in ((manifest, now), (manifest["history"][0], earlier)):
+        entry["request"]["content"]["classes"], entry["parts"]["forget"]["per_class"] = [name], {name: 40}
+    (folder / "forget_manifest.json").write_text(json.dumps(manifest))
+    base = f"alice/no-{now if told else earlier.replace(' ', '-')}"
+    record = json.loads((folder / "ec_config.json").read_text()) | {"base_model": base, "command": None}
+    record["base_model_license"] = {"license": "other", "license_name": base, "license_link": base}
+    (folder / "ec_config.json").write_text(json.dumps(record))
+    report = AuditReport.load(folder / "audit.json")
+    models = report.models | {"original": replace(report.models["original"], id=base)}
+    replace(report, models=models).save(folder / "audit.json")
+    with running_hub() as server:
+        client(server.url)
+        push(folder, REPO)
+        files = server.files(REPO)
+    for file in ("README.md", "ec_config.json", "audit.json"):
+        assert (base in files[file].decode()) == told, file
+    assert (f"The name of the base model, {base!r}, tells" in caplog.text) == told
+
+
+def test_an_objective_of_ones_own_does_not_tell_the_class_by_its_name():
+    record = record_of(CANARIES, (1, 3)) | {"settings": {"objective": "no_Fnordcatcher", "seed": 1}}
+    record["method"] = "Erase at the Core (arXiv 2602.05375), host objective no_Fnordcatcher"
+    known = named_by(document_of(CANARIES, (1, 3), request_of(CANARIES, (1, 3))))
+    assert "Fnordcatcher" not in json.dumps(disclosed_record(record, "hashes", known))
+    own = {"settings": {"objective": "delete", "seed": 1}, "method": "delete (DELETE, CVPR 2025)", "uses": "forget"}
+    shown = disclosed_record(own, "hashes", Named(frozenset({"delete", "forget"})))
+    assert {key: shown[key] for key in own} == own
 
 
 def test_a_repository_whose_name_tells_a_class_is_pushed_with_a_warning(client, named_folder, caplog):

@@ -310,6 +310,18 @@ def test_a_cache_of_heads_that_holds_something_else_is_refused(tmp_path, name):
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
+def test_a_cache_of_heads_in_the_output_folder_is_refused_as_the_model_would_replace_them(tmp_path):
+    with pytest.raises(ValueError, match="the heads would be replaced, name two folders"):
+        erase("a/b", "a/c", REQUEST, output_dir=tmp_path / "out", heads_cache=tmp_path / "out" / ".." / "out")
+
+
+@pytest.mark.parametrize("inside", [".", "train", "train/outputs/1"])
+def test_an_output_folder_in_that_of_the_data_is_refused_as_figures_would_become_images(tmp_path, inside):
+    (tmp_path / "data" / "train" / "ant").mkdir(parents=True)
+    with pytest.raises(ValueError, match="lies in the data's folder: the figures in it would be read as images"):
+        erase("a/b", tmp_path / "data", REQUEST, output_dir=tmp_path / "data" / inside)
+
+
 def trained_into(folder, **kwargs):
     config = ClassifierConfig(
         output_dir=str(folder), max_steps=1, use_cpu=True, disable_tqdm=True, report_to="none", **kwargs

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 import io
 import json
 
 import pytest
+from helpers.places import places, put
 from helpers.reports import make_report
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
@@ -39,31 +39,6 @@ MUTANTS = st.one_of(
     st.text(max_size=4),
     st.sampled_from([[], {}, [[]], [{}], {"": []}, "original", "accuracy", [None], {"a": None}]),
 )
-
-
-def places(value, path=()):
-    """Every place in a JSON value; of a long list the first three entries stand for all."""
-    yield path
-    inside = value.items() if isinstance(value, dict) else enumerate(value[:3]) if isinstance(value, list) else ()
-    for key, entry in inside:
-        yield from places(entry, (*path, key))
-
-
-def put(value, path, entry, how):
-    """A copy in which one place holds something else, is missing, or has a key that nobody knows beside it."""
-    value = copy.deepcopy(value)
-    if not path:
-        return entry
-    parent = value
-    for key in path[:-1]:
-        parent = parent[key]
-    if how == "delete":
-        del parent[path[-1]]
-    elif how == "add" and isinstance(parent, dict):
-        parent["colour"] = entry
-    else:
-        parent[path[-1]] = entry
-    return value
 
 
 def mutated(document):

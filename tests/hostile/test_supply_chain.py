@@ -19,6 +19,7 @@ from transformers import AutoModelForImageClassification
 
 ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "transformers", "datasets", "torchvision", "timm", "matplotlib", "sklearn", "huggingface_hub")
+AS_TEXT = {"capture_output": True, "text": True}
 
 
 NO_NETWORK = """
@@ -165,3 +166,38 @@ def test_the_wheel_alone_goes_from_a_request_to_a_loadable_folder_and_report(whe
         assert AutoModelForImageClassification.from_pretrained(away / folder).config.num_labels == len(NAMES)
     for file in ("out/report.html", "out/audit.json", "audit/report.html", "published/README.md"):
         assert (away / file).stat().st_size > 1000
+
+
+ANSWERS = {
+    "all known, none with a hole": ('{"vulns": []}', 0, "all were asked; known holes in 0 of the 24 that were"),
+    "a hole": ('{"vulns": [{"id": "CVE-1"}]}', 1, "has CVE-1"),
+    "not found": ('{"skip_reason": "not found"}', 2, "COULD NOT BE ASKED: 24 of 24 packages, which is no pass"),
+    "no answer": ("", 2, "COULD NOT BE ASKED, none of 24 packages, which is no pass: no route"),
+    "half of an answer": ("{", 2, "COULD NOT BE ASKED, none of 24 packages, which is no pass"),
+    "packages left out": ("none", 2, "COULD NOT BE ASKED: 24 of 24 packages, which is no pass"),
+}
+
+
+@pytest.mark.launch
+@pytest.mark.parametrize("answer", ANSWERS)
+def test_advisories_that_could_not_be_asked_for_are_no_pass(tmp_path, answer):
+    entry, code, told = ANSWERS[answer]
+    (tmp_path / "pip-audit").write_text(f"""#!{sys.executable}
+import json, sys
+from pathlib import Path
+
+lines = Path(sys.argv[sys.argv.index("-r") + 1]).read_text().split()
+known = [dict(zip(("name", "version"), line.split("=="))) for line in lines] if {entry!r} != "none" else []
+if not {entry!r}:
+    sys.exit("no route")
+elif {entry!r} == "{{":
+    print({entry!r})
+else:
+    print(json.dumps({{"dependencies": [each | json.loads({entry!r}) for each in known]}}))
+print("No known vulnerabilities found", file=sys.stderr)
+""")
+    (tmp_path / "pip-audit").chmod(0o755)
+    paths = {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run([sys.executable, ROOT / ".ci" / "advisories"], env=os.environ | paths, **AS_TEXT)
+    assert (done.returncode, "Traceback" in done.stderr) == (code, False)
+    assert f"lowest allowed: {told}" in done.stdout or told in done.stdout.splitlines()[0]
