@@ -160,6 +160,11 @@ class Eraser:
         """Whether the objective looks at the original model and the data, or edits the model, before training."""
         return type(self.objective).prepare is not Objective.prepare
 
+    @property
+    def leaves_forget_out(self) -> bool:
+        """Whether no loss looks at forget images, so that they need not go through the model."""
+        return self.host.uses == "retain" and not any(self.weights.points)
+
     def fit_heads(
         self,
         batches: Iterable[dict[str, Tensor]],
@@ -285,6 +290,8 @@ class Eraser:
             progress: where in the run the step is; objectives with a schedule need it.
             model: the model as it is wrapped for several processes; the model itself if left out.
         """
+        if self.leaves_forget_out:
+            batch = retain_of(batch)
         pixel_values, count = batch["pixel_values"], batch["num_forget"]
         added = self.host.extra_pixels(pixel_values[:count], pixel_values[count:])
         if added is not None:
@@ -455,3 +462,10 @@ def objectives_of(config: EraserConfig, *, with_points: bool) -> tuple[Objective
 
 def _listed(points: Sequence[Any]) -> str:
     return ", ".join(map(str, points)) or "no point"
+
+
+def retain_of(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """The retain half of a paired batch, as a paired batch without forget images."""
+    count = batch["num_forget"]
+    halves = {name: value[count:] if isinstance(value, Tensor) else value for name, value in batch.items()}
+    return {**halves, "num_forget": 0}

@@ -173,8 +173,9 @@ class PairedTrainer(SavingTrainer):
     def images_seen(self) -> dict[str, int]:
         """Images of each set that all processes saw in training or before it; what was looked at counts once."""
         batches, args = self.batches_seen * self.args.world_size, self.args
+        forget = args.per_device_forget_batch_size
         return {
-            "forget": self.images_looked_at["forget"] + batches * args.per_device_forget_batch_size,
+            "forget": self.images_looked_at["forget"] + (0 if self.eraser.leaves_forget_out else batches * forget),
             "retain": self.images_looked_at["retain"] + batches * args.per_device_train_batch_size,
         }
 

@@ -373,6 +373,8 @@ class ECTrainer(PairedTrainer):
     def remembers_teacher(self) -> bool:
         """Whether the original model's logits on the forget set are computed once, ahead of the first step."""
         args, forget = self.args, self.train_dataset.forget
+        if self.eraser.leaves_forget_out:
+            return False
         if self.eraser.teacher is None or args.cache_teacher is not None:
             return self.eraser.teacher is not None and bool(args.cache_teacher)
         asked = self.total_steps() * args.gradient_accumulation_steps * args.per_device_forget_batch_size
