@@ -5,7 +5,8 @@
 A file names an original model, retrained ones, the data, the classes (or a request) to forget, what all methods share,
 and the methods as fields of `ECConfig`. The table has, for each method, the positions of all signals that tell the
 original from the retrained models: 0 is as the original, 1 as retrained. Every model and the audit stay in DIR; a
-method whose model is there is not run again.
+method whose model is there is not run again. A method with "adapters", settings of `peft.LoraConfig`, erases through
+new adapters (`pip install ec_hf[peft]`), and what is audited is the merged model.
 """
 
 from __future__ import annotations
@@ -19,9 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import yaml
+from transformers.trainer_utils import set_seed
 
 from ec_hf import AuditReport, ECConfig, ECTrainer, ForgetRequest, audit
+from ec_hf.auditing.report import Signal
 from ec_hf.data.sources import load_images, train_and_test
 from ec_hf.data.splitting import four_splits
 from ec_hf.files import ModelFolder
@@ -50,6 +54,7 @@ def main() -> None:
     report, costs = run(case, options.output_dir)
     report.save(options.output_dir / "audit.json")
     print(table(report, costs))
+    print("", *values(report, [*costs]), sep="\n")
 
 
 def run(case: Mapping[str, Any], folder: Path) -> tuple[AuditReport, dict[str, Mapping[str, float]]]:
@@ -88,9 +93,13 @@ def erase(
     """Erase from a copy of the original into a folder, unless a model is there; its cost."""
     if ModelFolder(folder).damage() is None:
         return json.loads((folder / "cost.json").read_text(encoding="utf-8"))
+    settings = {**QUIET, **settings}
+    adapters = settings.pop("adapters", None)
+    config = ECConfig(output_dir=str(folder), **settings)
+    model = copy.deepcopy(original).to(memory_format=torch.channels_last)  # convolutions are faster on a CPU so
     trainer = ECTrainer(
-        copy.deepcopy(original),
-        ECConfig(output_dir=str(folder), **{**QUIET, **settings}),
+        model if adapters is None else with_adapters(model, adapters, config.seed),
+        config,
         forget_dataset=splits["forget_train"],
         retain_dataset=splits["retain_train"],
         processing_class=processor,
@@ -98,9 +107,20 @@ def erase(
     start = time.process_time()
     trainer.train()
     cost = {**trainer.cost, "cpu_seconds": round(time.process_time() - start, 1)}
-    trainer.save_model()
+    if adapters is None:
+        trainer.save_model()
+    else:
+        trainer.save_merged(folder)
     (folder / "cost.json").write_text(json.dumps(cost), encoding="utf-8")
     return cost
+
+
+def with_adapters(model: Any, settings: Mapping[str, Any], seed: int) -> Any:
+    """The model with new adapters; the seed is of their first weights."""
+    import peft  # an optional extra
+
+    set_seed(seed)
+    return peft.get_peft_model(model, peft.LoraConfig(**settings))
 
 
 def table(report: AuditReport, costs: Mapping[str, Mapping[str, float]]) -> str:
@@ -143,6 +163,21 @@ def positions(report: AuditReport, models: Sequence[str]) -> list[str]:
     for (metric, layer, note), own in places.items():
         name = " ".join(filter(None, (metric, layer, note)))
         rows.append(f"| {name} | {' | '.join(own.get(model, '—') for model in models)} |")
+    return rows
+
+
+def values(report: AuditReport, models: Sequence[str]) -> list[str]:
+    """Every signal in its own unit, a row each, also where it has no position; of retrained models the range."""
+    found: dict[tuple[str, str, str | None, str | None], dict[str, Signal]] = {}
+    for each in report.signals:
+        found.setdefault((each.metric, each.split, each.layer, each.note), {})[each.model] = each
+    rows = [f"| signal | original | retrained | {' | '.join(models)} |", f"| --- |{' ---: |' * (len(models) + 2)}"]
+    for (metric, split, layer, note), own in found.items():
+        first = next(iter(own.values()))
+        name = " ".join(filter(None, (metric, split, layer, note)))
+        retrained = f"{min(first.retrained):.3f} to {max(first.retrained):.3f}" if first.retrained else "—"
+        cells = [f"{own[model].value:.3f}" if model in own else "—" for model in models]
+        rows.append(f"| {name} | {first.original:.3f} | {retrained} | {' | '.join(cells)} |")
     return rows
 
 

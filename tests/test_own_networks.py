@@ -25,7 +25,14 @@ pytestmark = pytest.mark.slow
 
 FAST = {"embedding": False, "int8": False}
 BEES = ForgetRequest(classes=["bee"])
-STEPS = {"max_steps": 2, "heads_epochs": 1, "eval_on_start": False, "eval_strategy": "no", "save_strategy": "no"}
+STEPS = {
+    "objective": "contrastive",
+    "max_steps": 2,
+    "heads_epochs": 1,
+    "eval_on_start": False,
+    "eval_strategy": "no",
+    "save_strategy": "no",
+}
 
 
 def data():
@@ -131,7 +138,7 @@ def test_a_callback_erases_from_a_network_in_a_trainer_of_ones_own(tmp_path):
     before = {name: value.clone() for name, value in network.state_dict().items()}
     rows = make_images(20).map(lambda row: {"pixel_values": TRANSFORM(row["image"]).numpy()}, remove_columns="image")
     rows = rows.with_format("torch")
-    eraser = Eraser(network, EraserConfig(heads_epochs=1), forget_classes=[1], image_shape=(3, 32, 32))
+    eraser = Eraser(network, EraserConfig("contrastive", heads_epochs=1), forget_classes=[1], image_shape=(3, 32, 32))
     erasing = ECCallback(eraser, **split_by(rows, BEES))
     args = TrainingArguments(
         str(tmp_path), max_steps=2, per_device_train_batch_size=4, use_cpu=True, report_to=[], disable_tqdm=True
@@ -243,4 +250,7 @@ def test_a_compiled_model_of_transformers_is_taken_as_it_was():
     model = make_model("ViT")
     assert as_classifier(torch.compile(model)) is model
     model.compile()
-    assert Eraser(model, EraserConfig(), forget_classes=[1]).model is model and model._compiled_call_impl is None
+    assert (
+        Eraser(model, EraserConfig("contrastive"), forget_classes=[1]).model is model
+        and model._compiled_call_impl is None
+    )

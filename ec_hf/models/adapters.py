@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ec_hf.data.columns import shown
 from ec_hf.files import ADAPTER_CONFIG, HEADS, read_json
 from ec_hf.models.trial import trial_images
 
@@ -102,13 +103,18 @@ def check_adapters(model: Any, image_shape: tuple[int, int, int]) -> None:
         image_shape: (channels, height, width) of its images.
 
     Raises:
-        ValueError: the adapters are no layers of the model, none of their weights is trainable, or they change what
-            the model answers, so that the model without them is not the original.
+        ValueError: the adapters are no layers of the model or cannot be merged into them, none of their weights is
+            trainable, or they change what the model answers, so that the model without them is not the original.
     """
     if not hasattr(model.base_model, "merge_and_unload"):
         raise ValueError(
             f"model: adapters of type {describe_adapters(model)['peft_type']} cannot be merged into its layers; use "
             "adapters of layers, such as peft.LoraConfig."
+        )
+    if grouped := grouped_convolutions(model):
+        raise ValueError(
+            f"model: its adapters on {shown(grouped)} cannot be merged, because PEFT merges none into a convolution "
+            "in groups, such as a depthwise one: leave these out of target_modules."
         )
     if not any(weight.requires_grad for weight in model.parameters()):
         raise ValueError(
@@ -129,6 +135,15 @@ def check_adapters(model: Any, image_shape: tuple[int, int, int]) -> None:
             "Merge them (model.merge_and_unload()) and put new ones on with peft.get_peft_model. A resumed run "
             "begins with new ones too, and loads those of the checkpoint."
         )
+
+
+def grouped_convolutions(model: Any) -> list[str]:
+    """Names of the convolutions in groups that have a LoRA adapter."""
+    return [
+        name
+        for name, module in base_of(model).named_modules()
+        if hasattr(module, "lora_A") and getattr(module.get_base_layer(), "groups", 1) > 1
+    ]
 
 
 def load_adapters(model: Any, folder: str | Path) -> None:

@@ -6,8 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from datasets import DatasetDict
 from helpers.models import NAMES, make_images, make_model, make_processor
+from transformers import AutoModelForImageClassification
 
 from ec_hf.auditing.report import AuditReport, Signal
 
@@ -56,6 +58,30 @@ def test_a_model_that_is_there_is_not_made_again(case, tmp_path):
     before = (tmp_path / "delete" / "model.safetensors").stat().st_mtime_ns
     _, second = recipe.run(some, tmp_path)
     assert first == second and (tmp_path / "delete" / "model.safetensors").stat().st_mtime_ns == before
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # PEFT asks for it
+def test_a_method_with_adapters_ends_as_a_plain_model_whose_other_weights_stay(case, tmp_path):
+    pytest.importorskip("peft")
+    delete = case["methods"]["delete"]
+    adapters = {"r": 2, "target_modules": "all-linear", "modules_to_save": ["classifier"]}
+    report, _ = recipe.run({**case, "methods": {"lora": {**delete, "adapters": adapters}, "full": delete}}, tmp_path)
+    original, merged, full = (
+        AutoModelForImageClassification.from_pretrained(folder).state_dict()
+        for folder in (case["original"], tmp_path / "lora", tmp_path / "full")
+    )
+    assert list(merged) == list(original)
+    moved = [{name for name in original if not torch.equal(original[name], each[name])} for each in (merged, full)]
+    assert moved[0] < moved[1] and all(name.endswith("weight") or "classifier" in name for name in moved[0])
+    assert {each.model for each in report.signals} == {"lora", "full"}
+
+
+def test_the_values_of_signals_without_a_position_are_shown_too():
+    report = AuditReport(signals=[signal("knn", None), signal("linear_probe", 0.8)])
+    assert recipe.values(report, ["ec", "other"])[2:] == [
+        "| knn forget_test penultimate | 0.900 | 0.400 to 0.400 | 0.500 | — |",
+        "| linear_probe forget_test penultimate | 0.900 | 0.400 to 0.400 | 0.500 | — |",
+    ]
 
 
 def test_nearness_is_the_mean_distance_of_what_has_a_position():

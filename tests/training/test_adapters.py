@@ -31,7 +31,7 @@ def adapted(family="ViT", seed=0, **settings):
     """A tiny classifier with new adapters; its base weights do not depend on the seed."""
     base = make_model(family)
     torch.manual_seed(seed)
-    chosen = {"r": 4, "target_modules": TARGETS[family], "modules_to_save": ["classifier"]}
+    chosen = {"r": 4, "target_modules": TARGETS.get(family), "modules_to_save": ["classifier"]}
     return peft.get_peft_model(base, peft.LoraConfig(**(chosen | settings)))
 
 
@@ -178,7 +178,7 @@ def test_a_stock_trainer_erases_through_adapters(tmp_path):
 )
 def test_settings_that_would_change_the_base_weights_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
-        Eraser(adapted(), EraserConfig(**settings), forget_classes=[1])
+        Eraser(adapted(), EraserConfig(**({"objective": "contrastive"} | settings)), forget_classes=[1])
 
 
 def test_a_folder_of_adapters_is_not_published_and_the_merged_model_is(erased, tmp_path):
@@ -190,6 +190,13 @@ def test_a_folder_of_adapters_is_not_published_and_the_merged_model_is(erased, t
         export(folder / "out", tmp_path / "adapter")
     with pytest.raises(ValueError, match=r"save_merged\(folder\)"):
         erasing(tmp_path, adapted(), push_to_hub=True, hub_model_id="me/model")
+
+
+def test_adapters_that_cannot_be_merged_are_refused_before_training():
+    with pytest.warns(UserWarning, match="Merging is not supported"):
+        model = adapted("ConvNext", r=8, target_modules=["stages.0.layers.0.dwconv"])
+    with pytest.raises(ValueError, match=r"layers\.0\.dwconv'\] \(1\) cannot be merged.*leave these out"):
+        Eraser(model, forget_classes=[1])
 
 
 def test_adapters_that_change_the_answers_already_are_refused():

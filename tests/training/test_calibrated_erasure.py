@@ -14,7 +14,13 @@ from ec_hf.training.adversary import Adversary
 
 def trainer(tmp_path, **settings):
     parts = split(make_images(60), ForgetRequest(classes=["bee", "dog"]))
-    config = {"max_steps": 2, "per_device_train_batch_size": 8, "heads_epochs": 1, "save_strategy": "no"}
+    config = {
+        "objective": "contrastive",
+        "max_steps": 2,
+        "per_device_train_batch_size": 8,
+        "heads_epochs": 1,
+        "save_strategy": "no",
+    }
     args = ECConfig(output_dir=str(tmp_path), use_cpu=True, report_to=[], logging_steps=1, **(config | settings))
     return ECTrainer(
         make_model("ViT"),

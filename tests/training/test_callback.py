@@ -22,7 +22,12 @@ DELETE = {"objective": "delete", "objective_kwargs": {"retain_weight": 1.0}, "ca
 
 def erasing(model=None, heads=None, **settings):
     model = make_model("ViT") if model is None else model
-    eraser = Eraser(model, EraserConfig(**({"heads_epochs": 1} | settings)), forget_classes=[1, 3], heads=heads)
+    eraser = Eraser(
+        model,
+        EraserConfig(**({"objective": "contrastive", "heads_epochs": 1} | settings)),
+        forget_classes=[1, 3],
+        heads=heads,
+    )
     return ECCallback(eraser, **PARTS)
 
 

@@ -53,7 +53,7 @@ def erase(eraser, steps=3, learning_rate=1e-2):
 @pytest.fixture(scope="module")
 def heads():
     model = make_model("ViT")
-    eraser = Eraser(model, EraserConfig(heads_epochs=1))
+    eraser = Eraser(model, EraserConfig("contrastive", heads_epochs=1))
     eraser.fit_heads(batches_of(ConcatDataset([PARTS["forget"], PARTS["retain"]])))
     return eraser.heads
 
@@ -87,7 +87,12 @@ def test_a_bare_loop_takes_the_steps_that_the_trainer_takes(heads, tmp_path, set
         **settings,
     )
     trainer.train()
-    eraser = Eraser(make_model("ViT"), EraserConfig(**settings), forget_classes=[1, 3], heads=copy.deepcopy(heads))
+    eraser = Eraser(
+        make_model("ViT"),
+        EraserConfig(**({"objective": "contrastive"} | settings)),
+        forget_classes=[1, 3],
+        heads=copy.deepcopy(heads),
+    )
     eraser.prepare(lambda every=1: batches_of(PARTS["forget"]), lambda every=1: batches_of(PARTS["retain"]))
     erase(eraser)
     for name, value in trainer.model.state_dict().items():
@@ -129,7 +134,7 @@ def test_new_weights_follow_the_retain_statistics_whatever_the_settings_say():
 @pytest.mark.parametrize("family", ["ViT", "Dinov2", "MobileNetV2", "timm EfficientNet"])
 def test_host_objectives_see_what_the_classifier_reads(family):
     model = make_model(family)
-    eraser = Eraser(model, EraserConfig(points=[]))
+    eraser = Eraser(model, EraserConfig("contrastive", points=[]))
     (layer,) = eraser.classifier.values()
     pixels = next(iter(batches_of(PARTS["forget"])))["pixel_values"]
     with eraser.attached():
@@ -145,7 +150,7 @@ def test_host_objectives_see_what_the_classifier_reads(family):
 @pytest.mark.parametrize("family", ["ViT", "Dinov2", "Swin"])
 def test_closed_forms_and_new_rows_act_on_what_host_objectives_see(family):
     model = make_model(family).eval()
-    eraser = Eraser(model, EraserConfig(points=[], objective="esc"), forget_classes=[1, 3])
+    eraser = Eraser(model, EraserConfig("contrastive", points=[], objective="esc"), forget_classes=[1, 3])
     (layer,) = eraser.classifier.values()
     pixels = torch.cat([batch["pixel_values"] for batch in batches_of(PARTS["forget"])])
     with torch.no_grad():
@@ -154,7 +159,7 @@ def test_closed_forms_and_new_rows_act_on_what_host_objectives_see(family):
         expected = layer(features - features @ leading @ leading.T)
         eraser.prepare(lambda every=1: batches_of(PARTS["forget"]), lambda every=1: batches_of(PARTS["retain"]))
         torch.testing.assert_close(model(pixel_values=pixels).logits, expected, rtol=1e-4, atol=1e-5)
-    widened = Eraser(model, EraserConfig(points=[], objective="boundary_expand"))
+    widened = Eraser(model, EraserConfig("contrastive", points=[], objective="boundary_expand"))
     widened.prepare(lambda every=1: batches_of(PARTS["forget"]), lambda every=1: batches_of(PARTS["retain"]))
     assert widened.host._row.shape == layer.weight[0].shape
 
@@ -177,9 +182,9 @@ def test_the_penultimate_layer_may_be_a_supervision_point(tmp_path):
 
 @pytest.mark.parametrize("points", ["penultimate", ["penultimate"], [1, "penultimate"], [1, 4]])
 def test_an_objective_that_moves_the_penultimate_features_takes_the_last_point_from_ec(points):
-    eraser = Eraser(make_model("ViT"), EraserConfig(points=points), forget_classes=[1, 3])
+    eraser = Eraser(make_model("ViT"), EraserConfig("contrastive", points=points), forget_classes=[1, 3])
     assert eraser.weights.host_is_last_point and eraser.weights.points[-1] == 0.0
-    assert not Eraser(make_model("ViT"), EraserConfig(points=[1, 2])).weights.host_is_last_point
+    assert not Eraser(make_model("ViT"), EraserConfig("contrastive", points=[1, 2])).weights.host_is_last_point
 
 
 @pytest.mark.parametrize(
@@ -193,7 +198,7 @@ def test_an_objective_that_moves_the_penultimate_features_takes_the_last_point_f
 )
 def test_one_layer_under_two_names_is_refused(family, points, names):
     with pytest.raises(ValueError, match=f"{names} have the same features"):
-        Eraser(make_model(family), EraserConfig(points=points), forget_classes=[1])
+        Eraser(make_model(family), EraserConfig("contrastive", points=points), forget_classes=[1])
 
 
 @pytest.mark.parametrize(
@@ -201,11 +206,11 @@ def test_one_layer_under_two_names_is_refused(family, points, names):
 )
 def test_the_last_layer_has_one_weight_under_any_name(family, point, same):
     by_name, by_index = (
-        Eraser(make_model(family), EraserConfig(points=[1, each]), forget_classes=[1]).weights
+        Eraser(make_model(family), EraserConfig("contrastive", points=[1, each]), forget_classes=[1]).weights
         for each in (point, same)
     )
     assert by_name == by_index
-    inner = Eraser(make_model(family), EraserConfig(points=[1]), forget_classes=[1]).weights
+    inner = Eraser(make_model(family), EraserConfig("contrastive", points=[1]), forget_classes=[1]).weights
     assert by_name.points != inner.points
 
 
@@ -219,7 +224,7 @@ def test_a_model_whose_logits_are_no_linear_layers_output_is_erased_by_its_deepe
         torch.testing.assert_close(eraser.features(pixels), deepest[:, 0])
     assert math.isfinite(erase(eraser, steps=1)[0].total.item())
     with pytest.raises(ValueError, match="no linear layer gives the model's logits"):
-        Eraser(model, EraserConfig(points=["penultimate"]))
+        Eraser(model, EraserConfig("contrastive", points=["penultimate"]))
 
 
 class Scheduled(Objective):
@@ -254,7 +259,9 @@ def test_heads_and_adversaries_go_on_from_their_state(heads):
 
 def test_a_failure_in_the_loop_takes_heads_and_mask_off_again(heads):
     model = make_model("ViT")
-    eraser = Eraser(model, EraserConfig(saliency=0.5), forget_classes=[1, 3], heads=copy.deepcopy(heads))
+    eraser = Eraser(
+        model, EraserConfig("contrastive", saliency=0.5), forget_classes=[1, 3], heads=copy.deepcopy(heads)
+    )
     eraser.prepare(lambda every=1: batches_of(PARTS["forget"]), lambda every=1: batches_of(PARTS["retain"]))
     with pytest.raises(RuntimeError, match="power cut"), eraser.attached():
         raise RuntimeError("power cut")

@@ -29,6 +29,7 @@ for number, kind in enumerate(kinds):
         model,
         ECConfig(
             output_dir=str(Path(out, str(number))),
+            objective="contrastive",
             use_cpu=True,
             disable_tqdm=True,
             per_device_train_batch_size=int(batch),
