@@ -37,7 +37,7 @@ from ec_hf.training.divergence import finite_loss, parts_without_gradient, requi
 from ec_hf.training.eraser import Eraser
 from ec_hf.training.fitting import with_held_out
 from ec_hf.training.interruption import Interruption
-from ec_hf.training.learning_rate import BATCH, IMAGES, rate_of, tried_rates
+from ec_hf.training.learning_rate import STEPS, batch_for, rate_of, tried_rates
 from ec_hf.training.loop import Loop
 from ec_hf.training.memory import explained_memory
 from ec_hf.training.paired_trainer import PairedTrainer
@@ -350,15 +350,16 @@ class ECTrainer(PairedTrainer):
                 torch.default_generator.manual_seed(self.args.seed)
                 rate = rate_of(tried_rates(self.model, self._few_retain_images(), self._optimizer_at))
             (rate,) = broadcast_object_list([rate])
-            self.accelerator.print(f"learning rate {rate:g}, by a range test on {IMAGES} retain images")
+            self.accelerator.print(f"learning rate {rate:g}, by a range test on retain images")
         self.args.learning_rate = rate
         self.plan = replace(self.plan, settings={**self.plan.settings, "learning_rate": rate})
 
     def _few_retain_images(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches for a range test, the same in every process; what is looked at is counted."""
         data, rng = self.train_dataset, np.random.default_rng(self.args.seed)
-        rows = len(data.forget) + np.resize(rng.permutation(len(data.retain)), IMAGES)
-        for batch in self.loader(Subset(data, rows.tolist()), batch_size=BATCH):
+        size = batch_for(self.model.config.num_labels, self.args.per_device_train_batch_size)
+        rows = len(data.forget) + np.resize(rng.permutation(len(data.retain)), STEPS * size)
+        for batch in self.loader(Subset(data, rows.tolist()), batch_size=size):
             self.images_looked_at["retain"] += len(batch["labels"])
             yield batch["pixel_values"].to(self.args.device), batch["labels"].to(self.args.device)
 

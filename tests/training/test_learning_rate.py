@@ -12,7 +12,7 @@ from helpers.trainers import make_trainer
 from torch.nn import functional as F
 
 from ec_hf.files import ModelFolder
-from ec_hf.training.learning_rate import rate_of, tried_rates
+from ec_hf.training.learning_rate import batch_for, rate_of, tried_rates
 
 REWIND = {"objective": "rewind", "learning_rate": None, "per_device_forget_batch_size": 8}
 
@@ -62,6 +62,11 @@ def test_the_rate_is_well_below_that_of_the_least_loss():
     assert rate_of([(1e-4, 3.0), (4e-3, 1.0), (1e-2, 2.0), (1e-1, math.nan)]) == 1e-3
     with pytest.raises(ValueError, match="Name a learning_rate"):
         rate_of([(1e-5, math.nan)])
+
+
+def test_steps_see_more_images_where_there_are_more_classes():
+    assert [batch_for(classes, most=64) for classes in (2, 10, 345, 1000, 20000)] == [8, 8, 21, 62, 64]
+    assert batch_for(1000, most=4) == 8
 
 
 def test_a_run_finds_its_rate_puts_it_on_record_and_goes_on_with_it(tmp_path):
