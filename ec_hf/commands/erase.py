@@ -43,9 +43,8 @@ class EraseArguments(RequestArguments):
     )
     with_retrained: bool = flag("Also train a model on the retain set alone, the reference for forgetting.", False)
     base_model: str | None = flag(
-        "Pretrained network that your model was fine-tuned from: erasing goes back to it where the objective is "
-        "rewind, and the retrained model of --with_retrained starts from it. Default: what the model's card names; "
-        "none for a model that was trained from new weights."
+        "Pretrained network that your model was fine-tuned from: rewind goes back to it, and --with_retrained starts "
+        "from it. Default: for rewind what the model's card names, or none."
     )
     retrain_from: Literal["base", "new"] = flag(
         "With --with_retrained: base for --base_model, new for the model's architecture with new weights.", "base"

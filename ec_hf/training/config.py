@@ -38,6 +38,8 @@ DEFAULTS: dict[str, Any] = {
     "retain_floor": 0.01,
 }
 """What is taken where neither the user nor a preset says otherwise; for other fields, what `TrainingArguments` has."""
+NOT_GIVEN = -1
+"""What `max_steps` says where it says nothing."""
 TOGETHER = (("optim", "optim_args"), ("num_train_epochs", "max_steps", "forget_epochs"))
 """Settings that say one thing together: of a preset all of a group count, or none where the user names one."""
 PAPER: dict[str, Any] = {
@@ -101,16 +103,15 @@ class EraserConfig:
 
     objective: str = HfArg(
         default=None,
-        help="Host objective at the model's output: a registered name or package:Class. Default: rewind, and "
-        "contrastive with --preset paper.",
+        help="Host objective at the model's output: a registered name or package:Class. Default: rewind, a deep part "
+        "that starts anew.",
     )
     objective_kwargs: dict | str | None = HfArg(default=None, help="Settings of the host objective, as a JSON object.")
     preset: str = HfArg(
         default="default",
         help="What is taken for settings that are not given: 'published' for those of the objective's authors, its "
         "weights, optimiser, learning rate, batch and epochs, and no supervision points; 'paper' for EC as published; "
-        "'default' for this package's own: with the objective rewind, a deep half that starts anew and calibrated EC "
-        "below it, or a way back to the base model. A setting that is given always counts.",
+        "'default' for this package's own. A setting that is given always counts.",
     )
     saliency: float | None = HfArg(
         default=None,
@@ -142,7 +143,8 @@ class EraserConfig:
         default=None,
         help="Aim at what retraining would leave, without a retrained model: at each point, forget images are pulled "
         "towards the retain classes that the original, blind to the forgotten ones, takes them for, and not towards "
-        "all. In place of `contrast`; for objectives that leave the features alone, such as delete. Default: false.",
+        "all. In place of `contrast`; for objectives that leave the features alone, such as delete. "
+        "Default: false; for rewind true.",
     )
     repulsion: float = HfArg(
         default=0.5,
@@ -192,6 +194,10 @@ class EraserConfig:
 
     def __post_init__(self) -> None:
         _fill(self)
+        self._settle()
+
+    def _settle(self) -> None:
+        """Bring settings that are filled in to one form, and refuse what is out of range."""
         self.points = _one_or_list(self.points)
         if self.points == "none":
             self.points = []
@@ -262,7 +268,8 @@ class ECConfig(EraserConfig, TrainingArguments):
     )
     retain_floor: float = HfArg(
         default=None,
-        help="How far retain accuracy on the evaluation data may fall below the original's (a share). Default: 0.01.",
+        help="How far retain accuracy on the evaluation data may fall below the original's (a share). Default: 0.01; "
+        "for rewind 0.05.",
     )
     image_column: str | None = HfArg(default=None, help="Column of the images; default: found by its type.")
     label_column: str | None = HfArg(default=None, help="Column of the labels; default: found by its type.")
@@ -280,7 +287,7 @@ class ECConfig(EraserConfig, TrainingArguments):
     learning_rate: float = HfArg(
         default=None,
         help="Peak learning rate. Small networks trained from scratch want what they were trained with. Default: "
-        "1e-4, and with the objective rewind what a range test on the retain set finds, ahead of the first step.",
+        "1e-4; for rewind what a range test on the retain set finds.",
     )
     per_device_train_batch_size: int = HfArg(default=None, help="Retain images a step and device. Default: 64.")
     warmup_steps: float = HfArg(default=None, help="Warm-up steps, or a share of the run when below 1. Default: 0.05.")
@@ -296,7 +303,7 @@ class ECConfig(EraserConfig, TrainingArguments):
     num_train_epochs: float = HfArg(
         default=None,
         help="Passes over the retain set. Of a small one these are few steps: see max_steps. Default: "
-        f"{_inherited('num_train_epochs')}, and with the objective rewind at least 100 steps.",
+        f"{_inherited('num_train_epochs')}; for rewind 100 steps or more.",
     )
     max_steps: int = HfArg(default=None, help="Optimiser steps, in place of num_train_epochs. Default: -1, not given.")
     logging_steps: float = HfArg(default=10, help="Log every so many steps.")
@@ -310,14 +317,14 @@ class ECConfig(EraserConfig, TrainingArguments):
     def __post_init__(self) -> None:
         _fill(self)
         TrainingArguments.__post_init__(self)
-        EraserConfig.__post_init__(self)
+        self._settle()
         if self.per_device_forget_batch_size == 0:
             self.per_device_forget_batch_size = self.per_device_train_batch_size
         _check_above_0(self, ("per_device_train_batch_size", "per_device_forget_batch_size"))
         _check_0_or_more(self, ("retain_floor", "min_steps"))
         if self.forget_epochs is not None:
             _check_above_0(self, ("forget_epochs",))
-        if self.learning_rate is not None and not 0 <= self.learning_rate < math.inf:
+        if self.learning_rate is not None and (math.isnan(self.learning_rate) or self.learning_rate < 0):
             raise ValueError(f"learning_rate={self.learning_rate}: expected 0 or more.")
         if self.forget_target is not None and math.isnan(self.forget_target):
             raise ValueError("forget_target=nan: expected a share such as 0.1, or a negative value to never stop.")
@@ -376,7 +383,7 @@ def _fill(config: EraserConfig) -> None:
     given = _json_object("objective_kwargs", config.objective_kwargs)
     config.objective_kwargs = {**own, **(given or {})} if own else given
     for group in TOGETHER:
-        if any(getattr(config, name, None) is not None for name in group):
+        if any(getattr(config, name, None) not in (None, NOT_GIVEN) for name in group):
             preset = {name: value for name, value in preset.items() if name not in group}
     for field in fields(config):
         if getattr(config, field.name) is None:

@@ -142,7 +142,7 @@ def apart(model: Any, batch: Mapping[str, Any], stack: ExitStack) -> Method:
 
     The contrast moves both sets, as published.
     """
-    eraser = prepared(model, batch, {"detach_retain": False}, stack)
+    eraser = prepared(model, batch, {"objective": "contrastive", "detach_retain": False}, stack)
     config, count = eraser.config, batch["num_forget"]
     pixels, labels = batch["pixel_values"].split(count), batch["labels"].split(count)
 

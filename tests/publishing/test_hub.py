@@ -545,6 +545,7 @@ def test_a_hub_id_goes_in_a_hub_id_comes_out_and_earlier_requests_stay_on_record
     push(finished_folder, REPO, manifest_detail="classes", with_heads=True)
     DatasetDict(train=make_images(), test=make_images(50, seed=1)).save_to_disk(tmp_path / "data")
     flags = ["--model_name_or_path", REPO, "--heads", REPO, "--forget_classes", "cat", "--finish", "mask"]
+    flags += ["--objective", "contrastive"]
     flags += ["--manifest_detail", "classes", "--with_heads", "folder"]
     hub.fail("POST .*/alice/second/commit/", 500)
     done = run_recipe(hub, tmp_path, tmp_path / "data", *flags)

@@ -40,7 +40,8 @@ def test_a_forward_a_set_and_loss_has_the_loss_of_ec(benchmark):
     step = benchmark("step")
     with step.methods("tiny", 32, 4, 4) as methods, step.ExitStack() as stack:
         batch = step.make_batch(32, 4, 4)
-        together = step.erasing(step.make_model("tiny", 32), batch, {"detach_retain": False}, stack)
+        settings = {"objective": "contrastive", "detach_retain": False}
+        together = step.erasing(step.make_model("tiny", 32), batch, settings, stack)
         assert methods[step.APART].loss().item() == pytest.approx(together.loss().item(), rel=1e-5)
 
 

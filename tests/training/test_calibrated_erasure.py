@@ -97,7 +97,7 @@ def test_an_objective_that_pulls_the_last_features_itself_is_refused(tmp_path):
 
 def test_its_weight_and_what_it_moves_are_its_own_unless_they_are_said(tmp_path):
     def chosen(**given):
-        config = ECConfig(output_dir=str(tmp_path), use_cpu=True, report_to=[], **given)
+        config = ECConfig(output_dir=str(tmp_path), use_cpu=True, report_to=[], objective="delete", **given)
         return config.ec_weight, config.detach_retain
 
     assert chosen() == (0.1, True)

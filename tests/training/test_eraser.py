@@ -61,7 +61,7 @@ def heads():
 def test_a_bare_loop_erases_and_leaves_a_plain_model(heads, tmp_path):
     model = make_model("ViT")
     before = copy.deepcopy(model.state_dict())
-    eraser = Eraser(model, forget_classes=[1, 3], heads=copy.deepcopy(heads))
+    eraser = Eraser(model, EraserConfig("contrastive"), forget_classes=[1, 3], heads=copy.deepcopy(heads))
     terms = erase(eraser)
     assert all(math.isfinite(each.total.item()) for each in terms)
     assert {"contrastive/contrast", "hidden_states.1/contrast", "hidden_states.1/retain_ce"} <= set(terms[0].parts)
@@ -150,7 +150,7 @@ def test_host_objectives_see_what_the_classifier_reads(family):
 @pytest.mark.parametrize("family", ["ViT", "Dinov2", "Swin"])
 def test_closed_forms_and_new_rows_act_on_what_host_objectives_see(family):
     model = make_model(family).eval()
-    eraser = Eraser(model, EraserConfig("contrastive", points=[], objective="esc"), forget_classes=[1, 3])
+    eraser = Eraser(model, EraserConfig(points=[], objective="esc"), forget_classes=[1, 3])
     (layer,) = eraser.classifier.values()
     pixels = torch.cat([batch["pixel_values"] for batch in batches_of(PARTS["forget"])])
     with torch.no_grad():
@@ -159,7 +159,7 @@ def test_closed_forms_and_new_rows_act_on_what_host_objectives_see(family):
         expected = layer(features - features @ leading @ leading.T)
         eraser.prepare(lambda every=1: batches_of(PARTS["forget"]), lambda every=1: batches_of(PARTS["retain"]))
         torch.testing.assert_close(model(pixel_values=pixels).logits, expected, rtol=1e-4, atol=1e-5)
-    widened = Eraser(model, EraserConfig("contrastive", points=[], objective="boundary_expand"))
+    widened = Eraser(model, EraserConfig(points=[], objective="boundary_expand"))
     widened.prepare(lambda every=1: batches_of(PARTS["forget"]), lambda every=1: batches_of(PARTS["retain"]))
     assert widened.host._row.shape == layer.weight[0].shape
 

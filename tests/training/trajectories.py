@@ -21,7 +21,7 @@ import torch
 FOLDER = Path(__file__).with_name("trajectories")
 FAMILIES = ("ViT", "Swin", "ResNet", "timm ViT")
 METHODS: dict[str, dict[str, Any]] = {
-    "contrastive": {},
+    "contrastive": {"objective": "contrastive"},
     "delete with EC": {"objective": "delete", "objective_kwargs": {"retain_weight": 1.0}},
     "delete calibrated": {"objective": "delete", "calibrated": True, "probe_weight": 0.5},
     "scrub with EC": {"objective": "scrub", "contrast": "csul", "detach_retain": False, "train_heads": True},
