@@ -81,7 +81,7 @@ OFTEN = {
         "use_cpu",
         "bf16",
     ),
-    "when to stop": ("hold_out", "forget_target", "retain_floor", "min_steps", "eval_strategy", "eval_steps"),
+    "when to stop": ("hold_out", "forget_target", "retain_floor", "eval_strategy", "eval_steps"),
     "what to compare with": ("retrained_name_or_path", "with_retrained", "base_model", "retrain_from", "with_delete"),
     "the result": ("json", "fail_unless_forgotten", "push_to_hub", "hub_model_id", "manifest_detail", "finish"),
 }
