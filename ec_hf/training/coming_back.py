@@ -11,8 +11,8 @@ from ec_hf.training.stopping import BelowFloorError, accuracies
 __all__ = ["ComingBack", "NotComingBackError"]
 
 SHARE = 0.6
-"""Of the retain accuracy that the end must have, what half of the run must have. Measured there, in 6 networks: those
-that came back had 0.7 to 1.1, the one that did not 0.4."""
+"""Of the retain accuracy that the end must have, what half of the run must have. Of the original's accuracy on test
+images, six runs that came back had 0.7 or more at half, and the one that did not had 0.4."""
 
 
 class NotComingBackError(BelowFloorError):
