@@ -449,5 +449,5 @@ def _own(args: ECConfig, forget: Any, retain: Any, *, evaluates: bool) -> ECConf
         args.eval_strategy, args.eval_on_start = "no", False
     if args.forget_epochs or args.num_train_epochs is None:
         args.max_steps = RunLength.of(args, len(forget), len(retain), args.world_size).steps
-        args.num_train_epochs = 0.0
+        args.num_train_epochs = args.num_train_epochs or 0.0  # `Trainer` compares it with 0, even beside max_steps
     return args

@@ -157,3 +157,16 @@ def test_eu_k_keeps_the_statistics_of_frozen_layers():
 def test_settings_out_of_range_are_refused(name, settings):
     with pytest.raises(ValueError, match=next(iter(settings))):
         get_objective(name, **settings)
+
+
+@pytest.mark.parametrize(("settings", "rows"), [({"points": []}, 16), ({"points": [1]}, 24)])
+def test_forget_images_go_through_the_model_only_where_a_loss_looks_at_them(tmp_path, settings, rows):
+    seen = []
+    trainer = make_trainer(tmp_path, objective="rewind", objective_kwargs={"depth": 0.5}, max_steps=2, **settings)
+    trainer.model.register_forward_pre_hook(
+        lambda model, args, kwargs: seen.append(len(kwargs["pixel_values"])) if model.training else None,
+        with_kwargs=True,
+    )
+    trainer.train()
+    assert seen == [rows] * 2
+    assert (trainer.cost["forget_images_seen"] == 0) == (rows == 16)

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 from helpers.trainers import make_trainer, settings
 
+from ec_hf import ECConfig
 from ec_hf.training.run_length import RunLength
 
 
@@ -36,3 +37,14 @@ def test_processes_that_share_a_batch_take_as_many_steps(tmp_path):
     shared = RunLength.of(halves, 1000, 5000, 2)
     assert (shared.steps, shared.epoch_steps, shared.images()) == (alone.steps, alone.epoch_steps, alone.images())
     assert RunLength.of(args, 1000, 5000, 2).steps == alone.steps // 2
+
+
+def test_a_run_that_nobody_gave_a_length_takes_three_passes_and_a_hundred_steps_at_least():
+    def steps(retain, **given):
+        args = ECConfig(use_cpu=True, per_device_train_batch_size=10, **given)
+        return RunLength.of(args, forget_rows=20, retain_rows=retain, processes=1).steps
+
+    assert steps(1000) == 300
+    assert steps(50) == 100
+    assert steps(50, num_train_epochs=2) == 10
+    assert steps(50, objective="delete") == 15
