@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -13,7 +12,6 @@ from accelerate import PartialState
 from datasets import Dataset, DatasetDict
 from torch import nn
 from transformers import PreTrainedModel, TrainerCallback
-from transformers.trainer_utils import get_last_checkpoint
 
 from ec_hf.auditing.audit import audit
 from ec_hf.auditing.earlier import checked_again
@@ -28,7 +26,7 @@ from ec_hf.data.holding_out import SHARE
 from ec_hf.data.manifests import earlier_manifests
 from ec_hf.data.requests import ForgetRequest
 from ec_hf.data.sources import load_images
-from ec_hf.files import CARD, CONFIG, MANIFEST, ModelFolder, local_folder
+from ec_hf.files import CARD, MANIFEST, ModelFolder, local_folder
 from ec_hf.models.inputs import collator_for, preparation
 from ec_hf.models.loading import load_model
 from ec_hf.models.own_network import OwnClassifier
@@ -39,11 +37,11 @@ from ec_hf.publishing.disclosure import DETAILS
 from ec_hf.reporting.findings import Finding
 from ec_hf.reporting.verdict import findings
 from ec_hf.reporting.writing import write_audit
-from ec_hf.training.coming_back import NotComingBackError
 from ec_hf.training.config import ECConfig
 from ec_hf.training.heads_cache import HeadsCache, fitted_on
+from ec_hf.training.output_folder import check_apart, check_new_folder
 from ec_hf.training.retain_floor import lead_of_original, retain_floor_for
-from ec_hf.training.rewinding import as_resumed, less_deep, with_base
+from ec_hf.training.rewinding import as_resumed, trained, with_base
 from ec_hf.training.trainer import ECTrainer
 
 __all__ = ["Erased", "Original", "erase", "images_of", "resolved"]
@@ -228,7 +226,7 @@ def erase(
     settings["output_dir"] = str(output_dir)
     config = ECConfig(**settings) if args is None else replace(args, **settings)
     check_new_folder(config)
-    _check_apart(output_dir, dataset, heads_cache)
+    check_apart(output_dir, dataset, heads_cache)
     if heads_cache:
         HeadsCache(heads_cache).holds_heads()
     if manifest_detail not in DETAILS:
@@ -276,44 +274,6 @@ def erase(
         choices: dict[str, Any] = {"manifest_detail": manifest_detail, "finish": finish, "with_heads": with_heads}
         url = trainer.push_to_hub(commit_message="Unlearned model", **choices)
     return Erased(trainer.model, trainer.processing_class, report, Path(output_dir), data, trainer, url and str(url))
-
-
-def check_new_folder(config: ECConfig) -> None:
-    """Refuse an output folder with a model, with files that would be replaced, or with checkpoints of another run.
-
-    Raises:
-        FileExistsError: it does.
-    """
-    folder = Path(str(config.output_dir))
-    if config.resume_from_checkpoint:
-        return
-    if (folder / CONFIG).exists():
-        raise FileExistsError(f"--output_dir {folder} holds a model already: name another folder.")
-    if there := ModelFolder(folder).present():
-        raise FileExistsError(f"--output_dir {folder} holds {there[0]}, which would be replaced: name another folder.")
-    if folder.is_dir() and get_last_checkpoint(str(folder)):
-        raise FileExistsError(
-            f"--output_dir {folder} holds checkpoints of a run that did not end: --resume_from_checkpoint true goes "
-            "on with it; for a new run name another folder."
-        )
-
-
-def _check_apart(output_dir: str | Path, dataset: Any, heads_cache: str | Path | None) -> None:
-    """Refuse an output folder in which the model would take the place of cached heads, or its figures join the data.
-
-    Raises:
-        ValueError: it is such a folder.
-    """
-    folder = Path(output_dir).resolve()
-    if heads_cache and Path(heads_cache).resolve() == folder:
-        raise ValueError(
-            f"heads_cache and --output_dir are both {folder}: the heads would be replaced, name two folders"
-        )
-    if isinstance(dataset, (str, Path)) and Path(dataset).is_dir() and folder.is_relative_to(Path(dataset).resolve()):
-        raise ValueError(
-            f"--output_dir {folder} lies in the data's folder: the figures in it would be read as images of the data "
-            "later. Name a folder elsewhere."
-        )
 
 
 def images_of(
@@ -407,30 +367,15 @@ def _erase(
         trainer.fit_heads()
         if trainer.is_world_process_zero():
             cache.keep(trainer.heads, wanted)
-    lost: Counter[str] = Counter()
-    while True:
-        trainer.on_record["evaluated"] = data.held_out.to_dict()
-        name = config.resume_from_checkpoint
-        try:
-            trainer.train(resume_from_checkpoint=True if name and name.lower() == "true" else name)
-            break
-        except NotComingBackError as error:
-            shallower = less_deep(config, depth_is_chosen)
-            if shallower is None:
-                raise
-            config = shallower
-            depth = config.objective_kwargs["depth"]  # type: ignore[index]
-            trainer.accelerator.print(f"{error}\nIt starts over with half the depth, {depth:g}.")
-            lost.update(trainer.images_seen())
-            trainer = _trainer_for(original, config, data, callbacks=callbacks)
-    for name, images in lost.items():
-        trainer.cost[f"{name}_images_seen"] += images
+    trainer = trained(
+        trainer, config, depth_is_chosen, lambda new: _trainer_for(original, new, data, callbacks=callbacks)
+    )
     trainer.save_model(_internal_call=True)  # it is pushed once it is audited
     return trainer
 
 
 def _trainer_for(original: Original, config: ECConfig, data: ErasureData, **kwargs: Any) -> ECTrainer:
-    return ECTrainer(
+    trainer = ECTrainer(
         model=copy.deepcopy(original.model),
         args=config,
         forget_dataset=data.held_out.train["forget"],
@@ -439,6 +384,8 @@ def _trainer_for(original: Original, config: ECConfig, data: ErasureData, **kwar
         processing_class=original.processor,
         **kwargs,
     )
+    trainer.on_record["evaluated"] = data.held_out.to_dict()
+    return trainer
 
 
 def _erase_logits(original: Original, config: ECConfig, data: ErasureData) -> PreTrainedModel:

@@ -26,6 +26,7 @@ __all__ = [
     "run",
 ]
 
+NO_BASE = "none"
 UNNAMED = "trainer_output"  # what TrainingArguments calls the folder where none was named
 
 
@@ -186,7 +187,7 @@ def reference_of(what: EraseArguments, config: ECConfig) -> Any:
     """
     if what.retrained_name_or_path or not what.with_retrained:
         return what.retrained_name_or_path
-    base = None if (what.base_model or "none").lower() == "none" else what.base_model
+    base = _base(what.base_model or NO_BASE)
     if what.retrain_from == "base" and not base and what.model_name_or_path:
         raise UsageError(
             "--with_retrained trains a model without the forget set, and must know what your model was trained from. "
@@ -220,8 +221,12 @@ def rewound_to(base: str | None, config: ECConfig) -> ECConfig:
     """The settings with the base model as what `rewind` goes back to, where they name no other."""
     if base is None or config.objective != "rewind":
         return config
-    named = None if base.lower() == "none" else base
-    return replace(config, objective_kwargs={"base": named, **(config.objective_kwargs or {})})  # type: ignore[dict-item]
+    return replace(config, objective_kwargs={"base": _base(base), **(config.objective_kwargs or {})})  # type: ignore[dict-item]
+
+
+def _base(text: str) -> str | None:
+    """The base model that --base_model names; None for the word that says that there is none."""
+    return None if text.lower() == NO_BASE else text
 
 
 def new_folder(config: ECConfig, folders: str) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,11 @@ from ec_hf.files import RECORD, ModelFolder, first_line
 from ec_hf.objectives.rewind import FROM_NEW_WEIGHTS, new_weights
 from ec_hf.publishing.bases import named_base
 from ec_hf.training.checkpoints import checkpoints, last_whole
+from ec_hf.training.coming_back import NotComingBackError
 from ec_hf.training.config import ECConfig
+from ec_hf.training.trainer import ECTrainer
 
-__all__ = ["as_resumed", "less_deep", "with_base"]
+__all__ = ["as_resumed", "trained", "with_base"]
 
 LEAST_DEPTH = 0.125
 
@@ -58,34 +61,66 @@ def with_base(config: ECConfig, model: Any, name: str | None, history: Sequence[
     return replace(config, objective_kwargs={**given, "base": base})
 
 
-def less_deep(config: ECConfig, chosen: bool) -> ECConfig | None:
-    """The settings for half the depth of a rewind that did not come back; None where there is none to try.
-
-    The checkpoints of the run that was lost are taken away.
+def trained(
+    trainer: ECTrainer, config: ECConfig, depth_is_chosen: bool, again: Callable[[ECConfig], ECTrainer]
+) -> ECTrainer:
+    """Train, and where half of a run shows that it does not come back, start over with half the depth.
 
     Args:
-        config: settings of the run that was lost.
-        chosen: whether its depth is the user's.
+        trainer: of the first try.
+        config: its settings.
+        depth_is_chosen: whether its depth is the user's, and is not to be changed.
+        again: makes the trainer of another try.
+
+    Returns:
+        The trainer of the last try, with the images of the lost ones in its cost.
+
+    Raises:
+        NotComingBackError: no smaller depth is left to try.
     """
-    given: dict[str, Any] = dict(config.objective_kwargs or {})  # type: ignore[arg-type]
-    depth = given.get("depth", FROM_NEW_WEIGHTS["depth"]) / 2
-    if chosen or given.get("base") or depth < LEAST_DEPTH:
-        return None
+    lost: Counter[str] = Counter()
+    while True:
+        try:
+            trainer.train(resume_from_checkpoint=_resumed_from(config))
+        except NotComingBackError as error:
+            given: dict[str, Any] = dict(config.objective_kwargs or {})  # type: ignore[arg-type] # text became a dict
+            depth = given.get("depth", FROM_NEW_WEIGHTS["depth"]) / 2
+            if depth_is_chosen or given.get("base") or depth < LEAST_DEPTH:
+                raise
+            trainer.accelerator.print(f"{error}\nIt starts over with half the depth, {depth:g}.")
+            lost.update(trainer.images_seen())
+            _take_away_checkpoints(config)
+            config = replace(config, objective_kwargs={**given, "depth": depth}, resume_from_checkpoint=None)
+            trainer = again(config)
+        else:
+            break
+    for name, images in lost.items():
+        trainer.cost[f"{name}_images_seen"] += images
+    return trainer
+
+
+def _take_away_checkpoints(config: ECConfig) -> None:
+    """Those of a run that was lost are no state to go on from."""
     state = PartialState()
     if state.is_main_process:
         for folder in checkpoints(Path(config.output_dir or "")):
             shutil.rmtree(folder)
     state.wait_for_everyone()
-    return replace(config, objective_kwargs={**given, "depth": depth}, resume_from_checkpoint=None)
+
+
+def _resumed_from(config: ECConfig) -> str | bool | None:
+    """The checkpoint that the settings name, or True for the last whole one."""
+    named = config.resume_from_checkpoint
+    return True if named and named.lower() == "true" else named
 
 
 def as_resumed(config: ECConfig) -> ECConfig:
     """The settings with the depth of the checkpoint that a run goes on from, where nobody chose one."""
     given: dict[str, Any] = dict(config.objective_kwargs or {})  # type: ignore[arg-type]
-    if not config.resume_from_checkpoint or config.objective != "rewind" or "depth" in given:
+    named = _resumed_from(config)
+    if not named or config.objective != "rewind" or "depth" in given:
         return config
-    named = str(config.resume_from_checkpoint)
-    folder = last_whole(Path(config.output_dir or "")) if named.lower() == "true" else Path(named)
+    folder = last_whole(Path(config.output_dir or "")) if named is True else Path(named)
     record = ModelFolder(folder).read(RECORD) if folder else {}
     before = (record.get("settings", {}).get("objective_kwargs") or {}).get("depth")
     return config if before is None else replace(config, objective_kwargs={**given, "depth": before})
