@@ -65,6 +65,7 @@ RC: Any = {
     "svg.hashsalt": "ec_hf",  # the same report gives the same file
 }
 MAX_TICKS = 11
+LEGEND_ROW = 0.18  # inches
 LEGEND_CHARACTERS = 78  # of a legend's row, capitals among them
 PAGE_CHARACTERS = 84  # of tick labels that stand side by side across a page
 AXES = {
@@ -186,6 +187,8 @@ def draw_legend(figure: Figure, handles: Sequence[Any], labels: list[str], place
         return sum(max(map(len, labels[k : k + size])) + 7 for k, size in zip(starts, sizes, strict=True))
 
     columns = next((n for n in range(len(labels), 1, -1) if width(n) <= LEGEND_CHARACTERS), 1)
+    rows = -(-len(labels) // columns)
+    figure.set_figheight(figure.get_figheight() + LEGEND_ROW * max(rows - 2, 0))  # else it takes the panels' room
     figure.legend(handles, labels, loc=place, ncols=columns, frameon=False, handlelength=2.8, columnspacing=1.2)
 
 

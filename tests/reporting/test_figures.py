@@ -259,3 +259,13 @@ def test_a_legend_lies_inside_its_figure(count):
     figure.draw_without_rendering()
     box = figure.legends[0].get_window_extent(FigureCanvasAgg(figure).get_renderer())
     assert box.x0 >= 0 and box.x1 <= figure.bbox.x1
+
+
+@pytest.mark.parametrize("count", [3, 12])
+def test_a_legend_of_many_rows_leaves_the_panels_their_height(count):
+    figure, axes = new_axes(1, 3, height=2.1)
+    labels = ["forgotten: The Eiffel To…, ambulance, apple and 97 more", *(f"class {k}" for k in range(1, count))]
+    handles = [axes[0][0].plot([0, 1], label=label)[0] for label in labels]
+    draw_legend(figure, handles, labels, "outside lower center")
+    figure.draw_without_rendering()
+    assert axes[0][0].get_window_extent().height / figure.dpi > 1
