@@ -3,10 +3,11 @@
     python recipes/positions.py recipes/positions/fashion.yaml --output_dir DIR
 
 A file names an original model, retrained ones, the data, the classes (or a request) to forget, what all methods share,
-and the methods as fields of `ECConfig`. The table has, for each method, the positions of all signals that tell the
-original from the retrained models: 0 is as the original, 1 as retrained. Every model and the audit stay in DIR; a
-method whose model is there is not run again. A method with "adapters", settings of `peft.LoraConfig`, erases through
-new adapters (`pip install ec_hf[peft]`), and what is audited is the merged model.
+and the methods as fields of `ECConfig`. With "seeds" every method runs once for each; its row has the means, and the
+range behind them. The table has, for each run, the positions of all signals that tell the original from the retrained
+models: 0 is as the original, 1 as retrained. Every model and the audit stay in DIR; a run whose model is there is not
+made again. A method with "adapters", settings of `peft.LoraConfig`, erases through new adapters (`pip install
+ec_hf[peft]`), and what is audited is the merged model. `recipes/side_by_side.py` puts several cases together.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -41,6 +42,7 @@ QUIET: dict[str, Any] = {
 }
 NEAR = 0.3
 """A position from 0.7 to 1.3 counts as there."""
+SEED = ", seed "
 OUTPUT = ("accuracy", "accuracy_masked")
 """Every method brings these to 1, so they tell nothing."""
 
@@ -62,22 +64,22 @@ def run(case: Mapping[str, Any], folder: Path) -> tuple[AuditReport, dict[str, M
 
     Args:
         case: "original", "retrained", "dataset_name", "forget_classes" (or "request", a file), "methods"; and
-            "common" and "audit", settings of all methods and of the audit.
+            "common" and "audit", settings of all methods and of the audit, and "seeds".
         folder: for the models.
 
     Returns:
-        The audit, and method -> cost of its run.
+        The audit, and run -> its cost.
     """
     images = load_images(case["dataset_name"])
     request = ForgetRequest.load(case["request"]) if "request" in case else ForgetRequest(case["forget_classes"])
     splits = four_splits(*train_and_test(images, seed=0), request)
     original, processor = load_model(case["original"])
     costs: dict[str, Mapping[str, float]] = {}
-    for name, settings in case["methods"].items():
-        costs[name] = erase(original, processor, splits, folder / name, {**case.get("common", {}), **settings})
+    for name, settings in runs_of(case).items():
+        costs[name] = erase(original, processor, splits, folder / name, settings)
     report = audit(
         original,
-        {name: str(folder / name) for name in case["methods"]},
+        {name: str(folder / name) for name in costs},
         retrained=case["retrained"],
         splits=splits,
         request=request,
@@ -85,6 +87,23 @@ def run(case: Mapping[str, Any], folder: Path) -> tuple[AuditReport, dict[str, M
         **case.get("audit", {}),
     )
     return report, costs
+
+
+def runs_of(case: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Run -> its settings: a run for each method, or for each seed and method; all methods of a seed come first."""
+    common = case.get("common", {})
+    if "seeds" not in case:
+        return {method: {**common, **own} for method, own in case["methods"].items()}
+    return {
+        f"{method}{SEED}{seed}": {**common, **own, "seed": seed}
+        for seed in case["seeds"]
+        for method, own in case["methods"].items()
+    }
+
+
+def method_of(run: str) -> str:
+    """The method of a run's name."""
+    return run.split(SEED)[0]
 
 
 def erase(
@@ -124,33 +143,68 @@ def with_adapters(model: Any, settings: Mapping[str, Any], seed: int) -> Any:
 
 
 def table(report: AuditReport, costs: Mapping[str, Mapping[str, float]]) -> str:
-    """A Markdown table with a row a method."""
+    """A Markdown table with a row a method, of the mean of its runs, and one with a column a run."""
     titles = ("method", "status", "mean distance from 1", "0.7 to 1.3", "retain accuracy", "retain images", "CPU s")
     rows = [f"| {' | '.join(titles)} |", "| --- | --- | ---: | ---: | ---: | ---: | ---: |"]
-    for name in [*costs, "original", *(each for each, info in report.models.items() if info.role == "retrained")]:
-        retain = report.value("accuracy", model=name, split="retain_test")
-        distance, share = nearness(report, name)
-        cost = costs.get(name, {})
+    methods: dict[str, list[str]] = {}
+    for run in costs:
+        methods.setdefault(method_of(run), []).append(run)
+    for method, runs in methods.items():
+        near = [found for run in runs if (found := nearness(report, run))]
         cells = [
-            name,
-            report.status.get(name, "—"),
-            "—" if distance is None else f"{distance:.2f}",
-            "—" if share is None else f"{share:.0%}",
-            f"{retain:.1%}" if retain is not None else "—",
-            f"{cost['retain_images_seen']:,}" if cost else "—",
-            f"{cost['cpu_seconds']:.0f}" if cost else "—",
+            method,
+            ", ".join(dict.fromkeys(report.status.get(run, "—") for run in runs)),
+            spread([each.distance for each in near], "{:.2f}"),
+            spread([each.share for each in near], "{:.0%}"),
+            spread([retain_accuracy(report, run) for run in runs], "{:.1%}"),
+            spread([costs[run]["retain_images_seen"] for run in runs], "{:,.0f}"),
+            spread([costs[run]["cpu_seconds"] for run in runs], "{:.0f}"),
         ]
         rows.append(f"| {' | '.join(cells)} |")
+    rows += [
+        f"| {name} | — | — | — | {retain_accuracy(report, name):.1%} | — | — |"
+        for name in ("original", *retrained_models(report))
+    ]
     return "\n".join([*rows, "", *positions(report, list(costs))])
 
 
-def nearness(report: AuditReport, model: str) -> tuple[float | None, float | None]:
-    """Mean |position - 1| over the signals that have one, and the share of them within `NEAR`; None without any."""
+def spread(values: Sequence[float], style: str) -> str:
+    """The mean, and in brackets the range where these differ."""
+    if not values:
+        return "—"
+    shown = [style.format(each) for each in (np.mean(values), min(values), max(values))]
+    return shown[0] if shown[1] == shown[2] else f"{shown[0]} ({shown[1]} to {shown[2]})"
+
+
+def retain_accuracy(report: AuditReport, model: str) -> float:
+    """Accuracy on the retain test images, from 0 to 1."""
+    return report.value("accuracy", model=model, split="retain_test")
+
+
+def retrained_models(report: AuditReport) -> list[str]:
+    """Names of the retrained models of an audit."""
+    return [name for name, info in report.models.items() if info.role == "retrained"]
+
+
+class Nearness(NamedTuple):
+    """How near to retraining the signals of one model are.
+
+    Attributes:
+        distance: mean |position - 1| over the signals that have a position.
+        share: how many of them are within `NEAR`, from 0 to 1.
+    """
+
+    distance: float
+    share: float
+
+
+def nearness(report: AuditReport, model: str) -> Nearness | None:
+    """None where no signal has a position."""
     found = [each.position for each in report.signals if each.model == model and each.metric not in OUTPUT]
     distances = np.abs(np.array([position for position in found if position is not None]) - 1)
     if not len(distances):
-        return None, None
-    return float(distances.mean()), float((distances <= NEAR).mean())
+        return None
+    return Nearness(float(distances.mean()), float((distances <= NEAR).mean()))
 
 
 def positions(report: AuditReport, models: Sequence[str]) -> list[str]:

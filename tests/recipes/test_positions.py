@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -11,10 +12,11 @@ from datasets import DatasetDict
 from helpers.models import NAMES, make_images, make_model, make_processor
 from transformers import AutoModelForImageClassification
 
-from ec_hf.auditing.report import AuditReport, Signal
+from ec_hf.auditing.report import AuditReport, Measurement, ModelInfo, Signal
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "recipes"))
 import positions as recipe
+import side_by_side
 
 SETTINGS = {"use_cpu": True, "max_steps": 2, "heads_epochs": 1, "learning_rate": 1e-3}
 
@@ -93,4 +95,54 @@ def test_nearness_is_the_mean_distance_of_what_has_a_position():
     ]
     report = AuditReport(signals=[signal(*each) for each in found])
     assert recipe.nearness(report, "ec") == (pytest.approx(0.35), 0.5)
-    assert recipe.nearness(report, "other") == (None, None)
+    assert recipe.nearness(report, "other") is None
+
+
+def test_with_seeds_every_method_has_a_run_for_each_and_one_row(case, tmp_path):
+    seeds = {**case, "methods": {"delete": case["methods"]["delete"]}, "seeds": [3, 4]}
+    report, costs = recipe.run(seeds, tmp_path)
+    assert list(costs) == ["delete, seed 3", "delete, seed 4"]
+    first, second = (
+        AutoModelForImageClassification.from_pretrained(tmp_path / run).classifier.weight for run in costs
+    )
+    assert not torch.equal(first, second)
+    rows = recipe.table(report, costs).splitlines()
+    assert [line.split(" | ")[0] for line in rows[2:4]] == ["| delete", "| original"]
+
+
+@pytest.mark.parametrize(("values", "shown"), [([], "—"), ([0.5, 0.5], "0.50"), ([0.25, 0.75], "0.50 (0.25 to 0.75)")])
+def test_the_range_of_runs_stands_beside_their_mean_where_they_differ(values, shown):
+    assert recipe.spread(values, "{:.2f}") == shown
+
+
+def report_of(distances, retain):
+    """An audit of methods whose one signal lies so far from 1."""
+    report = AuditReport(
+        signals=[dataclasses.replace(signal("knn", 1 - distance), model=run) for run, distance in distances.items()]
+    )
+    for name, accuracy in {**dict.fromkeys(distances, retain), "retrained": 0.9}.items():
+        role = "retrained" if name == "retrained" else "unlearned"
+        report.models[name] = ModelInfo("Tiny", 1, role)
+        report.measurements.append(Measurement("accuracy", name, accuracy, split="retain_test"))
+    return report
+
+
+def test_side_by_side_a_case_counts_once_and_the_nearest_method_stands_first():
+    first = report_of({"far": 0.8, "near, seed 1": 0.1, "near, seed 2": 0.3, "only here": 0.0}, 0.88)
+    second = report_of({"far": 1.0, "near": 0.4}, 0.92)
+    rows = side_by_side.table({"first": first, "second": second}).splitlines()
+    assert [row.split(" | ")[0] for row in rows[2:]] == ["| near", "| far"]
+    assert rows[2].split(" | ")[1] == "0.30 (0.20 to 0.40)" and rows[2].endswith("| 0.20 | 0.40 |")
+    assert rows[3].split(" | ")[3] == "+0.0 (-2.0 to +2.0)"
+
+
+@pytest.mark.parametrize(
+    ("reports", "said"),
+    [
+        ({"one": report_of({"a": 0.1}, 0.9)}, "needs two"),
+        ({"one": report_of({"a": 0.1}, 0.9), "two": report_of({"b": 0.1}, 0.9)}, "no method is in all of one, two"),
+    ],
+)
+def test_side_by_side_says_what_it_cannot_put_together(reports, said):
+    with pytest.raises(ValueError, match=said):
+        side_by_side.table(reports)
