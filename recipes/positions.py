@@ -3,7 +3,7 @@
     python recipes/positions.py recipes/positions/fashion.yaml --output_dir DIR
 
 A file names an original model, retrained ones, the data, the classes (or a request) to forget, what all methods share,
-and the methods as fields of `ECConfig`. With "seeds" every method runs once for each; its row has the means, and the
+and the methods as fields of `ECConfig`; without these, `positions/methods.yaml` has them. With "seeds" every method runs once for each; its row has the means, and the
 range behind them. The table has, for each run, the positions of all signals that tell the original from the retrained
 models: 0 is as the original, 1 as retrained. Every model and the audit stay in DIR; a run whose model is there is not
 made again. A method with "adapters", settings of `peft.LoraConfig`, erases through new adapters (`pip install
@@ -40,6 +40,8 @@ QUIET: dict[str, Any] = {
     "disable_tqdm": True,
     "logging_steps": 1000,
 }
+METHODS = Path(__file__).parent / "positions" / "methods.yaml"
+"""The methods of a case that names none."""
 NEAR = 0.3
 """A position from 0.7 to 1.3 counts as there."""
 SEED = ", seed "
@@ -51,8 +53,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path, help="YAML file of a case")
     parser.add_argument("--output_dir", type=Path, required=True)
+    parser.add_argument("--methods", type=Path, help="YAML file of methods in place of the case's own")
+    parser.add_argument("--seeds", type=int, nargs="+", help="seeds in place of the case's own")
     options = parser.parse_args()
     case = yaml.safe_load(options.file.read_text(encoding="utf-8"))
+    if options.methods or "methods" not in case:
+        case["methods"] = yaml.safe_load((options.methods or METHODS).read_text(encoding="utf-8"))
+    if options.seeds:
+        case["seeds"] = options.seeds
     report, costs = run(case, options.output_dir)
     report.save(options.output_dir / "audit.json")
     print(table(report, costs))

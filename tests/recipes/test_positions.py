@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from datasets import DatasetDict
 from helpers.models import NAMES, make_images, make_model, make_processor
 from transformers import AutoModelForImageClassification
 
+from ec_hf import ECConfig
 from ec_hf.auditing.report import AuditReport, Measurement, ModelInfo, Signal
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "recipes"))
@@ -146,3 +148,10 @@ def test_side_by_side_a_case_counts_once_and_the_nearest_method_stands_first():
 def test_side_by_side_says_what_it_cannot_put_together(reports, said):
     with pytest.raises(ValueError, match=said):
         side_by_side.table(reports)
+
+
+def test_a_case_without_methods_has_those_of_the_file_of_methods():
+    methods = yaml.safe_load(recipe.METHODS.read_text(encoding="utf-8"))
+    assert len(methods) == 7 and methods["default"] == {"learning_rate": None}
+    for settings in methods.values():
+        ECConfig(output_dir="unused", use_cpu=True, **settings)
