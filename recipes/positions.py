@@ -4,14 +4,12 @@
 
 A file names an original model, retrained ones, the data, the classes (or a request) to forget, what all methods share,
 and the methods as fields of `ECConfig`; without these, `positions/methods.yaml` has them. With "seeds" every method
-runs once for each, and its row has the means and ranges. The table has, for each run, the positions of all signals that
-tell the original from the retrained models: 0 is as the original, 1 as retrained. Every model and the audit stay in
-DIR; a run whose model is there is not made again. A method with "adapters", settings of `peft.LoraConfig`, erases
+runs once for each, and its row has the means and ranges. The table has, for each run, the positions of all signals
+that tell the original from the retrained models: 0 is as the original, 1 as retrained. Every model and the audit stay
+in DIR; a run whose model is there is not made again. A method with "adapters", settings of `peft.LoraConfig`, erases
 through new adapters (`pip install ec_hf[peft]`), and what is audited is the merged model. `recipes/side_by_side.py`
 puts several cases together.
 """
-
-from __future__ import annotations
 
 import argparse
 import copy
