@@ -11,6 +11,8 @@ through new adapters (`pip install ec_hf[peft]`), and what is audited is the mer
 puts several cases together.
 """
 
+from __future__ import annotations
+
 import argparse
 import copy
 import json
