@@ -15,7 +15,15 @@ import torch
 from accelerate import PartialState
 from datasets import ClassLabel, Dataset
 from PIL.Image import Image
-from transformers import PreTrainedModel, Trainer, TrainingArguments, default_data_collator, set_seed
+from transformers import (
+    PreTrainedModel,
+    PrinterCallback,
+    ProgressCallback,
+    Trainer,
+    TrainingArguments,
+    default_data_collator,
+    set_seed,
+)
 from transformers.hf_argparser import HfArg
 
 from ec_hf.data.columns import find_image_column, find_label_column
@@ -26,6 +34,7 @@ from ec_hf.models.loading import load_with_new_head, new_like, weights_hash
 from ec_hf.training.architectures import build
 from ec_hf.training.augmentation import COLOUR, GRAY, Batches
 from ec_hf.training.checkpoints import UNFINISHED
+from ec_hf.training.progress import ProgressTable
 from ec_hf.training.trainer import accuracy
 
 __all__ = ["ClassifierConfig", "class_names", "seed_folders", "train_classifier", "train_once", "train_seeds"]
@@ -145,6 +154,9 @@ def train_classifier(
         preprocess_logits_for_metrics=lambda logits, _labels: logits.argmax(-1),
         compute_metrics=accuracy,
     )
+    trainer.remove_callback(ProgressCallback)
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(ProgressTable(doing="training", accuracies=False))
     trainer.train()
     plain = {name: part.with_transform(Batches(collator)) for name, part in parts.items()}
     reached = {name: trainer.evaluate(part)["eval_accuracy"] for name, part in plain.items()}

@@ -14,8 +14,7 @@ from ec_hf.training.stopping import accuracies
 
 __all__ = ["ProgressTable"]
 
-TITLES = ("step", "loss", "forget", "retain", "time left")
-WIDTHS = (12, 9, 9, 9, 11)
+WIDTHS = {"step": 12, "loss": 9, "forget": 9, "retain": 9, "time left": 11}
 
 
 class ProgressTable(TrainerCallback):
@@ -27,10 +26,13 @@ class ProgressTable(TrainerCallback):
 
     Args:
         console: where to print; standard output if left out.
+        doing: what the run does, for the bar.
+        accuracies: whether the lines have columns for accuracy on forget and retain images.
     """
 
-    def __init__(self, console: Console | None = None) -> None:
-        self._given = console
+    def __init__(self, console: Console | None = None, doing: str = "erasing", accuracies: bool = True) -> None:
+        self._given, self._doing = console, doing
+        self._titles = [title for title in WIDTHS if accuracies or title not in ("forget", "retain")]
         self._bar: Progress | None = None
         self._began: tuple[float, int] | None = None
         self._loss: float | None = None
@@ -44,10 +46,10 @@ class ProgressTable(TrainerCallback):
         console = self._console()
         if state.is_world_process_zero and console.is_terminal and not args.disable_tqdm:
             self._bar = Progress(
-                TextColumn("erasing"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+                TextColumn(self._doing), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
                 console=console, transient=True,
             )  # fmt: skip
-            self._bar.add_task("erasing", total=state.max_steps, completed=state.global_step)
+            self._bar.add_task(self._doing, total=state.max_steps, completed=state.global_step)
             self._bar.start()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -83,13 +85,16 @@ class ProgressTable(TrainerCallback):
             return
         console = self._console() if self._bar is None else self._bar.console
         if not self._titled:
-            console.print(_line(TITLES), markup=False)
+            console.print(_line({title: title for title in self._titles}), markup=False)
             self._titled = True
         self._shown.add(step)
-        shares = ("", "") if both is None else tuple(f"{share:.1%}" for share in both)
-        loss = "" if self._loss is None or not step else f"{self._loss:.3f}"
-        name = f"{step}/{state.max_steps}" if state.max_steps else str(step)
-        console.print(_line((name, loss, *shares, self._time_left(state))), markup=False)
+        told = {
+            "step": f"{step}/{state.max_steps}" if state.max_steps else str(step),
+            "loss": "" if self._loss is None or not step else f"{self._loss:.3f}",
+            **{name: f"{share:.1%}" for name, share in zip(("forget", "retain"), both or (), strict=False)},
+            "time left": self._time_left(state),
+        }
+        console.print(_line({title: told.get(title, "") for title in self._titles}), markup=False)
 
     def _time_left(self, state: Any) -> str:
         began, first = self._began or (0.0, state.global_step)
@@ -99,5 +104,5 @@ class ProgressTable(TrainerCallback):
         return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
 
 
-def _line(cells: tuple[str, ...]) -> str:
-    return "".join(f"{cell:>{width}}" for cell, width in zip(cells, WIDTHS, strict=True))
+def _line(cells: dict[str, str]) -> str:
+    return "".join(f"{cell:>{WIDTHS[title]}}" for title, cell in cells.items())

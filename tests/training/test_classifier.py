@@ -54,7 +54,9 @@ def test_training_learns_and_reports_its_accuracy(images, held_out, tmp_path, ca
     model, processor = train(tmp_path, images, held_out, **FAST | {"max_steps": 40})
     right = [logits(model, processor, row["image"]).argmax().item() == row["label"] for row in held_out]
     assert sum(right) / len(right) > 0.9
-    assert f"{sum(right) / len(right):.2%} on the test images" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert f"{sum(right) / len(right):.2%} on the test images" in out
+    assert out.split()[:4] == ["step", "loss", "time", "left"] and "{" not in out  # lines, not dictionaries
 
 
 def test_a_seed_fixes_the_weights(images, held_out, tmp_path):
