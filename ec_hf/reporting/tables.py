@@ -259,19 +259,24 @@ def to_rich(report: AuditReport, *, full: bool = False) -> Group:
 
     Args:
         report: the report.
-        full: all tables; by default the main one, the worst signals, attacks, and those of the layers on the forget
-            set, for the metrics in the main one.
+        full: all tables; by default the main one, the worst signals, attacks, and those of the layers on forget test
+            images (of rows, on the images themselves), for the metrics in the main one.
     """
     chosen = tables(report := printable(report))
     if not full:
         shown = {metric for metric, _, _, place in MAIN if place}
-        layered = [t for t in chosen[1:] if t.metric in shown and (t.split or "").startswith("forget")]
+        layered = [t for t in chosen[1:] if t.metric in shown]
+        layered = _of_split(layered, "forget_test") or _of_split(layered, "forget_train")  # the latter of rows
         attacks = [table for table in [attack_table(report)] if table.rows]
         chosen = [*chosen[:1], *signal_tables(report, FEW_SIGNALS), *attacks, *layered]
     drawn: list[Any] = [] if chosen else [Text("The report holds no measurement.")]
     for table in chosen:
         drawn += [_Grid(table), *(Text(note, style="dim") for note in table.notes), Text("")]
     return Group(*drawn)
+
+
+def _of_split(chosen: list[Table], split: str) -> list[Table]:
+    return [table for table in chosen if table.split == split]
 
 
 @dataclass(frozen=True)
