@@ -166,6 +166,11 @@ class Objective(ABC):
         if "name" not in cls.__dict__:
             cls.name = cls.__name__.lower()
 
+    @property
+    def has_new_weights(self) -> bool:
+        """Whether training starts with random weights in at least a part of the network, as a training does."""
+        return self.from_scratch or self.renews
+
     def leaves_to_ec(self, state: int, states: int) -> bool:
         """Whether EC has work at a hidden state, for ``points="auto"``; elsewhere the objective does it by itself.
 

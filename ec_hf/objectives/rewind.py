@@ -83,6 +83,11 @@ class Rewind(Objective):
         """Whether the original is asked during training."""
         return self.teacher_weight > 0
 
+    @property
+    def has_new_weights(self) -> bool:
+        """Not beside a base, whose weights are fine-tuned."""
+        return self.base is None
+
     def prepare(self, setting: Setting) -> None:
         """Set the deep blocks back."""
         images = next(iter(setting.retain()))["pixel_values"][:1]

@@ -19,7 +19,9 @@ SMOOTHING = 0.9
 TOO_FAR = 1.5
 """Times the least loss at which the test has seen enough."""
 BELOW_LEAST = 4
-"""How far below the rate of the least loss, at which steps already do harm, the peak of a schedule is safe."""
+BELOW_LEAST_ANEW = 2
+"""How far below the rate of the least loss, at which steps already do harm, the peak of a schedule is best: less far
+for new weights than for trained ones (`recipes/benchmarks/learning_rate.py`)."""
 
 
 def batch_for(classes: int, most: int) -> int:
@@ -80,11 +82,12 @@ def tried_rates(
     return tried
 
 
-def rate_of(tried: Sequence[tuple[float, float]]) -> float:
-    """A quarter of the rate at which the loss was least, to two digits.
+def rate_of(tried: Sequence[tuple[float, float]], *, new_weights: bool = False) -> float:
+    """A quarter of the rate at which the loss was least, to two digits; with new weights a half of it.
 
     Args:
         tried: what `tried_rates` gave.
+        new_weights: whether a part of the network had random weights.
 
     Raises:
         ValueError: the loss was never a number.
@@ -92,4 +95,4 @@ def rate_of(tried: Sequence[tuple[float, float]]) -> float:
     told = [(loss, rate) for rate, loss in tried if math.isfinite(loss)]
     if not told:
         raise ValueError("learning_rate: the loss was no number at any rate that was tried. Name a learning_rate.")
-    return float(f"{min(told)[1] / BELOW_LEAST:.1e}")
+    return float(f"{min(told)[1] / (BELOW_LEAST_ANEW if new_weights else BELOW_LEAST):.1e}")

@@ -348,7 +348,8 @@ class ECTrainer(PairedTrainer):
         else:
             with torch.random.fork_rng(devices=[]):
                 torch.default_generator.manual_seed(self.args.seed)
-                rate = rate_of(tried_rates(self.model, self._few_retain_images(), self._optimizer_at))
+                tried = tried_rates(self.model, self._few_retain_images(), self._optimizer_at)
+            rate = rate_of(tried, new_weights=self.eraser.objective.has_new_weights)
             (rate,) = broadcast_object_list([rate])
             self.accelerator.print(f"learning rate {rate:g}, by a range test on retain images")
         self.args.learning_rate = rate

@@ -59,7 +59,8 @@ def test_the_rate_that_is_found_trains_better_than_a_thirtieth_and_thirty_times_
 
 
 def test_the_rate_is_well_below_that_of_the_least_loss():
-    assert rate_of([(1e-4, 3.0), (4e-3, 1.0), (1e-2, 2.0), (1e-1, math.nan)]) == 1e-3
+    tried = [(1e-4, 3.0), (4e-3, 1.0), (1e-2, 2.0), (1e-1, math.nan)]
+    assert rate_of(tried) == 1e-3 and rate_of(tried, new_weights=True) == 2e-3
     with pytest.raises(ValueError, match="Name a learning_rate"):
         rate_of([(1e-5, math.nan)])
 
