@@ -40,8 +40,9 @@ from ec_hf.reporting.writing import write_audit
 from ec_hf.training.config import ECConfig
 from ec_hf.training.heads_cache import HeadsCache, fitted_on
 from ec_hf.training.output_folder import check_apart, check_new_folder
+from ec_hf.training.piloting import erased
 from ec_hf.training.retain_floor import lead_of_original, retain_floor_for
-from ec_hf.training.rewinding import as_resumed, trained, with_base
+from ec_hf.training.rewinding import with_base
 from ec_hf.training.trainer import ECTrainer
 
 __all__ = ["Erased", "Original", "erase", "images_of", "resolved"]
@@ -358,18 +359,22 @@ def _erase(
     callbacks: Sequence[TrainerCallback],
 ) -> ECTrainer:
     """Erase from a copy of the original, and save it; fitted heads are kept for every later request."""
-    depth_is_chosen = "depth" in (config.objective_kwargs or {})
-    config = as_resumed(config)
-    cache = HeadsCache(heads_cache) if heads_cache and not config.heads else None
-    wanted = fitted_on(original.model, data.train, config) if cache else {}
-    trainer = _trainer_for(original, config, data, heads=cache and cache.of(wanted), callbacks=callbacks)
-    if cache and not trainer.eraser.heads_fitted:
-        trainer.fit_heads()
-        if trainer.is_world_process_zero():
-            cache.keep(trainer.heads, wanted)
-    trainer = trained(
-        trainer, config, depth_is_chosen, lambda new: _trainer_for(original, new, data, callbacks=callbacks)
-    )
+
+    def first(config: ECConfig) -> ECTrainer:
+        cache = HeadsCache(heads_cache) if heads_cache and not config.heads else None
+        wanted = fitted_on(original.model, data.train, config) if cache else {}
+        trainer = _trainer_for(original, config, data, heads=cache and cache.of(wanted), callbacks=callbacks)
+        if cache and not trainer.eraser.heads_fitted:
+            trainer.fit_heads()
+            if trainer.is_world_process_zero():
+                cache.keep(trainer.heads, wanted)
+        return trainer
+
+    def again(config: ECConfig) -> ECTrainer:
+        return _trainer_for(original, config, data, callbacks=callbacks)
+
+    parts = data.held_out.train
+    trainer = erased(config, parts["forget"], parts["retain"], first, again)
     trainer.save_model(_internal_call=True)  # it is pushed once it is audited
     return trainer
 
@@ -410,7 +415,7 @@ def _erase_logits(original: Original, config: ECConfig, data: ErasureData) -> Pr
 def _method_name(config: ECConfig, trainer: ECTrainer) -> str:
     """What the unlearned model is called in the report."""
     if not trainer.eraser.points:
-        return config.objective
+        return trainer.args.objective
     return "EC" if config.objective == "contrastive" else f"{config.objective} + EC"
 
 

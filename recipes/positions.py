@@ -32,6 +32,7 @@ from ec_hf.data.sources import load_images, train_and_test
 from ec_hf.data.splitting import four_splits
 from ec_hf.files import ModelFolder
 from ec_hf.models.loading import load_model
+from ec_hf.training.piloting import erased
 
 QUIET: dict[str, Any] = {
     "eval_strategy": "no",
@@ -124,16 +125,20 @@ def erase(
     settings = {**QUIET, **settings}
     adapters = settings.pop("adapters", None)
     config = ECConfig(output_dir=str(folder), **settings)
-    model = copy.deepcopy(original).to(memory_format=torch.channels_last)  # convolutions are faster on a CPU so
-    trainer = ECTrainer(
-        model if adapters is None else with_adapters(model, adapters, config.seed),
-        config,
-        forget_dataset=splits["forget_train"],
-        retain_dataset=splits["retain_train"],
-        processing_class=processor,
-    )
+    forget, retain = splits["forget_train"], splits["retain_train"]
+
+    def trainer_for(config: ECConfig) -> ECTrainer:
+        model = copy.deepcopy(original).to(memory_format=torch.channels_last)  # convolutions are faster on a CPU so
+        return ECTrainer(
+            model if adapters is None else with_adapters(model, adapters, config.seed),
+            config,
+            forget_dataset=forget,
+            retain_dataset=retain,
+            processing_class=processor,
+        )
+
     start = time.process_time()
-    trainer.train()
+    trainer = erased(config, forget, retain, trainer_for, trainer_for)
     cost = {**trainer.cost, "cpu_seconds": round(time.process_time() - start, 1)}
     if adapters is None:
         trainer.save_model()

@@ -274,6 +274,7 @@ def what_next(done: Any) -> str:
         done: what `ec_hf.erase` gave.
     """
     referenced = any(model.role == "retrained" for model in done.report.models.values())
+    rewound = done.trainer.eraser.objective.renews or "pilot" in done.trainer.on_record
     if done.status in ("untouched", "under-erased", "known"):
         if done.trainer.put_back:
             return (
@@ -285,11 +286,11 @@ def what_next(done: Any) -> str:
         few = f"the run took {steps} steps and layers need {enough} or more, so " if steps < enough else ""
         first = "" if referenced else f"{TO_KNOW} If that model knows less than this one, "
         other = "raise --max_steps and --min_steps, then --learning_rate or --ec_weight; or leave out --objective"
-        more = MORE if done.trainer.eraser.objective.renews else few + other
+        more = MORE if rewound else few + other
         return f"{first}too little was erased: {more}."
     if done.status == "over-erased":
         other = "lower --ec_weight or --max_steps, or leave out --objective"
-        return f"more was erased than retraining would: {LESS if done.trainer.eraser.objective.renews else other}."
+        return f"more was erased than retraining would: {LESS if rewound else other}."
     if not referenced:
         return TO_KNOW
     if done.status == "as retrained":

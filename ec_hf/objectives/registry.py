@@ -32,6 +32,7 @@ _OBJECTIVES: dict[str, str | type[Objective]] = {
     "esc": "ec_hf.objectives.esc:Esc",
     "eu_k": "ec_hf.objectives.eu_k:EuK",
     "finetune": "ec_hf.objectives.finetune:Finetune",
+    "follow": "ec_hf.objectives.follow:Follow",
     "gradient_ascent": "ec_hf.objectives.gradient_ascent:GradientAscent",
     "l1_sparse": "ec_hf.objectives.l1_sparse:L1Sparse",
     "neggrad_plus": "ec_hf.objectives.neggrad_plus:NegGradPlus",

@@ -324,6 +324,8 @@ def _checked_again(report: AuditReport | None, number: int) -> str:
 
 def _method(record: Mapping[str, Any]) -> str:
     objective = record["settings"]["objective"]
+    if "pilot" in record:
+        return f"the objective `{objective}`: it answers on the forgotten images as a pilot does, which was rewound"
     if not record["points"]:
         return f"the objective `{objective}` at its output, without {PAPER}"
     return PAPER if objective == "contrastive" else f"{PAPER} on top of the objective `{objective}`"

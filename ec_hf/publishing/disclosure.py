@@ -43,7 +43,7 @@ OWN = ("points", "layer_weights")
 OLDER = ("base_model", "base_model_revision", "base_model_license")
 """Parts of a record that are older than the request."""
 KEYS = frozenset((*OWN, *OLDER, "command", "cost", "data", "date", "evaluated", "finish", "method", "original"))
-KEYS |= {"processes", "settings", "uses", "versions"}
+KEYS |= {"pilot", "processes", "settings", "uses", "versions"}
 COUNTS = ("cost", "data", "evaluated", "processes")
 """Parts of a record with numbers of images, steps and processes."""
 EC_METHOD = re.compile(r"Erase at the Core \(arXiv 2602\.05375\)(?:, host objective )?")
@@ -67,8 +67,8 @@ SETTINGS = frozenset(
     adapters batch_norm bf16 cache_teacher calibrated check_images contrast data_seed detach_retain ec_weight
     forget_epochs forget_target fp16 gradient_accumulation_steps heads heads_epochs heads_learning_rate image_column
     label_column layer_weights learning_rate lr_scheduler_type max_grad_norm max_steps min_steps num_train_epochs
-    objective objective_kwargs optim optim_args per_device_forget_batch_size per_device_train_batch_size points pooling
-    preset probe_weight repulsion retain_floor retain_weight saliency seed temperature train_heads warmup_steps
+    objective objective_kwargs optim optim_args per_device_forget_batch_size per_device_train_batch_size pilot points
+    pooling preset probe_weight repulsion retain_floor retain_weight saliency seed temperature train_heads warmup_steps
     weight_decay
     """.split()  # noqa: SIM905 - a list would be forty lines
 )

@@ -54,6 +54,7 @@ class _Parts(TypedDict, total=False):
     command: str | None
     versions: dict[str, str | None]
     evaluated: dict[str, Any]
+    pilot: dict[str, Any]
     finish: str
 
 

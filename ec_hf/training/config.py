@@ -252,6 +252,12 @@ class ECConfig(EraserConfig, TrainingArguments):
         default=0,
         help="Forget images a step and device; default: per_device_train_batch_size, which counts the retain images.",
     )
+    pilot: bool | None = HfArg(
+        default=None,
+        help="With rewind: the rewound model is a pilot alone, and the original learns to answer on the forget images "
+        "as it does, in a third of the run; keeps the accuracy of the rest. What ec_hf.erase does, not an ECTrainer. "
+        "Default: for rows; whole classes would stay in the hidden layers.",
+    )
     heads: str | None = HfArg(
         default=None, help="Folder or Hub id of fitted EC heads to start from; default: fit them first."
     )

@@ -19,7 +19,7 @@ from ec_hf.training.coming_back import NotComingBackError
 from ec_hf.training.config import ECConfig
 from ec_hf.training.trainer import ECTrainer
 
-__all__ = ["as_resumed", "trained", "with_base"]
+__all__ = ["as_resumed", "resumed_from", "trained", "with_base"]
 
 LEAST_DEPTH = 0.125
 
@@ -81,7 +81,7 @@ def trained(
     lost: Counter[str] = Counter()
     while True:
         try:
-            trainer.train(resume_from_checkpoint=_resumed_from(config))
+            trainer.train(resume_from_checkpoint=resumed_from(config))
         except NotComingBackError as error:
             given: dict[str, Any] = dict(config.objective_kwargs or {})  # type: ignore[arg-type] # text became a dict
             depth = given.get("depth", FROM_NEW_WEIGHTS["depth"]) / 2
@@ -108,7 +108,7 @@ def _take_away_checkpoints(config: ECConfig) -> None:
     state.wait_for_everyone()
 
 
-def _resumed_from(config: ECConfig) -> str | bool | None:
+def resumed_from(config: ECConfig) -> str | bool | None:
     """The checkpoint that the settings name, or True for the last whole one."""
     named = config.resume_from_checkpoint
     return True if named and named.lower() == "true" else named
@@ -117,7 +117,7 @@ def _resumed_from(config: ECConfig) -> str | bool | None:
 def as_resumed(config: ECConfig) -> ECConfig:
     """The settings with the depth of the checkpoint that a run goes on from, where nobody chose one."""
     given: dict[str, Any] = dict(config.objective_kwargs or {})  # type: ignore[arg-type]
-    named = _resumed_from(config)
+    named = resumed_from(config)
     if not named or config.objective != "rewind" or "depth" in given:
         return config
     folder = last_whole(Path(config.output_dir or "")) if named is True else Path(named)

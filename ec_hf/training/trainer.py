@@ -142,6 +142,8 @@ class ECTrainer(PairedTrainer):
             callbacks=[Loop(self), *callbacks],
             **kwargs,
         )
+        if args.pilot:
+            raise ValueError("pilot=True takes two runs: ec_hf.erase makes both, an ECTrainer is one of them")
         self.image_shape = tuple(self.data_collator([self.train_dataset[0]])["pixel_values"].shape[1:])
         classes = self.forgotten_classes()
         self.eraser = Eraser(self.model, args, heads=heads or args.heads, image_shape=self.image_shape, **classes)

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from helpers.models import make_model
+from helpers.models import make_model, make_processor
 from torch import Tensor, nn
 
 from ec_hf import distributed
@@ -48,6 +48,36 @@ def make_step(**changes) -> Step:
         return torch.tensor(TEACHER_RETAIN if pixel_values.any() else TEACHER_FORGET, dtype=torch.float64)
 
     return Step(**({"forget": forget, "retain": retain, "teacher": teacher} | changes))
+
+
+def test_follow_is_the_retain_cross_entropy_and_the_divergence_from_the_pilot(tmp_path):
+    make_model("ViT", seed=3).save_pretrained(tmp_path)
+    make_processor().save_pretrained(tmp_path)
+    model, images = make_model("ViT").eval(), torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    objective = get_objective("follow", pilot=str(tmp_path), retain_weight=0.5, forget_weight=2.0)
+    objective.prepare(Setting(model, None, None, None, None, 0))
+    with torch.no_grad():
+        own = model(pixel_values=images).logits.double()
+        wanted = softmax(make_model("ViT", seed=3).eval()(pixel_values=images).logits.double().numpy())
+    forget = Part(own, own, torch.tensor([0, 1]), images)
+    retain = part(RETAIN_LOGITS, RETAIN_LABELS)
+    losses = values(objective(Step(forget=forget, retain=retain)))
+    divergence = (wanted * (np.log(wanted) - np.log(softmax(own.numpy())))).sum(1).mean()
+    assert losses == pytest.approx(
+        {"retain_ce": 0.5 * np.mean(CE_RETAIN), "follow_kl": 2.0 * divergence}, rel=1e-4
+    )  # in float32
+
+
+def test_follow_refuses_nobody_and_a_pilot_of_other_classes(tmp_path):
+    with pytest.raises(ValueError, match="needs a pilot"):
+        get_objective("follow").check(1, whole_classes=False)
+    model = make_model("ViT")
+    other = copy.deepcopy(model.config)
+    other.num_labels = 2
+    type(model)(other).save_pretrained(tmp_path)
+    make_processor().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="has 2 classes, the model"):
+        get_objective("follow", pilot=tmp_path).prepare(Setting(model, None, None, None, None, 0))
 
 
 def total(losses: dict[str, Tensor]) -> Tensor:

@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from helpers.models import make_model
 from helpers.trainers import make_trainer
 
 from ec_hf.objectives import available, get_objective
@@ -22,11 +23,14 @@ RUNS = [
 @pytest.mark.parametrize(("name", "points"), RUNS)
 def test_an_objective_runs_changes_the_model_and_leaves_a_plain_checkpoint(tmp_path, fitted_heads, name, points):
     objective = get_objective(name)
+    if name == "follow":
+        make_model("ViT", seed=1).save_pretrained(tmp_path / "pilot")
     trainer = make_trainer(
         tmp_path,
         forget=("bee", "cat"),
         heads=fitted_heads if points and name not in ("rewind", "undo") else None,  # whose points are fewer
         objective=name,
+        objective_kwargs={"pilot": str(tmp_path / "pilot")} if name == "follow" else None,
         points=points,
         per_device_train_batch_size=8,
         max_steps=3,

@@ -1,0 +1,87 @@
+"""Following a pilot as a host objective: forget images get the answers of a model that no longer knows them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ec_hf.losses.distillation import cross_entropy, distillation
+from ec_hf.models.loading import load_model
+from ec_hf.objectives.base import Objective, Setting, Step
+from ec_hf.objectives.checks import not_negative, prepared
+
+__all__ = ["Follow"]
+
+
+@dataclass
+class Follow(Objective):
+    """The original learns to answer on forget images as its pilot does, and keeps its weights for the rest.
+
+        loss = λ · CE(retain) + τ · mean_i KL( p_pilot(x_i) ‖ p(x_i) ),  i in forget
+
+    The pilot is a rewound model (`Rewind`), which never saw the forget images with its new part: what it says of them
+    is an estimate of what a retrained model would say. Rewinding costs retain accuracy, and following does not. It is
+    for rows: of whole classes the hidden layers keep what they knew (`recipes/results/README.md`). `ec_hf.erase` makes
+    the pilot and then follows it (`ECConfig.pilot`).
+
+    Source: the loss is that of *Can Bad Teaching Induce Forgetting?* (arXiv 2205.08096) on the forget set, with a
+    pilot in place of a network that knows nothing.
+
+    Args:
+        pilot: Hub id or folder of the pilot; `ec_hf.erase` makes one where it is None.
+        retain_weight: λ ≥ 0.
+        forget_weight: τ ≥ 0.
+
+    Raises:
+        ValueError: a weight below 0.
+    """
+
+    pilot: str | Path | None = None
+    retain_weight: float = 1.0
+    forget_weight: float = 1.0
+    _pilot: Any = field(default=None, init=False, repr=False, compare=False)
+
+    name = "follow"
+    source = "Bad Teaching (arXiv 2205.08096), with a rewound model as the teacher of the forget set"
+
+    def __post_init__(self) -> None:
+        not_negative(self, "retain_weight", "forget_weight")
+
+    def check(self, forget_classes: int, whole_classes: bool) -> None:
+        """Refuse to follow nobody.
+
+        Raises:
+            ValueError: there is no pilot.
+        """
+        if self.pilot is None:
+            raise ValueError(
+                "objective 'follow' needs a pilot: objective_kwargs={'pilot': FOLDER}, of a model that 'rewind' made "
+                "from the same original. ec_hf.erase(..., pilot=True) makes one and follows it."
+            )
+
+    def prepare(self, setting: Setting) -> None:
+        """Load the pilot.
+
+        Raises:
+            FileNotFoundError: as `ec_hf.models.loading.load_model`.
+            OSError: as `ec_hf.models.loading.load_model`.
+            ValueError: it has other classes.
+        """
+        pilot, _ = load_model(str(self.pilot))
+        theirs, own = pilot.config.num_labels, setting.model.config.num_labels
+        if theirs != own:
+            raise ValueError(f"pilot={str(self.pilot)!r} has {theirs} classes, the model {own}: give a rewind of it")
+        self._pilot = pilot.eval().requires_grad_(False).to(setting.model.device)
+
+    def __call__(self, step: Step) -> dict[str, Tensor]:
+        """Components "retain_ce" and "follow_kl"."""
+        with torch.no_grad():
+            wanted = prepared(self, self._pilot)(pixel_values=step.forget.pixel_values).logits
+        return {
+            "retain_ce": self.retain_weight * cross_entropy(step.retain.logits, step.retain.labels),
+            "follow_kl": self.forget_weight * distillation(step.forget.logits, wanted),
+        }

@@ -1,0 +1,128 @@
+"""Rows in two runs: a rewound pilot tells what is left to know of them, and the original learns to answer like it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+
+from ec_hf.data.columns import find_label_column
+from ec_hf.files import RECORD, ModelFolder
+from ec_hf.training.checkpoints import last_whole
+from ec_hf.training.config import ECConfig
+from ec_hf.training.rewinding import as_resumed, resumed_from, trained
+from ec_hf.training.run_length import RunLength
+from ec_hf.training.trainer import ECTrainer
+
+__all__ = ["erased", "wants_pilot"]
+
+PILOT = "pilot"
+"""Folder of the pilot's run and model, in that of the whole run."""
+PILOT_STEPS = 2 / 3
+SLOWER = 0.5
+"""Share of the steps that the pilot gets, and the follower's learning rate by the pilot's: its weights are trained
+ones. Chosen on 500 rows of CIFAR-10 (`recipes/results/README.md`)."""
+
+Maker = Callable[[ECConfig], ECTrainer]
+
+
+def wants_pilot(config: ECConfig, forget: Dataset, retain: Dataset) -> bool:
+    """Whether an erasure rewinds a pilot alone, which the original then follows.
+
+    Args:
+        config: settings of the erasure.
+        forget: the forget set.
+        retain: the retain set.
+
+    Raises:
+        ValueError: a pilot is asked for beside another objective than "rewind".
+    """
+    if config.objective != "rewind":
+        if config.pilot:
+            raise ValueError(
+                f"pilot=True goes with objective 'rewind', not {config.objective!r}: leave one of them out"
+            )
+        return False
+    if config.pilot is not None:
+        return config.pilot
+    column = find_label_column(forget, config.label_column)
+    return bool({*forget.unique(column)} & {*retain.unique(column)})
+
+
+def erased(config: ECConfig, forget: Dataset, retain: Dataset, first: Maker, again: Maker) -> ECTrainer:
+    """Train by these settings, over as many runs as that takes.
+
+    Args:
+        config: settings of the erasure.
+        forget: the forget set.
+        retain: the retain set.
+        first: makes the trainer of a rewind, or of whatever objective the settings name.
+        again: makes any further trainer; each starts from the original model.
+
+    Returns:
+        The trainer that has the unlearned model, with the images of all runs in its cost.
+
+    Raises:
+        NotComingBackError: as `ec_hf.training.rewinding.trained`.
+        ValueError: as `wants_pilot`.
+    """
+    if not wants_pilot(config, forget, retain):
+        return _rewound(config, first, again)
+    steps = RunLength.of(config, len(forget), len(retain), config.world_size).steps
+    of_pilot = max(round(PILOT_STEPS * steps), 1)
+    folder = ModelFolder(Path(str(config.output_dir)) / PILOT)
+    if folder.damage() is not None:
+        pilot = _rewound(_for_pilot(config, folder.path, of_pilot), first, again)
+        pilot.save_model(_internal_call=True)
+        pilot.accelerator.wait_for_everyone()
+        pilot.accelerator.print(f"The model so far is a pilot, in {folder.path}. Now the original follows it.")
+    record = folder.read(RECORD)
+    rate = SLOWER * record["settings"]["learning_rate"]
+    trainer = again(_for_follower(config, folder.path, max(steps - of_pilot, 1), rate))
+    trainer.on_record["pilot"] = {name: record[name] for name in ("settings", "cost")}
+    trainer.train(resume_from_checkpoint=resumed_from(trainer.args))
+    for name in ("steps", "minutes", "forget_images_seen", "retain_images_seen"):
+        trainer.cost[name] += record["cost"][name]
+    return trainer
+
+
+def _rewound(config: ECConfig, first: Maker, again: Maker) -> ECTrainer:
+    depth_is_chosen = "depth" in (config.objective_kwargs or {})
+    config = as_resumed(config)
+    return trained(first(config), config, depth_is_chosen, again)
+
+
+def _for_pilot(config: ECConfig, folder: Path, steps: int) -> ECConfig:
+    """The settings of the run that rewinds."""
+    return replace(
+        config,
+        pilot=False,
+        output_dir=str(folder),
+        max_steps=steps,
+        forget_epochs=None,
+        push_to_hub=False,
+        resume_from_checkpoint="true" if config.resume_from_checkpoint and last_whole(folder) else None,
+    )
+
+
+def _for_follower(config: ECConfig, pilot: Path, steps: int, rate: float) -> ECConfig:
+    """The settings of the run that follows: no supervision points, and nothing of a rewind's but its optimiser."""
+    settings: dict[str, Any] = {
+        "pilot": False,
+        "objective": "follow",
+        "objective_kwargs": {"pilot": str(pilot)},
+        "points": [],
+        "heads": None,
+        "calibrated": False,
+        "per_device_forget_batch_size": config.per_device_train_batch_size,
+        "learning_rate": rate,
+        "max_steps": steps,
+        "forget_epochs": None,
+        "forget_target": -1.0,  # it stops where the pilot is, not at a share
+    }
+    if resumed_from(config) is True and last_whole(Path(str(config.output_dir))) is None:
+        settings["resume_from_checkpoint"] = None  # it was the pilot that was interrupted
+    return replace(config, **settings)
