@@ -25,6 +25,7 @@ __all__ = [
     "HEADS",
     "MANIFEST",
     "PAGE",
+    "PILOT",
     "PROCESSOR",
     "RECORD",
     "WEIGHTS",
@@ -47,7 +48,7 @@ ADAPTER_CONFIG = "adapter_config.json"
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
 RECORD, MANIFEST, AUDIT = "ec_config.json", "forget_manifest.json", "audit.json"
 CARD, PAGE = "README.md", "report.html"
-FIGURES, HEADS = "figures", "ec_heads"
+FIGURES, HEADS, PILOT = "figures", "ec_heads", "pilot"
 """Folders in it. `HEADS` is also the name of the heads as a submodule of the model."""
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers.trainer_utils import get_last_checkpoint
 
-from ec_hf.files import CONFIG, ModelFolder
+from ec_hf.files import CONFIG, PILOT, ModelFolder
 from ec_hf.training.config import ECConfig
 
 __all__ = ["check_apart", "check_new_folder"]
@@ -26,9 +26,9 @@ def check_new_folder(config: ECConfig) -> None:
         raise FileExistsError(f"--output_dir {folder} holds a model already: name another folder.")
     if there := ModelFolder(folder).present():
         raise FileExistsError(f"--output_dir {folder} holds {there[0]}, which would be replaced: name another folder.")
-    if folder.is_dir() and get_last_checkpoint(str(folder)):
+    if folder.is_dir() and (get_last_checkpoint(str(folder)) or (folder / PILOT).exists()):
         raise FileExistsError(
-            f"--output_dir {folder} holds checkpoints of a run that did not end: --resume_from_checkpoint true goes "
+            f"--output_dir {folder} holds a run that did not end: --resume_from_checkpoint true goes "
             "on with it; for a new run name another folder."
         )
 

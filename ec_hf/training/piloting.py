@@ -7,10 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
 from datasets import Dataset
 
 from ec_hf.data.columns import find_label_column
-from ec_hf.files import RECORD, ModelFolder
+from ec_hf.files import PILOT, RECORD, ModelFolder
 from ec_hf.training.checkpoints import last_whole
 from ec_hf.training.config import ECConfig
 from ec_hf.training.rewinding import as_resumed, resumed_from, trained
@@ -19,8 +20,6 @@ from ec_hf.training.trainer import ECTrainer
 
 __all__ = ["erased", "wants_pilot"]
 
-PILOT = "pilot"
-"""Folder of the pilot's run and model, in that of the whole run."""
 PILOT_STEPS = 2 / 3
 SLOWER = 0.5
 """Share of the steps that the pilot gets, and the follower's learning rate by the pilot's: its weights are trained
@@ -67,12 +66,17 @@ def erased(config: ECConfig, forget: Dataset, retain: Dataset, first: Maker, aga
 
     Raises:
         NotComingBackError: as `ec_hf.training.rewinding.trained`.
-        ValueError: as `wants_pilot`.
+        ValueError: as `wants_pilot`, and for a pilot of another run in the output folder.
     """
     if not wants_pilot(config, forget, retain):
         return _rewound(config, first, again)
     steps = RunLength.of(config, len(forget), len(retain), config.world_size).steps
     of_pilot = max(round(PILOT_STEPS * steps), 1)
+    of_follower = max(steps - of_pilot, 1)
+    PartialState().print(
+        f"It takes two runs: a pilot is rewound in {of_pilot:,} steps, and the original follows it for "
+        f"{of_follower:,}. pilot=False rewinds the model itself."
+    )
     folder = ModelFolder(Path(str(config.output_dir)) / PILOT)
     if folder.damage() is not None:
         pilot = _rewound(_for_pilot(config, folder.path, of_pilot), first, again)
@@ -81,7 +85,12 @@ def erased(config: ECConfig, forget: Dataset, retain: Dataset, first: Maker, aga
         pilot.accelerator.print(f"The model so far is a pilot, in {folder.path}. Now the original follows it.")
     record = folder.read(RECORD)
     rate = SLOWER * record["settings"]["learning_rate"]
-    trainer = again(_for_follower(config, folder.path, max(steps - of_pilot, 1), rate))
+    trainer = again(_for_follower(config, folder.path, of_follower, rate))
+    own = trainer.plan.to_dict()
+    if other := [name for name in ("original", "data") if own[name] != record[name]]:
+        raise ValueError(
+            f"{folder.path} holds a pilot of another run, by its {' and '.join(other)}: take it away first"
+        )
     trainer.on_record["pilot"] = {name: record[name] for name in ("settings", "cost")}
     trainer.train(resume_from_checkpoint=resumed_from(trainer.args))
     for name in ("steps", "minutes", "forget_images_seen", "retain_images_seen"):
