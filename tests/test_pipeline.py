@@ -463,12 +463,15 @@ def test_the_command_ends_with_what_to_do_next(status, steps, roles, words):
 )
 def test_what_to_do_next_after_a_rewind_is_to_rewind_more_or_less(status, words):
     assert words in what_next(ended(status, 200, ["retrained"], renews=True))
+    assert words in what_next(ended(status, 200, ["retrained"], follows=True))
 
 
-def ended(status, steps, roles, renews=False, put_back=None):
+def ended(status, steps, roles, renews=False, follows=False, put_back=None):
     models = {role: SimpleNamespace(role=role) for role in ["original", *roles]}
     eraser = SimpleNamespace(objective=SimpleNamespace(renews=renews))
-    trainer = SimpleNamespace(state=SimpleNamespace(global_step=steps), put_back=put_back, eraser=eraser)
+    on_record = {"pilot": {}} if follows else {}
+    state = SimpleNamespace(global_step=steps)
+    trainer = SimpleNamespace(state=state, put_back=put_back, eraser=eraser, on_record=on_record)
     return SimpleNamespace(status=status, report=SimpleNamespace(models=models), trainer=trainer, folder="out")
 
 
