@@ -19,7 +19,7 @@ from ec_hf.objectives.base import Objective, Setting, Step
 from ec_hf.objectives.checks import not_negative, positive, prepared, share, whole
 from ec_hf.objectives.published import adam
 
-__all__ = ["Autoencoder", "Laf", "alignment", "bounded_error", "fitted"]
+__all__ = ["Autoencoder", "Laf", "alignment", "bounded_error", "fitted", "with_unit_gradient"]
 
 WIDTHS = 128, 32
 LEARNING_RATE, ROWS = 1e-3, 32

@@ -12,7 +12,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from ec_hf.objectives import Part, Progress, Setting, Step, get_objective
-from ec_hf.objectives.laf import Autoencoder, alignment, bounded_error, fitted
+from ec_hf.objectives import laf as laf_file
+from ec_hf.objectives.laf import Autoencoder, alignment, bounded_error, fitted, with_unit_gradient
 
 
 class Tiny(nn.Module):
@@ -133,6 +134,27 @@ def test_golden_values_of_fixed_features():
     by_hand = distance[:2].mean() - np.log(np.exp(distance / 20).sum())
     assert alignment(features, features[:2], before, before[:2], 20.0).item() == pytest.approx(by_hand, abs=1e-12)
     assert by_hand == pytest.approx(-0.2421500887, abs=1e-9)
+
+
+def test_the_losses_of_several_processes_are_those_of_one_that_holds_the_whole_batch(monkeypatch):
+    forget, retain = images(4, 1).flatten(1).requires_grad_(), images(4, 2).flatten(1).requires_grad_()
+    before = images(4, 3).flatten(1), images(4, 4).flatten(1)
+    whole = alignment(forget, retain, *before, 20.0)
+    expected = torch.autograd.grad(with_unit_gradient(whole, forget, retain), (forget, retain), retain_graph=True)
+    assert torch.cat(expected).norm().item() == pytest.approx(1.0, abs=1e-5)
+
+    # Each process has two rows of each set; the gathers give it those of both.
+    monkeypatch.setattr(laf_file, "gather_with_grad", lambda _rows: 1 - F.cosine_similarity(forget, before[0]))
+    halves = [slice(0, 2), slice(2, 4)]
+    losses = [alignment(forget[own], retain[own], before[0][own], before[1][own], 20.0) for own in halves]
+    mean = torch.stack(losses).mean()
+    assert mean.item() == pytest.approx(whole.item(), abs=1e-6)
+    summed = torch.autograd.grad(sum(losses), (forget, retain), retain_graph=True)  # as DDP and the gather bring it
+    squares = torch.stack([torch.cat([each[own] for each in summed]).square().sum() for own in halves])
+    monkeypatch.setattr(laf_file, "gather", lambda _own: squares)
+    shares = [with_unit_gradient(each, forget, retain) for each in losses]
+    for found, want in zip(torch.autograd.grad(sum(shares) / 2, (forget, retain)), expected, strict=True):
+        torch.testing.assert_close(found, want, rtol=1e-4, atol=1e-6)
 
 
 def test_no_label_is_read_before_the_repair(prepared):
