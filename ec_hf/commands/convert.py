@@ -19,8 +19,10 @@ AutoModelForImageClassification.from_pretrained loads.
     ec-hf convert ec_unlearned_random100.tar FOLDER          # the EC and UUEF checkpoints, ResNet or Swin
     ec-hf convert convnext.safetensors FOLDER --timm_architecture convnext_tiny
 
-The layout is known by the names of the tensors and the sizes of the network by their shapes. Every tensor finds its
-place and every place its tensor, else nothing is written. Pickles are read as tensors alone: no code in them runs.
+The layout is known by the names of the tensors and the sizes of the network by their shapes. A ResNet with a 3x3 stem,
+as of CIFAR, becomes one of timm that takes the images magnified by 4, which its image processor does. Every tensor
+finds its place and every place its tensor, else nothing is written. Pickles are read as tensors alone: no code in them
+runs.
 
 Exit codes: 0 done, 1 an error, 2 wrong usage."""
 
@@ -66,7 +68,8 @@ def convert_parser() -> ArgumentParser:
     layout = parser.add_argument_group("what the weights are")
     layout.add_argument(
         "--layout",
-        help="torchvision_resnet, microsoft_swin, timm_swin, timm_vit or torchvision_vit; default: told by the names",
+        help="torchvision_resnet, small_image_resnet or small_image_resnet_linear (a 3x3 stem), microsoft_swin, "
+        "timm_swin, torchvision_swin, timm_vit or torchvision_vit; default: told by the names and shapes",
     )
     layout.add_argument(
         "--timm_architecture",

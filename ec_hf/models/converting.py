@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import BitImageProcessor, PreTrainedConfig, PreTrainedModel
+from transformers import BitImageProcessor, PreTrainedConfig, PreTrainedModel, TimmWrapperConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
 from transformers.models.timm_wrapper.image_processing_timm_wrapper import TimmWrapperImageProcessor
 
@@ -107,7 +107,8 @@ def convert(
         timm_architecture: name of the timm model that the state dict belongs to. It then becomes one of timm's models
             in transformers' wrapper, which needs timm to load; any architecture will do.
         num_attention_heads: of a ViT, where it is not one for each 64 channels; shapes do not tell it.
-        image_size: side of the images in pixels, where the weights do not tell it; else 224, or what timm says.
+        image_size: side of the images in pixels, where the weights do not tell it; else 224, what timm says, or 32 for
+            a ResNet for small images. The latter takes images of this size alone, which its processor magnifies.
         image_mean: mean of each channel by which pixels from 0 to 1 are normalised; else what the weights hold
             (``normalize.mean``), else ImageNet's, or what timm says.
         image_std: standard deviation, likewise.
@@ -130,14 +131,15 @@ def convert(
     _name_classes(config, len(kept[known.classifier]), class_names)
     mean = image_mean or _numbers(state, "normalize.mean")
     std = image_std or _numbers(state, "normalize.std")
-    if timm_architecture:
-        shape = None if image_size is None else (config.pretrained_cfg["input_size"][0], image_size, image_size)
+    if isinstance(config, TimmWrapperConfig):
+        side = image_size and image_size * known.magnified
+        shape = side and (config.pretrained_cfg["input_size"][0], side, side)
         own = {"mean": mean, "std": std, "input_size": shape}
         config.pretrained_cfg |= {name: tuple(value) for name, value in own.items() if value}
-        processor: Any = TimmWrapperImageProcessor(config.pretrained_cfg, timm_architecture)
+        processor: Any = TimmWrapperImageProcessor(config.pretrained_cfg, config.architecture)
     else:
         processor = _processor(config, image_size, mean or MEAN, std or STD)
-    model = _loaded(config, _tensors(kept, names), known.name)
+    model = _loaded(config, known.remade(_tensors(kept, names)), known.name)
     left_out = {*state} - {key for key, name in names.items() if name}
     return Converted(model, processor, known.name, tuple(sorted(left_out)))
 

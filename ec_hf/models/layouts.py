@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch.nn import functional as F
 from transformers import PreTrainedConfig, ResNetConfig, SwinConfig, TimmWrapperConfig, ViTConfig
 
 __all__ = ["LAYOUTS", "Layout", "layout_of", "timm_layout"]
@@ -23,6 +25,22 @@ QKV = ("query", "key", "value")
 """What a fused projection holds, one above the other, in this order."""
 CHANNELS_A_HEAD = 64
 STEM = (7, 7)
+SMALL_STEM = (3, 3)
+SMALL_IMAGE = 32
+"""The side of CIFAR's images."""
+MAGNIFIED = 4
+"""How many times as high and wide as its images a ResNet for small images takes them."""
+BATCH_NORM_EPS = 1e-5
+
+
+def always(_state: State) -> bool:
+    """Whether weights fit a layout that is known by its keys alone."""
+    return True
+
+
+def as_they_are(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors that need nothing but new names."""
+    return tensors
 
 
 @dataclass(frozen=True)
@@ -39,6 +57,9 @@ class Layout:
         left_out: pattern of whole keys that carry nothing which is learned.
         config: makes the configuration from the shapes of the tensors and from the number of attention heads, where
             that is given.
+        fits: whether weights with these keys are of this layout, where shapes decide it.
+        remade: makes the tensors of transformers' network from those that have their new names, where it has others.
+        magnified: how many times as high and wide as they are the network takes its images.
     """
 
     name: str
@@ -48,6 +69,9 @@ class Layout:
     renames: Mapping[str, Target]
     left_out: str
     config: Callable[[State, int | None], PreTrainedConfig]
+    fits: Callable[[State], bool] = always
+    remade: Callable[[dict[str, Tensor]], dict[str, Tensor]] = as_they_are
+    magnified: int = 1
 
     def renamed(self, key: str) -> str | None:
         """What transformers calls a tensor; empty for one to leave out, None for a key that the layout lacks."""
@@ -59,15 +83,15 @@ class Layout:
         return None
 
 
-def layout_of(keys: Iterable[str]) -> Layout:
-    """The layout that has such keys.
+def layout_of(state: State) -> Layout:
+    """The layout that has such tensors.
 
     Raises:
         ValueError: none has.
     """
-    keys = list(keys)
+    keys = list(state)
     for layout in LAYOUTS.values():
-        if {layout.classifier, *layout.has} <= set(keys):
+        if {layout.classifier, *layout.has} <= set(keys) and layout.fits(state):
             return layout
     marks = {each.name: ", ".join([*each.has, each.classifier]) for each in LAYOUTS.values()}
     known = "; ".join(f"{layout.name} ({layout.about}) by {marks[layout.name]}" for layout in LAYOUTS.values())
@@ -92,25 +116,35 @@ def _in_stage(match: re.Match) -> str:
     return f"resnet.encoder.stages.{int(stage) - 1}.layers.{block}.layer.{int(number) - 1}.{part}.{rest}"
 
 
+def _resnet_stages(state: State) -> list[int]:
+    """Numbers of blocks."""
+    return [count(state, rf"layer{stage}\.(\d+)\.") for stage in range(1, 1 + count(state, r"layer(\d+)\."))]
+
+
+def _convolutions_a_block(state: State) -> int:
+    return max(int(match[1]) for key in state if (match := re.fullmatch(r"layer1\.0\.conv(\d)\.weight", key)))
+
+
 def _resnet_config(state: State, _heads: int | None) -> PreTrainedConfig:
     stem = state["conv1.weight"]
     if tuple(stem.shape[2:]) != STEM:
-        height, width = stem.shape[2:]
         raise ValueError(
-            f"conv1.weight is a {height}x{width} convolution: the stem of ResNets for small images, as of CIFAR. The "
-            "ResNets of transformers and timm begin with a 7x7 convolution of stride 2 and a pooling, so no "
-            "checkpoint that AutoModelForImageClassification loads can hold these weights: use the code that trained "
-            "them."
+            f"conv1.weight is a {_sides(stem)} convolution, and the layout torchvision_resnet has one of 7x7. For "
+            "3x3, the stem of ResNets for small images as of CIFAR, leave the layout out; neither transformers nor "
+            "timm has a ResNet for other kernels: use the code that trained them, and ec_hf.as_classifier."
         )
-    stages = range(1, 1 + count(state, r"layer(\d+)\."))
-    last = max(int(match[1]) for key in state if (match := re.fullmatch(r"layer1\.0\.conv(\d)\.weight", key)))
+    depths, last = _resnet_stages(state), _convolutions_a_block(state)
     return ResNetConfig(
         num_channels=stem.shape[1],
         embedding_size=stem.shape[0],
-        hidden_sizes=[state[f"layer{stage}.0.conv{last}.weight"].shape[0] for stage in stages],
-        depths=[count(state, rf"layer{stage}\.(\d+)\.") for stage in stages],
+        hidden_sizes=[state[f"layer{stage + 1}.0.conv{last}.weight"].shape[0] for stage in range(len(depths))],
+        depths=depths,
         layer_type="bottleneck" if last == 3 else "basic",
     )
+
+
+def _sides(kernel: Tensor) -> str:
+    return "x".join(map(str, kernel.shape[2:]))
 
 
 RESNET = Layout(
@@ -132,6 +166,101 @@ RESNET = Layout(
     },
     left_out=r"normalize\.(mean|std)",
     config=_resnet_config,
+    fits=lambda state: tuple(state["conv1.weight"].shape[2:]) != SMALL_STEM,
+)
+
+
+# ResNet for small images
+
+
+def _small_resnet_config(state: State, _heads: int | None) -> PreTrainedConfig:
+    stem, depths = state["conv1.weight"], _resnet_stages(state)
+    if tuple(stem.shape[2:]) != SMALL_STEM or len(stem) != 64 or len(depths) != 4:
+        raise ValueError(
+            f"a ResNet for small images is expected to begin with a 3x3 convolution of 64 channels and to have four "
+            f"stages; conv1.weight is a {_sides(stem)} convolution of {len(stem)} channels, and there are "
+            f"{len(depths)} stages. timm's ResNet, which is to hold the weights, cannot be made like that: use the "
+            "code that trained them, and ec_hf.as_classifier."
+        )
+    classifier = next(state[key] for key in ("fc.weight", "linear.weight") if key in state)
+    labels: dict[str, Any] = {"num_labels": len(classifier)}
+    config = TimmWrapperConfig(
+        architecture="resnet50" if _convolutions_a_block(state) == 3 else "resnet18",
+        model_args={"layers": depths, "replace_stem_pool": True, "in_chans": stem.shape[1]},
+        **labels,
+    )
+    side = SMALL_IMAGE * MAGNIFIED
+    config.pretrained_cfg = {
+        "input_size": (stem.shape[1], side, side),
+        "interpolation": "nearest",
+        "crop_pct": 1.0,
+        "mean": (0.485, 0.456, 0.406),
+        "std": (0.229, 0.224, 0.225),
+        "num_classes": config.num_labels,
+    }
+    return config
+
+
+def as_large_stem(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The stem of a ResNet for small images, in that of timm's: the same answers, on images magnified by 4.
+
+    Published unlearning code begins with a 3x3 convolution of stride 1 and no pooling (SalUn's, UUEF's), timm's
+    ResNet with a 7x7 convolution of stride 2 and, with `replace_stem_pool`, a 3x3 convolution of stride 2, each with
+    batch norm and ReLU. Where each pixel stands there 4 times each way, the 7x7 kernel around place 4q + 2 sees the
+    pixels q - 1, q and q + 1 at its places 0, 3 and 6; the second convolution takes every other of its answers, and
+    its batch norm does nothing.
+
+    Args:
+        tensors: of the network for small images, in the names of transformers.
+    """
+    small = tensors["timm_model.conv1.weight"]
+    large = F.pad(small.new_zeros(*small.shape[:2], 1, 1), (3, 3, 3, 3))
+    large[:, :, ::3, ::3] = small
+    channels = len(small)
+    taken = torch.zeros(channels, channels, *SMALL_STEM, dtype=small.dtype)
+    taken[range(channels), range(channels), 2, 2] = 1
+    ones, zeros = torch.ones(channels, dtype=small.dtype), torch.zeros(channels, dtype=small.dtype)
+    return tensors | {
+        "timm_model.conv1.weight": large,
+        "timm_model.maxpool.0.weight": taken,
+        "timm_model.maxpool.1.weight": ones * math.sqrt(1 + BATCH_NORM_EPS),
+        "timm_model.maxpool.1.bias": zeros,
+        "timm_model.maxpool.1.running_mean": zeros.clone(),
+        "timm_model.maxpool.1.running_var": ones,
+        "timm_model.maxpool.1.num_batches_tracked": torch.zeros((), dtype=torch.int64),
+    }
+
+
+def _small_resnet(name: str, about: str, classifier: str, shortcut: str) -> Layout:
+    return Layout(
+        name,
+        about,
+        classifier=f"{classifier}.weight",
+        has=("conv1.weight", "layer1.0.conv1.weight"),
+        renames={
+            rf"(layer\d+\.\d+)\.{shortcut}\.(\d\.\w+)": r"timm_model.\1.downsample.\2",
+            r"((?:conv1|bn1|layer\d+\.\d+\.(?:conv|bn)\d)\.\w+)": r"timm_model.\1",
+            rf"{classifier}\.(\w+)": r"timm_model.fc.\1",
+        },
+        left_out=r"normalize\.(mean|std)",
+        config=_small_resnet_config,
+        fits=lambda state: tuple(state["conv1.weight"].shape[2:]) == SMALL_STEM,
+        remade=as_large_stem,
+        magnified=MAGNIFIED,
+    )
+
+
+SMALL_RESNET = _small_resnet(
+    "small_image_resnet",
+    "ResNets with a 3x3 stem of stride 1 and no pooling, as of the EC, UUEF and SalUn code for CIFAR",
+    classifier="fc",
+    shortcut="downsample",
+)
+SMALL_RESNET_LINEAR = _small_resnet(
+    "small_image_resnet_linear",
+    "the same with `linear` and `shortcut` for `fc` and `downsample`, as of the pytorch-cifar repository",
+    classifier="linear",
+    shortcut="shortcut",
 )
 
 
@@ -139,20 +268,32 @@ RESNET = Layout(
 
 
 def _swin_config(state: State, _heads: int | None) -> PreTrainedConfig:
-    stages = range(count(state, r"layers\.(\d+)\.blocks"))
-    first = state["layers.0.blocks.0.attn.relative_position_bias_table"]
-    window = (math.isqrt(len(first)) + 1) // 2
-    patches = state["patch_embed.proj.weight"]
+    stages = [f"layers.{stage}.blocks." for stage in range(count(state, r"layers\.(\d+)\.blocks"))]
+    return _swin_config_of(state, stages, "patch_embed.proj.weight", "mlp.fc1.weight")
+
+
+def _swin_config_of(state: State, stages: Sequence[str], patch_embedding: str, mlp: str) -> PreTrainedConfig:
+    """The configuration of a Swin.
+
+    Args:
+        state: its tensors.
+        stages: what the keys of the blocks of each stage begin with, up to the number of the block.
+        patch_embedding: key of its weight.
+        mlp: what the key of the first linear layer of a block's MLP ends with.
+    """
+    tables = [state[f"{stage}0.attn.relative_position_bias_table"] for stage in stages]
+    window = (math.isqrt(len(tables[0])) + 1) // 2
+    patches = state[patch_embedding]
     return SwinConfig(
         image_size=_swin_image_size(state, window, patches.shape[-1]),
         patch_size=patches.shape[-1],
         num_channels=patches.shape[1],
         embed_dim=patches.shape[0],
-        depths=[count(state, rf"layers\.{stage}\.blocks\.(\d+)\.") for stage in stages],
-        num_heads=[state[f"layers.{stage}.blocks.0.attn.relative_position_bias_table"].shape[1] for stage in stages],
+        depths=[count(state, rf"{re.escape(stage)}(\d+)\.") for stage in stages],
+        num_heads=[table.shape[1] for table in tables],
         window_size=window,
-        mlp_ratio=len(state["layers.0.blocks.0.mlp.fc1.weight"]) / patches.shape[0],
-        qkv_bias="layers.0.blocks.0.attn.qkv.bias" in state,
+        mlp_ratio=len(state[f"{stages[0]}0.{mlp}"]) / patches.shape[0],
+        qkv_bias=f"{stages[0]}0.attn.qkv.bias" in state,
         use_absolute_embeddings="absolute_pos_embed" in state,
     )
 
@@ -203,6 +344,48 @@ TIMM_SWIN = Layout(
     renames=_swin_renames(-1, r"head\.fc"),
     left_out=SWIN_LEFT_OUT,
     config=_swin_config,
+)
+
+
+def _torchvision_swin_config(state: State, _heads: int | None) -> PreTrainedConfig:
+    """Its stages stand at the odd numbers, and between them what merges the patches."""
+    numbers = range(1, 2 * count(state, r"features\.(\d+)\.0\.attn"), 2)
+    return _swin_config_of(state, [f"features.{number}." for number in numbers], "features.0.0.weight", "mlp.0.weight")
+
+
+def _torchvision_swin_renames() -> dict[str, Target]:
+    def in_block(name: str) -> Target:
+        return lambda match: f"swin.encoder.layers.{int(match[1]) // 2}.blocks.{match[2]}.{name}{match[3]}"
+
+    parts = {
+        r"norm1\.(\w+)": "layernorm_before.",
+        r"norm2\.(\w+)": "layernorm_after.",
+        r"attn\.qkv\.(\w+)": "attention.self.{}.",
+        r"attn\.(relative_position_bias_table)": "attention.self.",
+        r"attn\.proj\.(\w+)": "attention.output.dense.",
+        r"mlp\.0\.(\w+)": "intermediate.dense.",
+        r"mlp\.3\.(\w+)": "output.dense.",
+    }
+    return {
+        r"features\.0\.0\.(\w+)": r"swin.embeddings.patch_embeddings.projection.\1",
+        r"features\.0\.2\.(\w+)": r"swin.embeddings.norm.\1",
+        **{rf"features\.(\d+)\.(\d+)\.{pattern}": in_block(name) for pattern, name in parts.items()},
+        r"features\.(\d+)\.(norm|reduction)\.(\w+)": lambda match: (
+            f"swin.encoder.layers.{int(match[1]) // 2 - 1}.downsample.{match[2]}.{match[3]}"
+        ),
+        r"norm\.(\w+)": r"swin.layernorm.\1",
+        r"head\.(\w+)": r"classifier.\1",
+    }
+
+
+TORCHVISION_SWIN = Layout(
+    "torchvision_swin",
+    "Swin of torchvision, of the first version",
+    classifier="head.weight",
+    has=("features.0.0.weight", "features.1.0.attn.relative_position_bias_table"),
+    renames=_torchvision_swin_renames(),
+    left_out=r"normalize\.(mean|std)|features\.\d+\.\d+\.attn\.relative_position_index",
+    config=_torchvision_swin_config,
 )
 
 
@@ -301,7 +484,19 @@ TORCHVISION_VIT = Layout(
     config=_torchvision_vit_config,
 )
 
-LAYOUTS = {each.name: each for each in (RESNET, MICROSOFT_SWIN, TIMM_SWIN, TIMM_VIT, TORCHVISION_VIT)}
+LAYOUTS = {
+    each.name: each
+    for each in (
+        RESNET,
+        SMALL_RESNET,
+        SMALL_RESNET_LINEAR,
+        MICROSOFT_SWIN,
+        TIMM_SWIN,
+        TORCHVISION_SWIN,
+        TIMM_VIT,
+        TORCHVISION_VIT,
+    )
+}
 
 
 # Any model of timm

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from ec_hf.objectives.base import Objective
 
-__all__ = ["not_negative", "positive", "prepared", "share"]
+__all__ = ["not_negative", "positive", "prepared", "share", "whole"]
 
 Value = TypeVar("Value")
 
@@ -26,6 +26,11 @@ def positive(objective: Objective, *names: str) -> None:
 def share(objective: Objective, *names: str) -> None:
     """Refuse settings outside 0 to 1."""
     _refuse(objective, names, lambda value: 0 <= value <= 1, "a share from 0 to 1")
+
+
+def whole(objective: Objective, *names: str) -> None:
+    """Refuse settings that are no whole number from 1 on."""
+    _refuse(objective, names, lambda value: isinstance(value, int) and value >= 1, "a whole number from 1")
 
 
 def prepared(objective: Objective, value: Value | None) -> Value:

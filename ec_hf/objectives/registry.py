@@ -35,6 +35,7 @@ _OBJECTIVES: dict[str, str | type[Objective]] = {
     "follow": "ec_hf.objectives.follow:Follow",
     "gradient_ascent": "ec_hf.objectives.gradient_ascent:GradientAscent",
     "l1_sparse": "ec_hf.objectives.l1_sparse:L1Sparse",
+    "laf": "ec_hf.objectives.laf:Laf",
     "neggrad_plus": "ec_hf.objectives.neggrad_plus:NegGradPlus",
     "pseudo_label": "ec_hf.objectives.pseudo_label:PseudoLabel",
     "random_label": "ec_hf.objectives.random_label:RandomLabel",

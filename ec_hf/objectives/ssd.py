@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from transformers.utils import logging
 
 from ec_hf.objectives.base import Objective, Setting, Step
-from ec_hf.objectives.checks import positive
+from ec_hf.objectives.checks import positive, whole
 
 __all__ = ["Ssd", "chosen_alpha", "importance"]
 
@@ -77,8 +77,7 @@ class Ssd(Objective):
 
     def __post_init__(self) -> None:
         positive(self, "dampening", *(["alpha"] if self.alpha is not None else []))
-        if not isinstance(self.every, int) or self.every < 1:
-            raise ValueError(f"every must be a whole number from 1, got {self.every}")
+        whole(self, "every")
 
     def prepare(self, setting: Setting) -> None:
         """Shrink the weights.

@@ -99,6 +99,7 @@ MORE_TIMM: dict[str, dict[str, Any]] = {
     "deit_tiny_distilled_patch16_224": _TIMM_VIT,
     "eva02_tiny_patch14_224": _TIMM_VIT,
     "naflexvit_base_patch16_gap": {"embed_dim": 16, "depth": 2, "num_heads": 2, "patch_size": 8},
+    "naflexvit_base_patch16_siglip": {"embed_dim": 16, "depth": 2, "num_heads": 2, "patch_size": 8},  # SigLIP 2
     "vit_base_patch16_dinov3": _TIMM_VIT,
     "vit_base_patch16_siglip_224": _TIMM_VIT,
     "vit_base_patch16_siglip_gap_224": _TIMM_VIT,
@@ -129,6 +130,7 @@ MORE_TIMM: dict[str, dict[str, Any]] = {
     "lcnet_035": {},
     "mobilenetv3_small_050": {},
     "mobilenetv4_conv_small_035": {},
+    "mobilenetv5_base": {"channel_multiplier": 0.05},
     "regnetx_002": {},
     "repghostnet_050": {},
     "resnet18": _RESNET,

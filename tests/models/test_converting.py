@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 
+import numpy as np
 import pytest
 import safetensors.torch
 import timm
 import torch
 import torchvision
-from transformers import AutoModelForImageClassification
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModelForImageClassification, SwinConfig
 
 from ec_hf.models.converting import convert, read_state
 from ec_hf.models.layouts import LAYOUTS
@@ -27,6 +29,21 @@ def timm_swin():
         num_heads=(1, 2, 3, 4), num_classes=7,
     )  # fmt: skip
     return model, 128
+
+
+def torchvision_swin():
+    model = torchvision.models.SwinTransformer(
+        patch_size=[4, 4], embed_dim=12, depths=[2, 2, 2, 2], num_heads=[1, 2, 3, 4], window_size=[4, 4], num_classes=7
+    )
+    return model, 128
+
+
+def small_resnet(depth):
+    """As in the code of SalUn and UUEF for CIFAR."""
+    model = getattr(torchvision.models, f"resnet{depth}")(num_classes=7)
+    model.conv1 = torch.nn.Conv2d(3, 64, 3, stride=1, padding=1, bias=False)
+    model.maxpool = torch.nn.Identity()
+    return model
 
 
 def timm_vit():
@@ -72,6 +89,8 @@ ROWS = {
     "resnet101": (lambda: torchvision_resnet(101), "torchvision_resnet"),
     "timm resnet26": (lambda: (timm.create_model("resnet26", num_classes=7), 64), "torchvision_resnet"),
     "timm swin": (timm_swin, "timm_swin"),
+    "torchvision swin": (torchvision_swin, "torchvision_swin"),
+    "torchvision swin_t": (lambda: (torchvision.models.swin_t(num_classes=7), 224), "torchvision_swin"),
     "timm vit": (timm_vit, "timm_vit"),
     "torchvision vit": (torchvision_vit, "torchvision_vit"),
 }
@@ -151,14 +170,76 @@ def test_images_are_as_the_weights_allow_and_the_choices_say(tmp_path):
     assert wrapped.processor.data_config["mean"] == pytest.approx(MEAN.tolist())
 
 
-# What does not fit
+def test_a_swin_of_torchvision_has_the_sizes_of_its_name():
+    for name in ("swin_s", "swin_b"):
+        with torch.device("meta"):
+            state = getattr(torchvision.models, name)().state_dict()
+        config = LAYOUTS["torchvision_swin"].config(state, None)
+        own = SwinConfig(
+            depths=[2, 2, 18, 2],
+            **({"embed_dim": 128, "num_heads": [4, 8, 16, 32]} if name == "swin_b" else {"num_heads": [3, 6, 12, 24]}),
+        )
+        for setting in ("image_size", "window_size", "embed_dim", "depths", "num_heads", "mlp_ratio", "qkv_bias"):
+            assert getattr(config, setting) == getattr(own, setting), setting
 
 
-def test_a_stem_for_small_images_is_refused_with_the_reason():
-    state = torchvision_resnet(18)[0].state_dict()
-    state["conv1.weight"] = torch.zeros(64, 3, 3, 3)
-    with pytest.raises(ValueError, match="the stem of ResNets for small images"):
+def test_the_second_version_of_torchvisions_swin_is_in_no_layout():
+    with torch.device("meta"):
+        state = torchvision.models.swin_v2_t().state_dict()
+    with pytest.raises(ValueError, match="in no layout that is known here"):
         convert(state)
+
+
+# ResNets for small images
+
+
+def as_pytorch_cifar(state):
+    renamed = {"fc.": "linear.", "downsample": "shortcut"}
+    return {re.sub("fc\\.|downsample", lambda match: renamed[match[0]], key): value for key, value in state.items()}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("depth", "names"), [(18, "fc"), (50, "fc"), (18, "linear"), (34, "linear")])
+def test_a_resnet_for_small_images_keeps_its_answers_on_the_images_as_its_processor_magnifies_them(
+    depth, names, tmp_path
+):
+    torch.manual_seed(0)
+    model = randomised(small_resnet(depth))
+    state = model.state_dict() | {"normalize.mean": MEAN, "normalize.std": STD}
+    converted = convert(as_pytorch_cifar(state) if names == "linear" else state)
+    assert converted.layout == ("small_image_resnet_linear" if names == "linear" else "small_image_resnet")
+    converted.model.save_pretrained(tmp_path)
+    loaded = AutoModelForImageClassification.from_pretrained(tmp_path).eval()
+    processor = AutoImageProcessor.from_pretrained(tmp_path)
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
+    inputs = (torch.tensor(pixels).permute(0, 3, 1, 2) / 255 - MEAN.view(3, 1, 1)) / STD.view(3, 1, 1)
+    expected = model(inputs)
+    found = loaded(**processor([Image.fromarray(image) for image in pixels], return_tensors="pt")).logits
+    assert expected.std() > 1e-3
+    assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+def test_images_of_another_size_are_magnified_as_much(tmp_path):
+    converted = convert(small_resnet(18).state_dict(), image_size=28)
+    image = Image.fromarray(np.zeros((28, 28, 3), dtype=np.uint8))
+    assert converted.processor(image, return_tensors="pt")["pixel_values"].shape == (1, 3, 112, 112)
+
+
+@pytest.mark.parametrize("side", [3, 5])
+def test_a_stem_that_no_network_of_the_layout_has_is_refused_with_the_reason(side):
+    state = small_resnet(18).state_dict()
+    state["conv1.weight"] = torch.zeros(64, 3, side, side)
+    with pytest.raises(ValueError, match=rf"conv1.weight is a {side}x{side} convolution.*leave the layout out"):
+        convert(state, layout="torchvision_resnet" if side == 3 else None)
+
+
+def test_a_small_resnet_of_three_stages_is_refused_with_the_reason():
+    state = {key: value for key, value in small_resnet(18).state_dict().items() if not key.startswith("layer4.")}
+    with pytest.raises(ValueError, match=r"have four stages; .* there are 3 stages"):
+        convert(state)
+
+
+# What does not fit
 
 
 def test_keys_without_a_place_are_named_and_may_be_left_out():

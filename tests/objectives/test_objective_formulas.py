@@ -695,6 +695,8 @@ def test_coun_adds_a_view_of_each_retain_image_from_the_seeded_random_state():
         ("scrub", {"msteps": -1}, "msteps must be 0 or more"),
         ("duck", {"temperature": -2}, "temperature must be a positive number"),
         ("coun", {"contrast_weight": -2}, "contrast_weight must be 0 or more"),
+        ("laf", {"latent": 0}, "latent must be a whole number from 1, got 0"),
+        ("laf", {"repair": 1.5}, "repair must be a share from 0 to 1"),
     ],
 )
 def test_a_setting_out_of_range_is_refused_when_the_objective_is_built(name, settings, message):
@@ -702,7 +704,7 @@ def test_a_setting_out_of_range_is_refused_when_the_objective_is_built(name, set
         get_objective(name, **settings)
 
 
-@pytest.mark.parametrize("name", ["bad_teacher", "boundary_expand", "boundary_shrink", "duck"])
+@pytest.mark.parametrize("name", ["bad_teacher", "boundary_expand", "boundary_shrink", "duck", "laf"])
 def test_an_objective_that_was_not_prepared_says_so(name):
     with pytest.raises(RuntimeError, match=rf"{name}.*call its prepare\(setting\)"):
         get_objective(name)(make_step())
