@@ -2,6 +2,7 @@
 
     python recipes/benchmarks/step.py                                  # four shapes at 112 pixels, 100 classes
     python recipes/benchmarks/step.py --shapes vit --repetitions 9 --phases
+    python recipes/benchmarks/step.py --shapes vit resnet --ways       # bf16, checkpointing and others, EC alone
 
 Times are processor time of one thread. In each repetition every method takes one step after the other, and a ratio is
 the median over the repetitions of a method's step over plain fine-tuning's in the same one, so that other work on the
@@ -298,6 +299,70 @@ def fitting(shape: str, side: int, size: int, repetitions: int) -> dict[str, flo
     return {"time": round(median(ratios), 3), "operations": round(counted, 3)}
 
 
+WAYS: dict[str, dict[str, Any]] = {
+    "as it is": {},
+    "eager attention": {"attention": "eager"},
+    "bf16 autocast": {"autocast": True},
+    "activation checkpointing": {"checkpointing": True},
+    "channels_last": {"channels_last": True},
+}
+"""Ways to take a step of EC whose losses `tests/training/test_equal_losses.py` compares."""
+
+
+def in_a_way(
+    shape: str,
+    side: int,
+    size: int,
+    stack: ExitStack,
+    *,
+    attention: str | None = None,
+    autocast: bool = False,
+    checkpointing: bool = False,
+    channels_last: bool = False,
+) -> Method | None:
+    """EC's step in one of the ways; None where the model does not have it."""
+    model, batch = make_model(shape, side), make_batch(side, size, size)
+    lacks = checkpointing and not model.supports_gradient_checkpointing
+    if lacks or (attention and not model._supports_sdpa):
+        return None
+    if attention:
+        model.set_attn_implementation(attention)
+    if checkpointing:
+        model.activation_checkpointing_enable()
+    if channels_last:
+        model = model.to(memory_format=torch.channels_last)
+        batch["pixel_values"] = batch["pixel_values"].contiguous(memory_format=torch.channels_last)
+    method = erasing(model, batch, METHODS["EC"], stack)
+    if autocast:
+        plain_loss = method.loss
+
+        def loss() -> Tensor:
+            with torch.autocast("cpu", torch.bfloat16):
+                return plain_loss()
+
+        method.loss = loss
+    return method
+
+
+def ways(shape: str, side: int, size: int, repetitions: int) -> dict[str, dict[str, float]]:
+    """Time and memory of EC's step in each way, by those of the step as it is."""
+    with ExitStack() as stack:
+        made = {name: in_a_way(shape, side, size, stack, **each) for name, each in WAYS.items()}
+        run = {name: each for name, each in made.items() if each is not None}
+        for each in run.values():
+            each.step()
+        memory = {name: megabytes(each) for name, each in run.items()}
+        times = [{name: seconds(each.step) for name, each in run.items()} for _ in range(repetitions)]
+    first = next(iter(run))
+    return {
+        name: {
+            "time": round(median(each[name] / each[first] for each in times), 3),
+            "memory": round(memory[name] / memory[first], 3),
+        }
+        for name in run
+    }
+
+
 def measure(shape: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """Times, ratios and memory of all methods on one shape."""
     with methods(shape, arguments.pixels, arguments.batch, arguments.batch) as run:
@@ -353,11 +418,18 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--batch", type=int, default=8, help="images of each set, forget and retain")
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--phases", action="store_true", help="where the time of a step goes")
+    parser.add_argument("--ways", action="store_true", help="other ways to take EC's step, and nothing else")
     parser.add_argument("--fitting", action="store_true", help="what fitting the heads costs")
     parser.add_argument("--fitting_batch", type=int, default=96, help="images of a step of it; the default run has 96")
     parser.add_argument("--output", type=Path, help="JSON file")
     arguments = parser.parse_args(argv)
     torch.set_num_threads(1)
+    if arguments.ways:
+        other = {
+            shape: ways(shape, arguments.pixels, arguments.batch, arguments.repetitions) for shape in arguments.shapes
+        }
+        print(f"{versions()}\n{json.dumps(other, indent=1)}")
+        return other
     found = {}
     for shape in arguments.shapes:
         found[shape] = measure(shape, arguments)

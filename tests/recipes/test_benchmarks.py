@@ -48,6 +48,20 @@ def test_the_operations_of_a_convolutions_backward_are_its_forwards_for_each_gra
     assert step.operations(lambda: layer(images.detach()).sum().backward()) == 2 * forward
 
 
+def test_other_ways_to_take_a_step_are_measured_against_it(benchmark):
+    sizes = ["--pixels", "32", "--batch", "4", "--repetitions", "1"]
+    found = benchmark("step").main(["--shapes", "tiny", "--ways", *sizes])["tiny"]
+    assert found["as it is"] == {"time": 1, "memory": 1}
+    assert found.keys() == {
+        "as it is",
+        "eager attention",
+        "bf16 autocast",
+        "activation checkpointing",
+        "channels_last",
+    }
+    assert found["activation checkpointing"]["memory"] < 1
+
+
 def test_a_forward_a_set_and_loss_has_the_loss_of_ec(benchmark):
     step = benchmark("step")
     with step.methods("tiny", 32, 4, 4) as methods, step.ExitStack() as stack:
