@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,12 +21,13 @@ from ec_hf.auditing.settings import AuditSettings
 from ec_hf.auditing.subjects import info, retrained_by_name
 from ec_hf.command import public
 from ec_hf.data.class_lists import RandomClasses
-from ec_hf.data.columns import matched_by_order
+from ec_hf.data.columns import find_label_column, matched_by_order
 from ec_hf.data.erasure import ErasureData
 from ec_hf.data.holding_out import SHARE
 from ec_hf.data.manifests import earlier_manifests
 from ec_hf.data.requests import ForgetRequest
-from ec_hf.data.sources import load_images
+from ec_hf.data.sources import load_images, stream_images
+from ec_hf.data.streamed_erasure import StreamedErasure, check_test_split, index_of
 from ec_hf.files import CARD, MANIFEST, ModelFolder, local_folder
 from ec_hf.models.inputs import collator_for, preparation
 from ec_hf.models.loading import load_model
@@ -172,6 +174,7 @@ def erase(
     manifest_detail: str = "hashes",
     finish: str = "keep",
     with_heads: bool | str = False,
+    streaming: bool = False,
     callbacks: Sequence[TrainerCallback] = (),
     **settings: Any,
 ) -> Erased:
@@ -204,6 +207,10 @@ def erase(
         manifest_detail: what card and push tell of the request, one of "hashes", "classes" and "rows".
         finish: what becomes of the forgotten classes' logits in the copy that is pushed: keep, mask or drop.
         with_heads: whether to push the EC heads too, as for `ec_hf.push`.
+        streaming: stream the retain set of a dataset that is larger than this machine. All rows are read twice before
+            the erasure, without decoding their images: once for the request, and once to store forget set, held-out
+            images, test set and a sample of the retain set for the audit in the output folder, until the end of the
+            run. The dataset is a name, and has a test split.
         callbacks: further callbacks of the trainer.
         **settings: fields of `ECConfig`, over those of `args`.
 
@@ -235,24 +242,25 @@ def erase(
     measured_by = AuditSettings(**{"seed": config.seed, **(audit_settings or {})})
     state = PartialState(cpu=config.use_cpu)
     original = model if isinstance(model, Original) else Original.of(model, processor, model_revision)
-    images, name = images_of(dataset, dataset_config)
-    original = original.for_images(images, image_column=config.image_column, label_column=config.label_column)
-    request = resolved(request, images, config.label_column)
-    state.print(request.summary())
-    data = ErasureData.of(
-        images,
-        request,
-        history=original.history,
-        share=hold_out,
-        seed=config.seed,
-        label_column=config.label_column,
-        id_column=id_column,
-    )
+    how: dict[str, Any] = {"share": hold_out, "seed": config.seed, "label_column": config.label_column}
+    how |= {"id_column": id_column, "history": original.history}
+    name: str | None
+    if streaming:
+        refuse_with_streams(dataset, retrained, heads_cache)
+        data, name = _streamed(str(dataset), dataset_config, request, Path(output_dir), **how)
+    else:
+        images, name = images_of(dataset, dataset_config)
+        request = resolved(request, images, config.label_column)
+        state.print(request.summary())
+        data = ErasureData.of(images, request, **how)
+    columns = {"image_column": config.image_column, "label_column": config.label_column}
+    original = original.for_images({"train": data.train}, **columns)
     state.print(data.summary(), *_taken_for_granted(original, data, config), sep="\n")
     state.wait_for_everyone()  # no process writes before all have looked
     name_of_model = original.model.config._name_or_path if original.by_name else None
     config = with_base(config, original.model, name_of_model, original.history)
     config = replace(config, label_column=data.columns["label_column"], **_fit_for(config, data, original))
+    config = replace(config, retain_rows=data.retain_rows or config.retain_rows)
 
     if callable(retrained) and not isinstance(retrained, nn.Module):
         retrained = retrained(original, data)
@@ -274,7 +282,46 @@ def erase(
     if config.push_to_hub:
         choices: dict[str, Any] = {"manifest_detail": manifest_detail, "finish": finish, "with_heads": with_heads}
         url = trainer.push_to_hub(commit_message="Unlearned model", **choices)
+    data.release()
     return Erased(trainer.model, trainer.processing_class, report, Path(output_dir), data, trainer, url and str(url))
+
+
+def _streamed(
+    dataset: str, config: str | None, request: ForgetRequest | RandomClasses, output_dir: Path, **how: Any
+) -> tuple[ErasureData, str]:
+    """What a request makes of a dataset that is streamed, and the dataset's name."""
+    streams, state = stream_images(dataset, config=config), PartialState()
+    rows = index_of(streams)
+    check_test_split(rows, find_label_column(next(iter(rows.values())), how["label_column"]))
+    request = resolved(request, rows, how["label_column"])
+    state.print(request.summary())
+    index = ErasureData.of(rows, request, **how)
+    folder = output_dir / f"streamed-{platform.node()}"
+    with state.local_main_process_first():
+        first = state.is_local_main_process
+        data = StreamedErasure.of_streams(streams, rows, index, folder, write=first, seed=how["seed"])
+    return data, dataset
+
+
+def refuse_with_streams(dataset: Any, retrained: Any, heads_cache: Any) -> None:
+    """Refuse what a streamed erasure cannot do.
+
+    Raises:
+        TypeError: the dataset is not given by its name.
+        ValueError: for a retrained model that is yet to be trained, and for cached heads.
+    """
+    if not isinstance(dataset, (str, Path)):
+        raise TypeError(
+            f"streaming: expected the dataset's name or folder, got {type(dataset).__name__}. Of streams that are "
+            "loaded, give the retain set to ECTrainer."
+        )
+    if callable(retrained) and not isinstance(retrained, nn.Module):
+        raise ValueError(
+            "streaming: a retrained model is trained on images that lie on this machine. Leave it out, or give one "
+            "that is there already."
+        )
+    if heads_cache:
+        raise ValueError("streaming: heads_cache knows data by its rows, and a stream has none. Leave it out.")
 
 
 def images_of(

@@ -491,3 +491,50 @@ def test_rewind_goes_back_to_the_base_model_of_the_command_unless_another_is_nam
     assert base("me/base", objective_kwargs={"base": "me/other"}) == "me/other"
     assert base("me/base", objective="delete") is None
     assert base(None) is None
+
+
+# Data that is streamed
+
+
+@pytest.mark.slow
+def test_a_streamed_dataset_gives_the_folder_that_one_in_memory_gives(inputs, tmp_path, capsys):
+    data, out = tmp_path / "data", tmp_path / "out"
+    data.mkdir()
+    for shard in range(2):
+        make_images().select(range(50 * shard, 50 * shard + 50)).to_parquet(str(data / f"train-{shard}.parquet"))
+    make_images(50, seed=1).to_parquet(str(data / "test-0.parquet"))
+    given = flags(
+        model_name_or_path=inputs / "model",
+        dataset_name=data,
+        forget_classes=["bee", "dog"],
+        output_dir=out,
+        **{**FAST, "max_steps": -1, "num_train_epochs": 1},
+    )
+    assert cli.main(["erase", *given, "--streaming", "--eval_strategy", "no"]) == 0
+    assert [name for name in FINISHED.split() if not (out / name).is_file()] == []
+    assert not list(out.glob("streamed*")), "what was stored for the run is gone"
+    report = ec_hf.load_report(out)
+    assert {name: part["rows"] for name, part in report.manifest["parts"].items()} == {"forget": 40, "retain": 60}
+    assert report.audit.dataset["images"]["forget_train"] == 40
+    record = json.loads((out / "ec_config.json").read_text())
+    assert record["settings"]["retain_rows"] == record["data"]["retain"]["images"] == 54, "a tenth is held out"
+    assert record["cost"]["steps"] == 54 // 8
+    assert "The retain set was streamed" in " ".join((out / "README.md").read_text().split())
+
+
+@pytest.mark.parametrize(
+    ("dataset", "given", "kind", "message"),
+    [
+        (make_images(), {}, TypeError, "streaming: expected the dataset's name or folder, got Dataset"),
+        ("data", {"retrained": lambda original, data: None}, ValueError, "streaming: a retrained model is trained on"),
+        ("data", {"heads_cache": "cache"}, ValueError, "streaming: heads_cache knows data by its rows"),
+        ("mnist5k", {}, ValueError, "streaming: 'mnist5k' is not read into memory anyway"),
+    ],
+)
+def test_what_does_not_go_with_streaming_is_refused(inputs, tmp_path, dataset, given, kind, message):
+    dataset = str(inputs / "data") if dataset == "data" else dataset
+    request = ForgetRequest(classes=["bee"])
+    with pytest.raises(kind, match=message):
+        pipeline.erase(
+            inputs / "model", dataset, request, output_dir=tmp_path / "out", streaming=True, **FAST, **given
+        )

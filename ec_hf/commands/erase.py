@@ -36,6 +36,9 @@ class EraseArguments(RequestArguments):
 
     model_name_or_path: str | None = flag("Hub id, local folder or timm name of the model.")
     model_revision: str | None = flag("Branch, tag or commit of the model.")
+    streaming: bool = flag(
+        "Stream the retain set of a dataset that is larger than this machine; the dataset needs a test split.", False
+    )
     hold_out: float = flag(
         "Share of the training images, about 1,000 at most of each side, that decide when to stop; 0 to 0.5.", 0.1
     )
@@ -175,7 +178,16 @@ def run(
     return NOT_FORGOTTEN if what.fail_unless_forgotten and not passes(done.status, done.report) else 0
 
 
-PASSED_ON = ("model_revision", "dataset_config", "id_column", "hold_out", "with_delete", "manifest_detail", "finish")
+PASSED_ON = (
+    "model_revision",
+    "dataset_config",
+    "id_column",
+    "hold_out",
+    "streaming",
+    "with_delete",
+    "manifest_detail",
+    "finish",
+)
 """Flags that are keywords of `ec_hf.erase`."""
 
 

@@ -99,6 +99,10 @@ def plan_command(argv: Sequence[str]) -> None:
         raise UsageError("say which model: --model_name_or_path, or --model_config for its sizes")
     if not (what.dataset_name or facts.train_images):
         raise UsageError("say which data: --dataset_name, or --train_images and --num_classes")
+    if what.streaming and not facts.train_images:
+        raise UsageError(
+            "a plan of streamed data reads none of it: say how much there is, by --train_images and --num_classes"
+        )
     planned = plan(what, config, facts)
     if what.json:
         print(json.dumps(planned))

@@ -93,6 +93,14 @@ class ErasureData:
         decide = hold_out(train, request, earlier=list(earlier.values()), share=share, seed=seed, **columns)
         return cls(train, test, request, splits, decide, earlier, history, notes, columns)
 
+    @property
+    def retain_rows(self) -> int | None:
+        """Rows of a retain set that is streamed; None where it tells its length."""
+        return None
+
+    def release(self) -> None:
+        """Take away what was stored for the run alone."""
+
     def summary(self) -> str:
         """The request, what came before it, the sizes of all parts, and which images decide; a line each."""
         not_retained = [f"Not retained, by {name}: {each.summary()}" for name, each in self.earlier.items()]

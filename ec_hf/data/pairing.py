@@ -13,7 +13,7 @@ import torch
 
 from ec_hf.data.images import DECODING_ERRORS, told
 
-__all__ = ["PairedBatchSampler", "PairedDataset", "PairedRows", "forget_rounds"]
+__all__ = ["PairedBatchSampler", "PairedDataset", "PairedRows", "forget_rounds", "random_states_from"]
 
 
 class PairedDataset(torch.utils.data.Dataset):
@@ -47,7 +47,7 @@ class PairedDataset(torch.utils.data.Dataset):
         indices, boundary = [int(index) for index in indices], len(self.forget)
         if outside := [index for index in indices if not 0 <= index < len(self)]:
             raise IndexError(f"index {outside[0]} is outside the {len(self)} rows of forget and retain")
-        with _random_states_from(self.seed, indices):
+        with random_states_from(self.seed, indices):
             forget = iter(_fetch("forget", self.forget, [index for index in indices if index < boundary]))
             retain = iter(_fetch("retain", self.retain, [index - boundary for index in indices if index >= boundary]))
         return [
@@ -181,7 +181,12 @@ class PairedRows(torch.utils.data.Dataset):
 
 
 @contextmanager
-def _random_states_from(*key: Any) -> Iterator[None]:
+def random_states_from(*key: Any) -> Iterator[None]:
+    """Random states (torch CPU, NumPy, `random`) that a key decides, put back afterwards.
+
+    Args:
+        *key: what they depend on, such as the seed and the rows of a batch.
+    """
     states = torch.get_rng_state(), np.random.get_state(), random.getstate()
     seed = int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:8], "big")
     torch.default_generator.manual_seed(seed)  # torch.manual_seed would also set every GPU's state

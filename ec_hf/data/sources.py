@@ -5,10 +5,20 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, load_dataset, load_from_disk
+from datasets import (
+    ClassLabel,
+    Dataset,
+    DatasetDict,
+    Features,
+    Image,
+    IterableDatasetDict,
+    load_dataset,
+    load_from_disk,
+)
 from datasets.exceptions import DatasetNotFoundError
 from PIL import Image as PILImage
 
@@ -16,7 +26,7 @@ from ec_hf.data.columns import find_label_column, read_column
 from ec_hf.data.sampling import held_out_rows
 from ec_hf.files import first_line, local_folder
 
-__all__ = ["has_test_split", "load_images", "mnist5k", "train_and_test"]
+__all__ = ["has_test_split", "load_images", "mnist5k", "stream_images", "train_and_test"]
 
 FILE_NAME = "file_name"  # as metadata files of image folders call it
 
@@ -49,12 +59,46 @@ def load_images(
     if str(name_or_path) == "mnist5k":
         return mnist5k()
     folder = local_folder(name_or_path)
-    if folder and any((folder / name).exists() for name in ("dataset_dict.json", "state.json")):
+    if folder and _saved_to_disk(folder):
         data = load_from_disk(str(folder))
         return data if isinstance(data, DatasetDict) else DatasetDict(train=data)
-    source = str(folder or name_or_path)
+    data = _loaded(str(folder or name_or_path), config, revision=revision, token=token)
+    return DatasetDict({name: with_file_names(split, folder) for name, split in data.items()}) if folder else data
+
+
+def stream_images(
+    name_or_path: str | Path,
+    *,
+    config: str | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+) -> IterableDatasetDict:
+    """The same splits as streams, of which nothing is downloaded before it is read.
+
+    Args:
+        name_or_path: a Hub id, or a local folder of parquet files or of image files; as for `load_images`.
+        config: name of a subset, where the dataset has several.
+        revision: branch, tag or commit on the Hub.
+        token: Hub token, or True for the stored one.
+
+    Raises:
+        FileNotFoundError: as `load_images`.
+        ValueError: as `load_images`, and for what lies on this machine in a form that is never loaded whole.
+    """
+    folder = None if str(name_or_path) == "mnist5k" else local_folder(name_or_path)
+    if str(name_or_path) == "mnist5k" or (folder and _saved_to_disk(folder)):
+        raise ValueError(f"streaming: {str(name_or_path)!r} is not read into memory anyway. Leave streaming out.")
+    return _loaded(str(folder or name_or_path), config, revision=revision, token=token, streaming=True)
+
+
+def _saved_to_disk(folder: Path) -> bool:
+    return any((folder / name).exists() for name in ("dataset_dict.json", "state.json"))
+
+
+def _loaded(source: str, config: str | None, **kwargs: Any) -> Any:
+    """What `load_dataset` gives, with its errors in words."""
     try:
-        data = load_dataset(source, config, revision=revision, token=token)
+        return load_dataset(source, config, **kwargs)
     except (ConnectionError, DatasetNotFoundError) as error:
         raise FileNotFoundError(
             f"no dataset {source!r}: it is no local folder, not the built-in 'mnist5k', and the Hub did not give it "
@@ -67,7 +111,6 @@ def load_images(
         ) from error
     except ValueError as error:
         raise ValueError(f"could not load {source!r} with config={config!r}: {error}") from error
-    return DatasetDict({name: with_file_names(split, folder) for name, split in data.items()}) if folder else data
 
 
 def with_file_names(dataset: Dataset, folder: Path) -> Dataset:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from PIL.Image import Image as PILImage
 from PIL.Image import fromarray
 from transformers import PreTrainedModel
@@ -69,8 +69,7 @@ class ImageCollator:
         if not finite.all():
             bad = ", ".join(_place(examples, place) for place in torch.nonzero(~finite).flatten().tolist()[:5])
             raise ValueError(f"pixel values are NaN or infinite: {bad}. Take these rows out, or mend them.")
-        key = _key(examples[0], self.label_column, LABEL_COLUMNS, "label_column")
-        labels = [self._label(example[key]) for example in examples]
+        labels = self.labels_of(examples)
         for place, label in enumerate(labels):
             if self.num_labels is not None and not 0 <= label < self.num_labels:
                 raise ValueError(
@@ -85,6 +84,13 @@ class ImageCollator:
             if not all(flags[: sum(flags)]):
                 raise ValueError("forget examples must come first in a batch: sample with PairedBatchSampler")
         return batch
+
+    def labels_of(self, examples: Sequence[Mapping[str, Any]]) -> list[int]:
+        """The model's label ids of examples, whatever else these hold."""
+        if not examples:
+            return []
+        key = _key(examples[0], self.label_column, LABEL_COLUMNS, "label_column")
+        return [self._label(example[key]) for example in examples]
 
     def _pixel_values(self, examples: Sequence[Mapping[str, Any]]) -> torch.Tensor:
         if "pixel_values" in examples[0]:
@@ -137,7 +143,8 @@ def collator_for(
     Args:
         model: the classifier.
         processor: its image processor, or None for data that holds ``pixel_values``.
-        parts: the datasets by name, all with the same columns; the first one is looked at for these.
+        parts: the datasets by name, all with the same columns; the first one, which is not streamed, is looked at for
+            these.
         image_column: as for `find_image_column`.
         label_column: as for `find_label_column`.
 
@@ -146,6 +153,7 @@ def collator_for(
     """
     channels = image_shape(model)[0]
     first = next(iter(parts.values()))
+    streams = {name: part for name, part in parts.items() if isinstance(part, IterableDataset) and part.features}
     parts = {name: part for name, part in parts.items() if isinstance(part, Dataset)}
     if not isinstance(first, Dataset):
         return ImageCollator(
@@ -156,7 +164,7 @@ def collator_for(
             num_labels=model.config.num_labels,
         )
     label_column = find_label_column(first, label_column)
-    kinds = {name: part.features.get(label_column) for name, part in parts.items()}
+    kinds = {name: part.features.get(label_column) for name, part in (parts | streams).items()}
     if odd := [name for name, kind in kinds.items() if kind != first.features[label_column]]:
         raise ValueError(
             f"column {label_column!r} is {kinds[odd[0]]} in the {odd[0]} set, but {first.features[label_column]} in "
@@ -165,6 +173,8 @@ def collator_for(
     ids: dict[Any, int] = {}  # text labels: each part knows only those that it holds
     for part in [part for part in parts.values() if len(part)] or parts.values():
         ids |= label_ids(part, label_column, model.config.id2label or {}) or {}
+    if streams and any(isinstance(value, str) for value in ids):  # a stream holds others, which nobody has seen yet
+        ids = {name: int(key) for key, name in (model.config.id2label or {}).items()} | ids
     example = first[0]
     return ImageCollator(
         processor,
@@ -218,7 +228,7 @@ def _key(example: Mapping[str, Any], named: str | None, candidates: Sequence[str
 
 def _place(examples: Sequence[Mapping[str, Any]], place: int) -> str:
     """An example of a batch in words; of a `PairedDataset`, by its row."""
-    if "paired_row" not in examples[place]:
+    if examples[place].get("paired_row", -1) < 0:  # rows of a stream have no number
         return f"image {place} of the batch"
     row = examples[place]["paired_row"]
     return f"forget row {row}" if examples[place]["is_forget"] else f"row {row} of forget and retain set together"

@@ -116,13 +116,13 @@ class Setting:
     features: Callable[[Tensor], Tensor]
     forget_classes: tuple[int, ...] | None
     seed: int
-    images: Mapping[str, int] | None = None
+    images: Mapping[str, int | None] | None = None
     normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None = None
 
     def count(self, part: Literal["forget", "retain"]) -> int:
         """Number of images of one set; it reads all of them where nobody said it."""
-        if self.images is not None:
-            return self.images[part]
+        if self.images is not None and (known := self.images.get(part)) is not None:
+            return known
         return sum(len(batch["labels"]) for batch in getattr(self, part)())
 
 

@@ -12,11 +12,12 @@ import torch
 
 from ec_hf.data.fingerprint import same_images
 from ec_hf.data.splitting import shared_rows
+from ec_hf.data.streaming import is_stream
 from ec_hf.models.adapters import is_adapted
 from ec_hf.models.loading import require_finite
 from ec_hf.training.config import ECConfig
 
-__all__ = ["check_classes", "check_model", "check_sets", "check_settings"]
+__all__ = ["check_classes", "check_model", "check_sets", "check_settings", "check_streamed"]
 
 
 def check_settings(args: Any, eval_dataset: Any) -> None:
@@ -82,16 +83,43 @@ def check_model(model: Any, args: ECConfig) -> None:
         )
 
 
-def check_sets(forget: Any, retain: Any) -> None:
-    """Refuse sets that are streamed, empty, or share a row."""
+def check_sets(forget: Any, retain: Any, *, may_stream: bool = False) -> None:
+    """Refuse sets that are empty, share a row, or are streamed where they may not be.
+
+    Args:
+        forget: the forget set, which is never streamed.
+        retain: the retain set.
+        may_stream: whether the retain set may be a `datasets.IterableDataset`.
+    """
+    streamed = may_stream and is_stream(retain)
     for name, dataset in (("forget_dataset", forget), ("retain_dataset", retain)):
+        if streamed and dataset is retain:
+            continue
         if dataset is not None and not hasattr(dataset, "__len__"):
-            raise TypeError(
-                f"{name}: expected a dataset with rows by index, got {type(dataset).__name__}; no streaming."
+            hint = (
+                "the retain set alone may be streamed, by a datasets.IterableDataset" if may_stream else "no streaming"
             )
+            raise TypeError(f"{name}: expected a dataset with rows by index, got {type(dataset).__name__}; {hint}.")
         if dataset is None or len(dataset) == 0:
             raise ValueError(f"{name} is empty; `split(dataset, request)` gives both parts.")
-    _check_shared(forget, retain)
+    if not streamed:
+        _check_shared(forget, retain)
+
+
+def check_streamed(args: ECConfig) -> None:
+    """Refuse settings that do not go with a streamed retain set."""
+    if args.max_steps <= 0 and not args.forget_epochs and args.retain_rows is None:
+        a_step = args.world_size * args.per_device_train_batch_size * args.gradient_accumulation_steps
+        raise ValueError(
+            "retain_dataset: a stream does not tell how many rows it has, so nothing says how long the run is. Give "
+            f"retain_rows, the number of its rows; or give max_steps, which is passes * rows / {a_step:,}, as a step "
+            f"sees {a_step:,} retain images."
+        )
+    if args.dataloader_num_workers > 1:
+        raise ValueError(
+            f"dataloader_num_workers={args.dataloader_num_workers}: a streamed retain set is read by one worker a "
+            "process, which decodes in several threads. Set it to 1, or to 0 to read between the steps."
+        )
 
 
 def _check_shared(forget: Any, retain: Any) -> None:

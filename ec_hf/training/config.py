@@ -277,6 +277,11 @@ class ECConfig(EraserConfig, TrainingArguments):
         help="How far retain accuracy on the evaluation data may fall below the original's (a share). Default: 0.01; "
         "for rewind 0.05.",
     )
+    retain_rows: int | None = HfArg(
+        default=None,
+        help="Rows of a retain set that is streamed, which does not tell its length. Without it such a run needs "
+        "max_steps, or forget_epochs.",
+    )
     image_column: str | None = HfArg(default=None, help="Column of the images; default: found by its type.")
     label_column: str | None = HfArg(default=None, help="Column of the labels; default: found by its type.")
     check_images: bool | None = HfArg(
@@ -328,8 +333,9 @@ class ECConfig(EraserConfig, TrainingArguments):
             self.per_device_forget_batch_size = self.per_device_train_batch_size
         _check_above_0(self, ("per_device_train_batch_size", "per_device_forget_batch_size"))
         _check_0_or_more(self, ("retain_floor", "min_steps"))
-        if self.forget_epochs is not None:
-            _check_above_0(self, ("forget_epochs",))
+        for name in ("forget_epochs", "retain_rows"):
+            if getattr(self, name) is not None:
+                _check_above_0(self, (name,))
         if self.learning_rate is not None and (math.isnan(self.learning_rate) or self.learning_rate < 0):
             raise ValueError(f"learning_rate={self.learning_rate}: expected 0 or more.")
         if self.forget_target is not None and math.isnan(self.forget_target):

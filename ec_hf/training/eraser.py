@@ -203,7 +203,7 @@ class Eraser:
         retain: Batches,
         *,
         processor: Any = None,
-        images: Mapping[str, int] | None = None,
+        images: Mapping[str, int | None] | None = None,
         batch_of_rows: Callable[[list[int]], Mapping[str, Tensor]] | None = None,
         autocast: Callable[[], AbstractContextManager] = nullcontext,
     ) -> None:

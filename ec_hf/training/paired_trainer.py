@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 from datasets import Dataset as HFDataset
 from torch import Tensor, stack
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from ec_hf.data.images import DECODING_ERRORS, require_readable
 from ec_hf.data.pairing import PairedBatchSampler, PairedDataset
+from ec_hf.data.streaming import StreamedRows
 from ec_hf.models.inputs import ImageCollator, label_ids_of
 from ec_hf.objectives.base import Progress
 from ec_hf.training.checks import check_classes
@@ -19,6 +22,7 @@ from ec_hf.training.config import CHECKED_IMAGES, ECConfig
 from ec_hf.training.loss import DivergedError, LossTerms
 from ec_hf.training.run_length import RunLength, paired_sampler
 from ec_hf.training.saving import SavingTrainer
+from ec_hf.training.streamed import BatchNumbers, StreamedRun
 
 __all__ = ["PairedTrainer"]
 
@@ -29,7 +33,8 @@ class PairedTrainer(SavingTrainer):
     """A `Trainer` whose training set is a `PairedDataset`.
 
     Attributes:
-        sampler: draws the batches of the run in progress; a loop tells it its epoch.
+        sampler: draws the batches of the run in progress, or numbers those of a stream; a loop tells it its epoch.
+        streamed: what is read of a streamed retain set; None where its rows have numbers.
         images_looked_at: images of each set that went through `look_at`, by the set's name.
         batches_seen: paired batches of this process in this call of `train`.
     """
@@ -37,12 +42,17 @@ class PairedTrainer(SavingTrainer):
     args: ECConfig
     train_dataset: PairedDataset
     data_collator: Any
-    sampler: PairedBatchSampler
+    sampler: PairedBatchSampler | BatchNumbers
     eval_dataset: Any
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.model_accepts_loss_kwargs = False
+        data = self.train_dataset
+        streams = isinstance(data.retain, StreamedRows)
+        self.streamed = (
+            StreamedRun(self.args, data.forget, data.retain.stream, self.data_collator) if streams else None
+        )
         self.start_counting()
 
     def start_counting(self) -> None:
@@ -53,6 +63,10 @@ class PairedTrainer(SavingTrainer):
 
     def get_train_dataloader(self) -> DataLoader:
         """Batches of `per_device_forget_batch_size` forget images followed by the retain images."""
+        if self.streamed is not None:
+            loader = self.streamed.loader(self.run_length())
+            self.sampler = loader.batch_sampler  # type: ignore[assignment]
+            return loader
         self.sampler = self._new_sampler()
         return self.accelerator.prepare(self.loader(self.train_dataset, batch_sampler=self.sampler))
 
@@ -89,11 +103,45 @@ class PairedTrainer(SavingTrainer):
             every: 1 for all images, k for each k-th.
         """
         data = self.train_dataset
+        if name == "retain" and self.streamed is not None:
+            yield from self._counted(name, self.streamed.all(every))
+            return
         boundary = len(data.forget)
         rows = (range(boundary) if name == "forget" else range(boundary, len(data)))[::every]
-        for batch in self.loader(Subset(data, rows), batch_size=self.args.per_device_train_batch_size):
+        yield from self._counted(
+            name, self.loader(Subset(data, rows), batch_size=self.args.per_device_train_batch_size)
+        )
+
+    def _counted(self, name: str, batches: Iterable[Mapping[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
+        """Images and labels of batches on the device, counted as looked at."""
+        for batch in batches:
             self.images_looked_at[name] += len(batch["labels"])
             yield {key: batch[key].to(self.args.device) for key in ("pixel_values", "labels")}
+
+    def retain_images(self, count: int, size: int) -> Iterator[dict[str, Tensor]]:
+        """Batches of retain images drawn at random, the same in every process; what is looked at is counted.
+
+        Args:
+            count: number of images; where the set, or the head of a stream, has fewer they come again.
+            size: images of a batch.
+        """
+        data, rng = self.train_dataset, np.random.default_rng(self.args.seed)
+        if self.streamed is not None:
+            yield from self._counted("retain", self.streamed.few(count, size))
+            return
+        rows = len(data.forget) + np.resize(rng.permutation(len(data.retain)), count)
+        yield from self._counted("retain", self.loader(Subset(data, rows.tolist()), batch_size=size))
+
+    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        """As `Trainer`; the place of a stream is taken off the batch."""
+        if self.streamed is not None:
+            self.streamed.keep_up(inputs)
+        return super().training_step(model, inputs, num_items_in_batch)
+
+    def save_place(self, folder: Path) -> None:
+        """Write the place of this process's stream into a checkpoint."""
+        if self.streamed is not None:
+            self.streamed.save(folder)
 
     def forgotten_classes(self) -> dict[str, Any]:
         """Of `Eraser`'s arguments those on the forget set; none where only reading every image would tell."""
@@ -101,11 +149,16 @@ class PairedTrainer(SavingTrainer):
         if forget is None or retain is None:
             return {}
         check_classes(forget | retain)
-        return {"num_forget_classes": len(forget), "forget_classes": None if forget & retain else sorted(forget)}
+        whole = not forget & retain
+        if self.streamed is not None and whole:
+            self.streamed.forgotten = frozenset(forget)
+        return {"num_forget_classes": len(forget), "forget_classes": sorted(forget) if whole else None}
 
     def _classes_of(self, dataset: Dataset) -> set[int] | None:
         """The model's ids of the classes in a dataset, or None where only reading every image would tell."""
         collator = self.data_collator
+        if isinstance(dataset, StreamedRows) and isinstance(collator, ImageCollator) and self.streamed is not None:
+            return self.streamed.classes_at_head()
         if not (isinstance(dataset, HFDataset) and isinstance(collator, ImageCollator)):
             return None
         return set(label_ids_of(dataset, collator, self.args.label_column).tolist())
@@ -129,6 +182,8 @@ class PairedTrainer(SavingTrainer):
         args, evaluated = self.args, self.eval_dataset if isinstance(self.eval_dataset, Mapping) else {}
         parts = {"forget": self.train_dataset.forget, "retain": self.train_dataset.retain}
         parts |= {f"evaluation {name}": part for name, part in evaluated.items()}
+        if self.streamed is not None:
+            del parts["retain"]  # each image is decoded when its turn comes
         few = sum(map(len, parts.values())) <= CHECKED_IMAGES
         if few if args.check_images is None else args.check_images:
             share = {"process": args.process_index, "processes": args.world_size}
@@ -151,7 +206,7 @@ class PairedTrainer(SavingTrainer):
         return Progress(
             index=self.state.global_step,
             total=self.state.max_steps,
-            epoch_steps=math.ceil(len(self.sampler) / batches_a_step),
+            epoch_steps=self.run_length().epoch_steps,
             forget_steps=math.ceil(len(self.train_dataset.forget) / forget_images_a_step),
         )
 

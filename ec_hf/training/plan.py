@@ -56,7 +56,7 @@ class RunPlan:
         objective: name of the objective.
         uses: the sets that the objective uses as published, and with a + the one that this run adds.
         notes: what is done between the stages, and where objective and EC meet, in words.
-        images: number of images of the "forget" and the "retain" set.
+        images: number of images of the "forget" and the "retain" set; None where it is not known.
         fingerprints: hash of each set, "forget" and "retain"; None for what is no `datasets.Dataset`.
         batch: images of each set in a step of one process.
         processes: number of processes.
@@ -74,7 +74,7 @@ class RunPlan:
     objective: str
     uses: str
     notes: tuple[str, ...]
-    images: Mapping[str, int]
+    images: Mapping[str, int | None]
     fingerprints: Mapping[str, str | None]
     batch: Mapping[str, int]
     processes: int
@@ -106,7 +106,7 @@ class RunPlan:
         lines = [
             f"Unlearning with objective {self.objective!r} on {self.processes} process(es), {self.device}",
             f"the losses use: {self.uses}",
-            f"forget set {self.images['forget']:,} images, retain set {self.images['retain']:,} images",
+            f"forget set {self.images['forget']:,} images, retain set {self._retain_images()}",
             f"a step and process: {self.batch['forget']} forget + {self.batch['retain']} retain images",
             *self._cost_lines(),
             f"supervision points (EC heads {self.heads}):" if self.points else "no supervision points",
@@ -116,6 +116,10 @@ class RunPlan:
         if self.stopping is not None:
             lines.append(self.stopping)
         return "\n  ".join(lines)
+
+    def _retain_images(self) -> str:
+        count = self.images["retain"]
+        return "streamed, of a length that is not known" if count is None else f"{count:,} images"
 
     def _cost_lines(self) -> list[str]:
         if self.passes is None or self.stopping is None:

@@ -132,6 +132,7 @@ class SavingTrainer(PublishingTrainer):
         try:
             with explained_writing(run, left):
                 super()._save_checkpoint(model, trial)
+                self.save_place(self._aside / final.name)
                 self._name_the_best(final)
                 self.accelerator.wait_for_everyone()
                 if self.args.should_save:
@@ -153,6 +154,10 @@ class SavingTrainer(PublishingTrainer):
                 best_model_checkpoint=self.state.best_model_checkpoint,
                 use_mtime=True,
             )
+
+    def save_place(self, folder: Path) -> None:
+        """Write into a checkpoint where in its data this process is, if `Trainer` does not know."""
+        return None
 
     def _name_the_best(self, final: Path) -> None:
         """`Trainer` looks for the best checkpoint beside the new one, which is not in its place yet."""

@@ -10,12 +10,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import ConcatDataset, Dataset, Subset
+from torch.utils.data import ConcatDataset, Dataset
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import TrainerState
@@ -23,6 +22,7 @@ from transformers.trainer_utils import TrainOutput
 
 from ec_hf.data.fingerprint import fingerprint
 from ec_hf.data.pairing import PairedDataset
+from ec_hf.data.streaming import StreamedRows, is_stream
 from ec_hf.files import RECORD, ModelFolder
 from ec_hf.models.adapters import merged
 from ec_hf.models.heads import ECHeads
@@ -30,7 +30,7 @@ from ec_hf.models.inputs import collator_for
 from ec_hf.models.loading import load_model, require_finite
 from ec_hf.models.wrapping import classifier_for
 from ec_hf.training.checkpoints import damage, last_whole
-from ec_hf.training.checks import check_model, check_sets, check_settings
+from ec_hf.training.checks import check_model, check_sets, check_settings, check_streamed
 from ec_hf.training.coming_back import ComingBack
 from ec_hf.training.config import ECConfig
 from ec_hf.training.divergence import finite_loss, parts_without_gradient, require_finite_logits
@@ -47,6 +47,7 @@ from ec_hf.training.record import peak_memory_mb
 from ec_hf.training.run_length import RunLength
 from ec_hf.training.stopping import StoppingRule
 from ec_hf.training.strategy import check_strategy, strategy_of, unused_parameters
+from ec_hf.training.streamed import rows_seen
 
 
 class ECTrainer(PairedTrainer):
@@ -72,7 +73,10 @@ class ECTrainer(PairedTrainer):
             that gives logits is taken as `ec_hf.as_classifier` does, with the class names of the forget set.
         args: settings; `ECConfig` with its defaults if left out.
         forget_dataset: what must be forgotten, rows with an image (or ``pixel_values``) and a label.
-        retain_dataset: what must be kept, in the same form; no row of it may stand in the forget set.
+        retain_dataset: what must be kept, in the same form; no row of it may stand in the forget set. It may be
+            streamed (`datasets.IterableDataset`), as `ec_hf.data.streaming.PairedStream` says, with `retain_rows` or
+            `max_steps` for the length of the run. Its first rows are looked at for the learning rate, tell when the
+            fit of the heads is done, and whether whole classes are forgotten.
         eval_dataset: ``{"forget": ..., "retain": ...}``, better held out; the stopping rule works on these two.
             Where rows of classes that stay are forgotten, "matched" holds images that stay of the same classes, and
             their accuracy is the forget accuracy at which to stop. Further keys are evaluated too.
@@ -118,7 +122,7 @@ class ECTrainer(PairedTrainer):
     ) -> None:
         args = ECConfig() if args is None else args
         check_settings(args, eval_dataset)
-        check_sets(forget_dataset, retain_dataset)
+        check_sets(forget_dataset, retain_dataset, may_stream=True)
         if not isinstance(model, nn.Module):
             model, loaded = load_model(model)
             processing_class = processing_class or loaded
@@ -128,14 +132,18 @@ class ECTrainer(PairedTrainer):
         eval_dataset = {name: part for name, part in (eval_dataset or {}).items() if len(part)}  # type: ignore[arg-type]
         sets = {"forget": forget_dataset, "retain": retain_dataset}
         sets |= {f"evaluation {name}": part for name, part in eval_dataset.items()}
+        retain: Any = retain_dataset
+        if is_stream(retain_dataset):
+            check_streamed(args)
+            retain = StreamedRows(retain_dataset, args.retain_rows, rows_seen(args))
         if compute_metrics is None:
             compute_metrics = accuracy
             kwargs["preprocess_logits_for_metrics"] = lambda logits, _labels: logits.argmax(-1)
         super().__init__(
             taken,
-            _own(args, forget_dataset, retain_dataset, evaluates=bool(eval_dataset)),
+            _own(args, forget_dataset, retain, evaluates=bool(eval_dataset)),
             data_collator=data_collator or collator_for(taken, processing_class, sets, **columns),
-            train_dataset=PairedDataset(forget_dataset, retain_dataset, seed=args.seed),
+            train_dataset=PairedDataset(forget_dataset, retain, seed=args.seed),
             eval_dataset=eval_dataset or None,
             processing_class=processing_class,
             compute_metrics=compute_metrics,
@@ -181,19 +189,24 @@ class ECTrainer(PairedTrainer):
 
     def _plan(self) -> RunPlan:
         args, sets = self.args, {"forget": self.train_dataset.forget, "retain": self.train_dataset.retain}
+        rows = self._rows_of(sets["retain"])
         evaluated = set(self.eval_dataset or ()) if args.eval_on_start and args.eval_strategy != "no" else set()
         stopping = self.stopping_rule.describe(watches={"forget", "retain"} <= evaluated)
         return RunPlan.of(
             self.eraser,
-            images={name: len(part) for name, part in sets.items()},
+            images={name: self._rows_of(part) for name, part in sets.items()},
             fingerprints={name: fingerprint(part) for name, part in sets.items()},
             batch={"forget": args.per_device_forget_batch_size, "retain": args.per_device_train_batch_size},
             processes=args.world_size,
             device=str(args.device),
             stopping=stopping if self.eraser.host.trains else None,
             settings=settings_in_effect(args, self.eraser) | {"cache_teacher": self.remembers_teacher()},
-            passes=self.run_length().images()["retain"] / len(sets["retain"]),
+            passes=rows and self.run_length().images()["retain"] / rows,
         )
+
+    def _rows_of(self, part: Any) -> int | None:
+        """Number of rows, where it is known."""
+        return part.rows if isinstance(part, StreamedRows) else len(part)
 
     # The stages
 
@@ -206,21 +219,27 @@ class ECTrainer(PairedTrainer):
         Returns:
             Accuracy of each head by supervision point, over the last pass or on the held-out images.
         """
+        points, (batches, held_out) = len(self.eraser.points), self._batches_for_heads()
+        if points:
+            passes = f"in at most {self.args.heads_epochs} passes of {len(batches):,} steps"
+            self.accelerator.print(f"Fitting {points} EC heads on the frozen original, {passes}")
+        accuracies = self.eraser.fit_heads(batches, self.accelerator, held_out=held_out)
+        for point in self.eraser.points:
+            self.accelerator.print(f"EC head at {point}: accuracy {accuracies[point.name]:.1%}")
+        return accuracies
+
+    def _batches_for_heads(self) -> tuple[Any, Any]:
+        """Batches of forget and retain images alike, and those that tell when a long fit is done."""
         args, data = self.args, self.train_dataset
+        if self.streamed is not None:
+            return self.streamed.batches_for_heads(len(data.retain), args.heads_epochs)
         size = args.per_device_train_batch_size + args.per_device_forget_batch_size
         steps = args.heads_epochs * len(data) / (size * args.world_size)
         images, left_out = with_held_out(ConcatDataset([data.forget, data.retain]), steps=steps, seed=args.seed)
         generator = torch.Generator().manual_seed(args.seed)
         loader = self.loader(images, batch_size=size, shuffle=True, generator=generator)
         held_out = None if left_out is None else self.accelerator.prepare(self.loader(left_out, batch_size=size))
-        points = len(self.eraser.points)
-        if points:
-            passes = f"in at most {args.heads_epochs} passes over {len(images):,} images"  # type: ignore[arg-type]
-            self.accelerator.print(f"Fitting {points} EC heads on the frozen original, {passes}")
-        accuracies = self.eraser.fit_heads(self.accelerator.prepare(loader), self.accelerator, held_out=held_out)
-        for point in self.eraser.points:
-            self.accelerator.print(f"EC head at {point}: accuracy {accuracies[point.name]:.1%}")
-        return accuracies
+        return self.accelerator.prepare(loader), held_out
 
     def train(  # type: ignore[override]
         self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any
@@ -259,6 +278,8 @@ class ECTrainer(PairedTrainer):
             if self.args.learning_rate is None and self.eraser.host.trains:
                 self._find_learning_rate(checkpoint)
             self.let_training_wrap_the_model()
+            if self.streamed is not None:
+                self.streamed.resume_from(Path(checkpoint) if checkpoint else None)
             result = self._erase(checkpoint, **kwargs)
         require_finite("the model at the end of this run", self.model)
         images = self.images_seen()
@@ -359,12 +380,9 @@ class ECTrainer(PairedTrainer):
 
     def _few_retain_images(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches for a range test, the same in every process; what is looked at is counted."""
-        data, rng = self.train_dataset, np.random.default_rng(self.args.seed)
         size = batch_for(self.model.config.num_labels, self.args.per_device_train_batch_size)
-        rows = len(data.forget) + np.resize(rng.permutation(len(data.retain)), STEPS * size)
-        for batch in self.loader(Subset(data, rows.tolist()), batch_size=size):
-            self.images_looked_at["retain"] += len(batch["labels"])
-            yield batch["pixel_values"].to(self.args.device), batch["labels"].to(self.args.device)
+        for batch in self.retain_images(STEPS * size, size):
+            yield batch["pixel_values"], batch["labels"]
 
     def _optimizer_at(self, rate: float) -> torch.optim.Optimizer:
         """The run's optimiser on the model's own parameters, at a rate."""

@@ -2,17 +2,21 @@
 
     python recipes/benchmarks/step.py                                  # four shapes at 112 pixels, 100 classes
     python recipes/benchmarks/step.py --shapes vit --repetitions 9 --phases
+    python recipes/benchmarks/step.py --shapes vit resnet --ways       # bf16, checkpointing and others, EC alone
 
 Times are processor time of one thread. In each repetition every method takes one step after the other, and a ratio is
 the median over the repetitions of a method's step over plain fine-tuning's in the same one, so that other work on the
 machine does not distort it. Memory is counted and not sampled: weights, gradients and optimiser states, and what the
-forward keeps for the backward, each storage once. Weights are random, since the cost does not depend on them.
+forward keeps for the backward, each storage once. Operations are counted too: those of matrix products and
+convolutions in forward and backward, which say how fast a step can be at best. Weights are random, since the cost does
+not depend on them.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -27,6 +31,8 @@ import torch
 import transformers
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 import ec_hf
 from ec_hf import Eraser, EraserConfig
@@ -207,6 +213,23 @@ def megabytes(method: Method) -> float:
     return sum(held.values()) / 1e6
 
 
+def operations(run: Callable[[], Any]) -> int:
+    """Floating-point operations of matrix products and convolutions; attention is written out, so that it counts."""
+    counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.convolution_backward: of_backward})
+    with sdpa_kernel(SDPBackend.MATH), counter:
+        run()
+    return counter.get_total_flops()
+
+
+def of_backward(slope: list[int], _images: list[int], weight: list[int], *rest: Any, **_kwargs: Any) -> int:
+    """Operations of a convolution's backward: its forward's for each of the gradients of input and weight.
+
+    torch's own count takes a convolution in groups for a whole one.
+    """
+    batch, _, *places = slope
+    return 2 * batch * math.prod(places) * math.prod(weight) * sum(rest[-1][:2])
+
+
 def tensors_of(method: Method) -> Iterator[Tensor]:
     """What a method holds between two steps."""
     for module in method.modules:
@@ -258,9 +281,9 @@ def timed(module: Any, name: str, phase: str, into: dict[str, float]) -> Iterato
         delattr(module, name)
 
 
-def fitting(shape: str, side: int, size: int, repetitions: int) -> float:
-    """What a pass of head fitting costs, by that of bare inference over the same images."""
-    model, batches = make_model(shape, side), [make_batch(side, size, size)] * 3
+def fitting(shape: str, side: int, size: int, repetitions: int) -> dict[str, float]:
+    """What a pass of head fitting costs, in time and operations, by that of bare inference over the same images."""
+    model, batches = make_model(shape, side), [make_batch(side, size // 3, size - size // 3)] * 3
     settings = EraserConfig("contrastive", heads_epochs=1)
     eraser = Eraser(model, settings, image_shape=(3, side, side))
 
@@ -272,7 +295,72 @@ def fitting(shape: str, side: int, size: int, repetitions: int) -> float:
     bare()
     model.eval()
     ratios = [seconds(lambda: eraser.fit_heads(batches)) / seconds(bare) for _ in range(repetitions)]
-    return round(median(ratios), 3)
+    counted = operations(lambda: eraser.fit_heads(batches)) / operations(bare)
+    return {"time": round(median(ratios), 3), "operations": round(counted, 3)}
+
+
+WAYS: dict[str, dict[str, Any]] = {
+    "as it is": {},
+    "eager attention": {"attention": "eager"},
+    "bf16 autocast": {"autocast": True},
+    "activation checkpointing": {"checkpointing": True},
+    "channels_last": {"channels_last": True},
+}
+"""Ways to take a step of EC whose losses `tests/training/test_equal_losses.py` compares."""
+
+
+def in_a_way(
+    shape: str,
+    side: int,
+    size: int,
+    stack: ExitStack,
+    *,
+    attention: str | None = None,
+    autocast: bool = False,
+    checkpointing: bool = False,
+    channels_last: bool = False,
+) -> Method | None:
+    """EC's step in one of the ways; None where the model does not have it."""
+    model, batch = make_model(shape, side), make_batch(side, size, size)
+    lacks = checkpointing and not model.supports_gradient_checkpointing
+    if lacks or (attention and not model._supports_sdpa):
+        return None
+    if attention:
+        model.set_attn_implementation(attention)
+    if checkpointing:
+        model.activation_checkpointing_enable()
+    if channels_last:
+        model = model.to(memory_format=torch.channels_last)
+        batch["pixel_values"] = batch["pixel_values"].contiguous(memory_format=torch.channels_last)
+    method = erasing(model, batch, METHODS["EC"], stack)
+    if autocast:
+        plain_loss = method.loss
+
+        def loss() -> Tensor:
+            with torch.autocast("cpu", torch.bfloat16):
+                return plain_loss()
+
+        method.loss = loss
+    return method
+
+
+def ways(shape: str, side: int, size: int, repetitions: int) -> dict[str, dict[str, float]]:
+    """Time and memory of EC's step in each way, by those of the step as it is."""
+    with ExitStack() as stack:
+        made = {name: in_a_way(shape, side, size, stack, **each) for name, each in WAYS.items()}
+        run = {name: each for name, each in made.items() if each is not None}
+        for each in run.values():
+            each.step()
+        memory = {name: megabytes(each) for name, each in run.items()}
+        times = [{name: seconds(each.step) for name, each in run.items()} for _ in range(repetitions)]
+    first = next(iter(run))
+    return {
+        name: {
+            "time": round(median(each[name] / each[first] for each in times), 3),
+            "memory": round(memory[name] / memory[first], 3),
+        }
+        for name in run
+    }
 
 
 def measure(shape: str, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -281,6 +369,7 @@ def measure(shape: str, arguments: argparse.Namespace) -> dict[str, Any]:
         for each in run.values():
             each.step()
         memory = {name: megabytes(each) for name, each in run.items()}
+        counted = {name: operations(lambda each=each: each.loss().backward()) for name, each in run.items()}
         times: dict[str, list[float]] = {name: [] for name in run}
         for _ in range(arguments.repetitions):
             for name, each in run.items():
@@ -291,6 +380,7 @@ def measure(shape: str, arguments: argparse.Namespace) -> dict[str, Any]:
                 "time": round(median(a / b for a, b in zip(of_one, times[PLAIN], strict=True)), 3),
                 "megabytes": round(memory[name], 1),
                 "memory": round(memory[name] / memory[PLAIN], 3),
+                "operations": round(counted[name] / counted[PLAIN], 3),
             }
             for name, of_one in times.items()
         }
@@ -303,10 +393,10 @@ def measure(shape: str, arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def table(found: Mapping[str, Mapping[str, Any]]) -> str:
-    """Markdown: a row a method, a column a shape, each "time x (memory x)"."""
+    """Markdown: a row a method, a column a shape, each "time x (memory x, operations x)"."""
     head = ["method", *found]
     rows = [
-        [name, *(f"{of_one[name]['time']:.2f} ({of_one[name]['memory']:.2f})" for of_one in found.values())]
+        [name, *("{time:.2f} ({memory:.2f}, {operations:.2f})".format(**of_one[name]) for of_one in found.values())]
         for name in next(iter(found.values()))
     ]
     rows.append([f"{APART}, over EC", *(f"{of_one[APART]['over EC']:.2f}" for of_one in found.values())])
@@ -328,21 +418,32 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--batch", type=int, default=8, help="images of each set, forget and retain")
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--phases", action="store_true", help="where the time of a step goes")
+    parser.add_argument("--ways", action="store_true", help="other ways to take EC's step, and nothing else")
     parser.add_argument("--fitting", action="store_true", help="what fitting the heads costs")
+    parser.add_argument("--fitting_batch", type=int, default=96, help="images of a step of it; the default run has 96")
     parser.add_argument("--output", type=Path, help="JSON file")
     arguments = parser.parse_args(argv)
     torch.set_num_threads(1)
+    if arguments.ways:
+        other = {
+            shape: ways(shape, arguments.pixels, arguments.batch, arguments.repetitions) for shape in arguments.shapes
+        }
+        print(f"{versions()}\n{json.dumps(other, indent=1)}")
+        return other
     found = {}
     for shape in arguments.shapes:
         found[shape] = measure(shape, arguments)
         print(shape, {name: of_one["time"] for name, of_one in found[shape].items()}, flush=True)
     print(f"{arguments.batch} + {arguments.batch} images of {arguments.pixels} pixels; {versions()}")
-    print(f"time of a step (memory), plain fine-tuning = 1; median of {arguments.repetitions}\n\n{table(found)}")
+    print(f"time of a step (memory, operations), plain fine-tuning = 1; median of {arguments.repetitions}")
+    print(f"\n{table(found)}")
     fits = {}
     for shape in arguments.shapes if arguments.fitting else ():
-        fits[shape] = fitting(shape, arguments.pixels, arguments.batch, arguments.repetitions)
+        fits[shape] = fitting(shape, arguments.pixels, arguments.fitting_batch, arguments.repetitions)
         print(
-            f"{shape}: a pass of head fitting is {fits[shape]:.2f} x bare inference over the same images", flush=True
+            f"{shape}: a pass of head fitting, {arguments.fitting_batch} images a step, takes "
+            "{time:.2f} x the time and {operations:.2f} x the operations of bare inference".format(**fits[shape]),
+            flush=True,
         )
     for shape, of_one in found.items():
         for name in [name for name in METHODS if arguments.phases]:

@@ -3,8 +3,8 @@
     python recipes/benchmarks/stream.py                    # 8 and then 32 shards of the same size
     python recipes/benchmarks/stream.py --shards 8 64 --rows 500 --steps 400
 
-Writes the shards into a temporary folder (a Hub repository is streamed in the same way), and erases a tiny ViT with
-the forget set in memory. Memory that grows with the steps, or with the number of shards, would show.
+Writes the shards into a temporary folder (a Hub repository is streamed in the same way), and erases a tiny ViT by
+`ECTrainer` with the forget set in memory. Memory that grows with the steps, or with the number of shards, would show.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import argparse
 import json
 import tempfile
 from collections.abc import Sequence
-from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -23,11 +23,8 @@ import torch
 import transformers
 from datasets import ClassLabel, Dataset, Features, Image
 from PIL import Image as Pil
-from torch.utils.data import DataLoader
 
-from ec_hf import Eraser, EraserConfig
-from ec_hf.data.streaming import PairedStream
-from ec_hf.models.inputs import ImageCollator
+from ec_hf import ECConfig, ECTrainer
 
 CLASSES, FORGOTTEN, SIDE = 10, (0, 1), 32
 
@@ -50,35 +47,47 @@ def write_shards(folder: Path, shards: int, rows: int) -> list[str]:
     return [str(path) for path in paths]
 
 
-def erase(files: list[str], steps: int, every: int) -> list[float]:
-    """Resident megabytes after each few steps of an erasure on a stream."""
-    torch.manual_seed(0)
+class Resident(transformers.TrainerCallback):
+    """Notes resident megabytes after each few steps."""
+
+    def __init__(self, every: int) -> None:
+        self.every, self.process = every, psutil.Process()
+        self.found: list[float] = []
+
+    def on_step_end(self, _args: Any, state: Any, *_rest: Any, **_kwargs: Any) -> None:
+        """Look at this process's memory."""
+        if state.global_step % self.every == 0:
+            self.found.append(round(self.process.memory_info().rss / 1e6, 1))
+
+
+def erase(files: list[str], rows: int, steps: int, every: int) -> list[float]:
+    """Resident megabytes after each few steps of an erasure on a stream, at this package's defaults."""
     sizes = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 64}
-    model = transformers.ViTForImageClassification(
-        transformers.ViTConfig(image_size=SIDE, patch_size=8, num_labels=CLASSES, **sizes)
-    )
-    eraser = Eraser(model, EraserConfig("contrastive"), forget_classes=FORGOTTEN)
-    eraser.heads_fitted = True
-    stream = PairedStream(
-        make_rows(200, FORGOTTEN, seed=10**6),
-        datasets.load_dataset("parquet", data_files=files, split="train", streaming=True),
-        forget_batch_size=16,
-        retain_batch_size=16,
-        block_size=256,
-    )
-    processor = transformers.ViTImageProcessor(size={"height": SIDE, "width": SIDE})
-    loader = DataLoader(stream, batch_size=None, collate_fn=ImageCollator(processor))
-    process, found = psutil.Process(), []
-    with eraser.attached():
-        model.train()
-        optimizer = torch.optim.AdamW([each for each in model.parameters() if each.requires_grad], 1e-4)
-        for step, batch in enumerate(islice(loader, steps)):
-            optimizer.zero_grad()
-            eraser(batch).total.backward()
-            optimizer.step()
-            if (step + 1) % every == 0:
-                found.append(round(process.memory_info().rss / 1e6, 1))
-    return found
+    resident = Resident(every)
+    with tempfile.TemporaryDirectory() as folder:
+        config = ECConfig(
+            folder,
+            max_steps=steps,
+            retain_rows=rows,
+            per_device_train_batch_size=16,
+            per_device_forget_batch_size=8,
+            save_strategy="no",
+            use_cpu=True,
+            disable_tqdm=True,
+            report_to="none",
+        )
+        trainer = ECTrainer(
+            transformers.ViTForImageClassification(
+                transformers.ViTConfig(image_size=SIDE, patch_size=8, num_labels=CLASSES, **sizes)
+            ),
+            config,
+            forget_dataset=make_rows(200, FORGOTTEN, seed=10**6),
+            retain_dataset=datasets.load_dataset("parquet", data_files=files, split="train", streaming=True),
+            processing_class=transformers.ViTImageProcessor(size={"height": SIDE, "width": SIDE}),
+            callbacks=[resident],
+        )
+        trainer.train()
+    return resident.found
 
 
 def main(argv: Sequence[str] | None = None) -> dict[int, list[float]]:
@@ -96,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> dict[int, list[float]]:
         with tempfile.TemporaryDirectory() as folder:
             files = write_shards(Path(folder), shards, arguments.rows)
             size = sum(Path(each).stat().st_size for each in files) / 1e6
-            found[shards] = erase(files, arguments.steps, arguments.every)
+            found[shards] = erase(files, shards * arguments.rows, arguments.steps, arguments.every)
         print(f"{shards} shards, {shards * arguments.rows:,} rows, {size:.0f} MB on disk")
         print(f"  resident MB every {arguments.every} steps: " + json.dumps(found[shards]), flush=True)
     return found

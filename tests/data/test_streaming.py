@@ -6,7 +6,8 @@ import json
 from itertools import chain, islice
 
 import pytest
-from datasets import load_dataset
+import torch
+from datasets import Dataset, Image, load_dataset
 from helpers.models import make_images, make_model, make_processor
 from torch.utils.data import DataLoader
 
@@ -91,3 +92,33 @@ def test_what_cannot_work_is_refused(shards):
         next(iter(stream(shards, retain_batch_size=100, block_size=100, process=0, processes=2)))
     with pytest.raises(ValueError, match="2 workers would each bring the same forget rows"):
         next(iter(DataLoader(stream(shards), batch_size=None, num_workers=2)))
+
+
+def test_a_damaged_image_is_told_by_its_block_and_only_when_its_turn_comes(tmp_path):
+    rows = PARTS["retain"].cast_column("image", Image(decode=False)).to_list()
+    rows[20]["image"]["bytes"] = b"no image"
+    Dataset.from_list(rows, features=PARTS["retain"].features).to_parquet(str(tmp_path / "0.parquet"))
+    batches = iter(stream([str(tmp_path / "0.parquet")], block_size=16))
+    assert len([next(batches), next(batches)]) == 2, "the first block is whole"
+    with pytest.raises(ValueError, match="It is in block 1, of 16 rows"):
+        list(islice(batches, 2))
+
+
+def test_random_transforms_draw_the_same_after_a_resume(shards):
+    def noisy(row):
+        return {"pixel_values": torch.rand(3, 4, 4).tolist(), "label": row["label"]}
+
+    def of(state=None):
+        retain = load_dataset("parquet", data_files=shards, split="train", streaming=True).map(noisy)
+        found = PairedStream(PARTS["forget"], retain, **SIZES, block_size=24)
+        if state is not None:
+            found.load_state_dict(state)
+        return found
+
+    first = of()
+    whole = [[row.get("pixel_values") for row in batch] for batch in islice(first, 6)]
+    first = of()
+    list(islice(first, 4))
+    torch.manual_seed(7)
+    rest = [[row.get("pixel_values") for row in batch] for batch in islice(of(first.state_dict()), 2)]
+    assert rest == whole[4:] and whole[4] != whole[5]

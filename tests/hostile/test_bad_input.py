@@ -293,7 +293,16 @@ MODELS = [
     ("an output folder that is a file", lambda t: trainer(folder_of(t, f=b"x") / "f"), "is a file: name a folder"),
     ("no images to forget", lambda t: trainer(t, forget=images().select([])), "forget_dataset is empty"),
     ("images to keep and forget", lambda t: trainer(t, retain=images()), "stand in forget_dataset too"),
-    ("streamed images", lambda t: trainer(t, retain=images().to_iterable_dataset()), "no streaming"),
+    (
+        "streamed forget images",
+        lambda t: trainer(t, forget=images().to_iterable_dataset()),
+        "the retain set alone may be streamed",
+    ),
+    (
+        "a stream of unknown length",
+        lambda t: trainer(t, retain=images().to_iterable_dataset(), max_steps=-1),
+        "Give retain_rows, the number of its rows",
+    ),
     ("evaluation images as one set", lambda t: trainer(t, evaluation=images()), "eval_dataset: expected"),
     ("one class alone", lambda t: trainer(t, forget=bees(0, 2), retain=bees(2, 4)), "one class alone"),
     ("a label too far", lambda t: trainer(t, forget=labelled(7), retain=labelled(0)), "label 7 of forget row 0"),

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 BENCHMARKS = Path(__file__).parents[2] / "recipes" / "benchmarks"
 
@@ -24,16 +25,41 @@ def benchmark(monkeypatch):
 
 def test_a_step_is_measured_against_plain_fine_tuning(benchmark, tmp_path, capsys):
     step, path = benchmark("step"), tmp_path / "step.json"
-    sizes = ["--pixels", "32", "--batch", "4", "--repetitions", "1", "--phases", "--fitting"]
+    sizes = ["--pixels", "32", "--batch", "4", "--repetitions", "1", "--phases", "--fitting", "--fitting_batch", "6"]
     found = step.main(["--shapes", "tiny", *sizes, "--output", str(path)])["found"]["tiny"]
     assert found[step.PLAIN]["time"] == found[step.PLAIN]["memory"] == 1
     assert all(each["seconds"] > 0 and each["memory"] >= 1 for each in found.values())
     assert found["EC"]["memory"] < found[step.APART]["memory"], "one forward keeps less than three"
+    assert 1 < found["EC"]["operations"] < found[step.APART]["operations"]
     assert sum(found["EC"]["phases"].values()) == pytest.approx(1, abs=0.01)
     kept = json.loads(path.read_text())
     assert {"torch", "transformers", "ec_hf"} <= kept["versions"].keys() and kept["found"]["tiny"] == found
-    assert kept["fitting"]["tiny"] > 1
+    assert kept["fitting"]["tiny"]["time"] > 1 and kept["fitting"]["tiny"]["operations"] > 1
     assert "| EC calibrated, teacher remembered |" in capsys.readouterr().out
+
+
+def test_the_operations_of_a_convolutions_backward_are_its_forwards_for_each_gradient(benchmark):
+    step = benchmark("step")
+    layer = torch.nn.Conv2d(8, 8, 3, padding=1, groups=8, bias=False)
+    images = torch.randn(2, 8, 4, 4, requires_grad=True)
+    forward = 2 * (2 * 8 * 4 * 4) * 9  # a multiplication and an addition for each output and weight of its group
+    assert step.operations(lambda: layer(images)) == forward
+    assert step.operations(lambda: layer(images).sum().backward()) == 3 * forward
+    assert step.operations(lambda: layer(images.detach()).sum().backward()) == 2 * forward
+
+
+def test_other_ways_to_take_a_step_are_measured_against_it(benchmark):
+    sizes = ["--pixels", "32", "--batch", "4", "--repetitions", "1"]
+    found = benchmark("step").main(["--shapes", "tiny", "--ways", *sizes])["tiny"]
+    assert found["as it is"] == {"time": 1, "memory": 1}
+    assert found.keys() == {
+        "as it is",
+        "eager attention",
+        "bf16 autocast",
+        "activation checkpointing",
+        "channels_last",
+    }
+    assert found["activation checkpointing"]["memory"] < 1
 
 
 def test_a_forward_a_set_and_loss_has_the_loss_of_ec(benchmark):
@@ -77,8 +103,10 @@ def test_a_streamed_erasure_tells_its_memory(benchmark):
     assert len(found[2]) == 2 and min(found[2]) > 0
 
 
-def test_the_phases_of_a_run_share_its_time(benchmark, capsys):
-    sizes = {"--images": 100, "--side": 64, "--pixels": 32, "--width": 64, "--batch": 8}
-    shares = benchmark("run").main([str(each) for pair in sizes.items() for each in pair])
-    assert sum(shares.values()) == pytest.approx(1, abs=0.02)
-    assert {"steps", "loader", "evaluation", "fitting heads", "checkpoints"} <= shares.keys()
+def test_the_phases_of_a_default_run_are_told_by_their_seconds(benchmark, capsys):
+    sizes = {"--images": 80, "--side": 64, "--pixels": 32, "--width": 64, "--batch": 8, "--max_steps": 4}
+    run = benchmark("run")
+    spent = run.main([str(each) for pair in sizes.items() for each in pair])
+    assert spent.keys() == {*run.PHASES, "other"}
+    assert all(value > 0 for value in spent.values())
+    assert "4 steps of 8 + 4 images, 0 workers" in capsys.readouterr().out

@@ -48,6 +48,13 @@ def moved(model):
     return any(not torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+def test_a_retain_set_may_be_streamed(run, tmp_path):
+    make_images().to_parquet(str(tmp_path / "0.parquet"))
+    names = run("Data larger than a machine", shards=[str(tmp_path / "0.parquet")])
+    assert names["trainer"].state.global_step == 3 and names["trainer"].eraser.forget_classes == (2, 3)
+    assert moved(names["model"])
+
+
 def test_a_trainer_with_three_lines_more_erases(run):
     parts = {
         name: with_pixels(part) for name, part in split(make_images(), ForgetRequest(classes=["cat", "dog"])).items()

@@ -762,8 +762,10 @@ def test_arguments_of_the_wrong_kind_are_refused_by_name(tmp_path):
         ECTrainer(make_model("ViT"), TrainingArguments(output_dir=str(tmp_path), use_cpu=True), **data)
     with pytest.raises(ValueError, match=r"dtype=torch\.float32"):
         ECTrainer(make_model("ViT").bfloat16(), settings(tmp_path), **data)
-    with pytest.raises(TypeError, match="no streaming"):
-        ECTrainer(make_model("ViT"), settings(tmp_path), **data | {"retain_dataset": images_as_stream()})
+    with pytest.raises(TypeError, match="forget_dataset: expected a dataset with rows by index"):
+        ECTrainer(make_model("ViT"), settings(tmp_path), **data | {"forget_dataset": images_as_stream()})
+    with pytest.raises(TypeError, match="retain_dataset: expected a dataset with rows by index, got generator"):
+        ECTrainer(make_model("ViT"), settings(tmp_path), **data | {"retain_dataset": (row for row in parts["retain"])})
 
 
 def images_as_stream():
