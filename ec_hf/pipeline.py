@@ -420,8 +420,7 @@ def _erase(
     def again(config: ECConfig) -> ECTrainer:
         return _trainer_for(original, config, data, callbacks=callbacks)
 
-    parts = data.held_out.train
-    trainer = erased(config, parts["forget"], parts["retain"], first, again)
+    trainer = erased(config, first, again)
     trainer.save_model(_internal_call=True)  # it is pushed once it is audited
     return trainer
 

@@ -125,20 +125,19 @@ def erase(
     settings = {**QUIET, **settings}
     adapters = settings.pop("adapters", None)
     config = ECConfig(output_dir=str(folder), **settings)
-    forget, retain = splits["forget_train"], splits["retain_train"]
 
     def trainer_for(config: ECConfig) -> ECTrainer:
         model = copy.deepcopy(original).to(memory_format=torch.channels_last)  # convolutions are faster on a CPU so
         return ECTrainer(
             model if adapters is None else with_adapters(model, adapters, config.seed),
             config,
-            forget_dataset=forget,
-            retain_dataset=retain,
+            forget_dataset=splits["forget_train"],
+            retain_dataset=splits["retain_train"],
             processing_class=processor,
         )
 
     start = time.process_time()
-    trainer = erased(config, forget, retain, trainer_for, trainer_for)
+    trainer = erased(config, trainer_for, trainer_for)
     cost = {**trainer.cost, "cpu_seconds": round(time.process_time() - start, 1)}
     if adapters is None:
         trainer.save_model()

@@ -8,17 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
-from datasets import Dataset
 
-from ec_hf.data.columns import find_label_column
 from ec_hf.files import PILOT, RECORD, ModelFolder
 from ec_hf.training.checkpoints import last_whole
 from ec_hf.training.config import ECConfig
 from ec_hf.training.rewinding import as_resumed, resumed_from, trained
-from ec_hf.training.run_length import RunLength
 from ec_hf.training.trainer import ECTrainer
 
-__all__ = ["erased", "wants_pilot"]
+__all__ = ["erased", "forgets_rows"]
 
 PILOT_STEPS = 2 / 3
 SLOWER = 0.5
@@ -28,36 +25,11 @@ ones. Chosen on 500 rows of CIFAR-10 (`recipes/results/README.md`)."""
 Maker = Callable[[ECConfig], ECTrainer]
 
 
-def wants_pilot(config: ECConfig, forget: Dataset, retain: Dataset) -> bool:
-    """Whether an erasure rewinds a pilot alone, which the original then follows.
-
-    Args:
-        config: settings of the erasure.
-        forget: the forget set.
-        retain: the retain set.
-
-    Raises:
-        ValueError: a pilot is asked for beside another objective than "rewind".
-    """
-    if config.objective != "rewind":
-        if config.pilot:
-            raise ValueError(
-                f"pilot=True goes with objective 'rewind', not {config.objective!r}: leave one of them out"
-            )
-        return False
-    if config.pilot is not None:
-        return config.pilot
-    column = find_label_column(forget, config.label_column)
-    return bool({*forget.unique(column)} & {*retain.unique(column)})
-
-
-def erased(config: ECConfig, forget: Dataset, retain: Dataset, first: Maker, again: Maker) -> ECTrainer:
+def erased(config: ECConfig, first: Maker, again: Maker) -> ECTrainer:
     """Train by these settings, over as many runs as that takes.
 
     Args:
         config: settings of the erasure.
-        forget: the forget set.
-        retain: the retain set.
         first: makes the trainer of a rewind, or of whatever objective the settings name.
         again: makes any further trainer; each starts from the original model.
 
@@ -66,11 +38,16 @@ def erased(config: ECConfig, forget: Dataset, retain: Dataset, first: Maker, aga
 
     Raises:
         NotComingBackError: as `ec_hf.training.rewinding.trained`.
-        ValueError: as `wants_pilot`, and for a pilot of another run in the output folder.
+        ValueError: for a pilot beside another objective than "rewind", or one of another run in the output folder.
     """
-    if not wants_pilot(config, forget, retain):
-        return _rewound(config, first, again)
-    steps = RunLength.of(config, len(forget), len(retain), config.world_size).steps
+    if config.pilot and config.objective != "rewind":
+        raise ValueError(f"pilot=True goes with objective 'rewind', not {config.objective!r}: leave out one of them")
+    depth_is_chosen = "depth" in (config.objective_kwargs or {})
+    alone = as_resumed(replace(config, pilot=False))
+    trainer = first(alone)
+    if not (forgets_rows(trainer) if config.pilot is None else config.pilot):
+        return trained(trainer, alone, depth_is_chosen, again)
+    steps = trainer.total_steps()
     of_pilot = max(round(PILOT_STEPS * steps), 1)
     of_follower = max(steps - of_pilot, 1)
     PartialState().print(
@@ -79,7 +56,8 @@ def erased(config: ECConfig, forget: Dataset, retain: Dataset, first: Maker, aga
     )
     folder = ModelFolder(Path(str(config.output_dir)) / PILOT)
     if folder.damage() is not None:
-        pilot = _rewound(_for_pilot(config, folder.path, of_pilot), first, again)
+        alone = as_resumed(_for_pilot(config, folder.path, of_pilot))
+        pilot = trained(first(alone), alone, depth_is_chosen, again)
         pilot.save_model(_internal_call=True)
         pilot.accelerator.wait_for_everyone()
         pilot.accelerator.print(f"The model so far is a pilot, in {folder.path}. Now the original follows it.")
@@ -98,10 +76,10 @@ def erased(config: ECConfig, forget: Dataset, retain: Dataset, first: Maker, aga
     return trainer
 
 
-def _rewound(config: ECConfig, first: Maker, again: Maker) -> ECTrainer:
-    depth_is_chosen = "depth" in (config.objective_kwargs or {})
-    config = as_resumed(config)
-    return trained(first(config), config, depth_is_chosen, again)
+def forgets_rows(trainer: ECTrainer) -> bool:
+    """Whether a rewind is to forget rows of classes that stay."""
+    classes = trainer.forgotten_classes()
+    return trainer.args.objective == "rewind" and bool(classes) and classes["forget_classes"] is None
 
 
 def _for_pilot(config: ECConfig, folder: Path, steps: int) -> ECConfig:

@@ -11,9 +11,8 @@ from torch.nn import functional as F
 from transformers import AutoModelForImageClassification, TrainerCallback
 
 import ec_hf
-from ec_hf import ECConfig, ForgetRequest
+from ec_hf import ForgetRequest
 from ec_hf.files import RECORD, ModelFolder
-from ec_hf.training.piloting import wants_pilot
 
 FAST = {
     "max_steps": 6,
@@ -118,9 +117,8 @@ def test_an_interrupted_run_goes_on_where_it_was_and_ends_as_a_whole_one(origina
         assert torch.equal(value, weights(tmp_path / "out")[name]), name
 
 
-def test_a_pilot_beside_another_objective_and_in_one_trainer_is_refused(tmp_path):
-    parts = make_images(10), make_images(10)
+def test_a_pilot_beside_another_objective_and_in_one_trainer_is_refused(original, data, tmp_path):
     with pytest.raises(ValueError, match="goes with objective 'rewind', not 'delete'"):
-        wants_pilot(ECConfig(str(tmp_path), objective="delete", pilot=True, use_cpu=True), *parts)
+        erase(original, data, tmp_path / "out", objective="delete", pilot=True)
     with pytest.raises(ValueError, match="takes two runs"):
         make_trainer(tmp_path, objective="rewind", pilot=True)
