@@ -15,7 +15,7 @@ import numpy as np
 from positions import Nearness, method_of, nearness, retain_accuracy, retrained_models
 from scipy.stats import bootstrap
 
-from ec_hf import AuditReport, load_report
+from ec_hf import AuditReport
 
 DRAWS = 10_000
 
@@ -24,7 +24,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cases", nargs="+", metavar="NAME=AUDIT", help="name of a case, and its audit.json")
     named = dict(each.split("=", 1) for each in parser.parse_args().cases)
-    print(table({name: load_report(path) for name, path in named.items()}))
+    print(table({name: AuditReport.load(path) for name, path in named.items()}))
 
 
 def table(reports: Mapping[str, AuditReport]) -> str:

@@ -138,6 +138,13 @@ def test_side_by_side_a_case_counts_once_and_the_nearest_method_stands_first():
     assert rows[3].split(" | ")[3] == "+0.0 (-2.0 to +2.0)"
 
 
+def test_side_by_side_reads_saved_audits(tmp_path, monkeypatch, capsys):
+    report_of({"near": 0.25}, 0.9).save(tmp_path / "audit.json")
+    monkeypatch.setattr(sys, "argv", ["side_by_side", *(f"{name}={tmp_path / 'audit.json'}" for name in "ab")])
+    side_by_side.main()
+    assert capsys.readouterr().out.splitlines()[2] == "| near | 0.25 | 100% | +0.0 | 0.25 | 0.25 |"
+
+
 @pytest.mark.parametrize(
     ("reports", "said"),
     [
