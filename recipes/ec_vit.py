@@ -1,7 +1,7 @@
 """Erase classes, rows or people from an image classifier, and show layer by layer what is left.
 
     accelerate launch recipes/ec_vit.py                                    # digits 3, 5 and 8 of MNIST-5k
-    accelerate launch recipes/ec_vit.py --with_retrained --with_delete     # beside it: retrained, and logit erasure
+    accelerate launch recipes/ec_vit.py --with_retrained --retrain_seeds 3 --with_delete     # beside retrained models
     accelerate launch recipes/ec_vit.py settings.yaml --seed 1             # settings from a file, flags override them
     accelerate launch recipes/ec_vit.py --model_name_or_path ID --dataset_name ID --forget_classes cat dog
     accelerate launch recipes/ec_vit.py ... --push_to_hub --hub_model_id NAME/REPOSITORY     # with its card
@@ -51,11 +51,11 @@ def main() -> int:
     train, test = train_and_test(images, label_column=config.label_column)
     folder = cached("original", train, config)
 
-    def retrained(original: Original, data: ErasureData) -> PreTrainedModel:
-        retain = data.splits["retain_train"]
+    def retrained(original: Original, data: ErasureData) -> list[PreTrainedModel]:
+        retain, test = data.splits["retain_train"], data.splits["retain_test"]
         classes = list(original.model.config.id2label.values())  # of text labels the retain set holds some only
-        there = cached("retrained", retain, config)
-        return train_once(there, retain, data.splits["retain_test"], config, classes=classes)[0]
+        seeds = [replace(config, seed=config.seed + k) for k in range(what.retrain_seeds)]
+        return [train_once(cached("retrained", retain, one), retain, test, one, classes=classes)[0] for one in seeds]
 
     reference = {"retrained": retrained} if what.with_retrained and not what.retrained_name_or_path else {}
     return run(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import runpy
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -167,7 +169,12 @@ def test_unknown_settings_in_a_file_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("there", "message"), [("config.json", "holds a model"), ("checkpoint-7", "checkpoints of a run")]
+    ("there", "message"),
+    [
+        ("config.json", "holds a model"),
+        ("checkpoint-7", "a run that did not end"),
+        ("pilot", "a run that did not end"),
+    ],
 )
 def test_what_lies_in_the_output_folder_is_never_overwritten(inputs, run, tmp_path, there, message):
     out = tmp_path / "out"
@@ -177,3 +184,19 @@ def test_what_lies_in_the_output_folder_is_never_overwritten(inputs, run, tmp_pa
     with pytest.raises(FileExistsError, match=message):
         run("ec_vit.py", settings)
     assert [path.name for path in out.iterdir()] == [there]
+
+
+def test_the_demonstration_trains_as_many_retrained_models_as_it_is_told_to(monkeypatch):
+    monkeypatch.syspath_prepend(RECIPES)
+    recipe = importlib.import_module("ec_vit")
+    monkeypatch.setattr(
+        sys, "argv", ["ec_vit.py", "--with_retrained", "--retrain_seeds", "2", "--seed", "5", "--use_cpu"]
+    )
+    monkeypatch.setattr(recipe, "run", lambda *args, retrained, **kwargs: retrained)
+    monkeypatch.setattr(
+        recipe, "train_once", lambda folder, train, test, config, **kwargs: ((folder, config.seed), None)
+    )
+    parts = dict.fromkeys(("retain_train", "retain_test"), make_images(10))
+    original = SimpleNamespace(model=SimpleNamespace(config=SimpleNamespace(id2label={0: "0"})))
+    found = recipe.main()(original, SimpleNamespace(splits=parts))
+    assert [seed for _, seed in found] == [5, 6] and found[0][0] != found[1][0]
