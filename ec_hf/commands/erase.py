@@ -279,6 +279,11 @@ TO_KNOW = (
 )
 
 
+def _was_rewound(trainer: Any) -> bool:
+    """Whether the model was rewound, or the pilot that it followed."""
+    return trainer.eraser.objective.renews or "pilot" in trainer.on_record
+
+
 def what_next(done: Any) -> str:
     """What to change, or to do, after what the audit found.
 
@@ -286,7 +291,6 @@ def what_next(done: Any) -> str:
         done: what `ec_hf.erase` gave.
     """
     referenced = any(model.role == "retrained" for model in done.report.models.values())
-    rewound = done.trainer.eraser.objective.renews or "pilot" in done.trainer.on_record
     if done.status in ("untouched", "under-erased", "known"):
         if done.trainer.put_back:
             return (
@@ -298,11 +302,11 @@ def what_next(done: Any) -> str:
         few = f"the run took {steps} steps and layers need {enough} or more, so " if steps < enough else ""
         first = "" if referenced else f"{TO_KNOW} If that model knows less than this one, "
         other = "raise --max_steps and --min_steps, then --learning_rate or --ec_weight; or leave out --objective"
-        more = MORE if rewound else few + other
+        more = MORE if _was_rewound(done.trainer) else few + other
         return f"{first}too little was erased: {more}."
     if done.status == "over-erased":
         other = "lower --ec_weight or --max_steps, or leave out --objective"
-        return f"more was erased than retraining would: {LESS if rewound else other}."
+        return f"more was erased than retraining would: {LESS if _was_rewound(done.trainer) else other}."
     if not referenced:
         return TO_KNOW
     if done.status == "as retrained":

@@ -68,8 +68,8 @@ SETTINGS = frozenset(
     forget_epochs forget_target fp16 gradient_accumulation_steps heads heads_epochs heads_learning_rate image_column
     label_column layer_weights learning_rate lr_scheduler_type max_grad_norm max_steps min_steps num_train_epochs
     objective objective_kwargs optim optim_args per_device_forget_batch_size per_device_train_batch_size pilot points
-    pooling preset probe_weight repulsion retain_floor retain_weight saliency seed temperature train_heads warmup_steps
-    weight_decay
+    pooling preset probe_weight repulsion retain_floor retain_rows retain_weight saliency seed temperature train_heads
+    warmup_steps weight_decay
     """.split()  # noqa: SIM905 - a list would be forty lines
 )
 """Settings of a run that go on record."""

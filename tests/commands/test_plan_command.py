@@ -122,7 +122,7 @@ def test_a_paper_file_gives_defaults_of_an_erasure_and_can_be_planned(file, tmp_
     ("flags", "message", "code"),
     [
         (["--model_config", "null", "--model_name_or_path", ""], "say which model", 2),
-        (["--streaming"], "a plan of streamed data reads none of it", 2),
+        (["--streaming", "--train_images", "0"], "a plan of streamed data reads none of it", 2),
         (["--num_classes", "0"], "--num_classes 0: expected a number above 0", 2),
         (["--devices", "0"], "--devices 0", 2),
         (["--forget_random_classes", "5"], "the data has 5 classes", 1),

@@ -121,7 +121,7 @@ def test_a_request_file_with_rows_leaves_the_whole_test_set_to_retain(inputs, ru
     printed = run("ec_vit.py", tmp_path / "settings.yaml")
     report = AuditReport.load(tmp_path / "out" / "audit.json")
     assert {row.split for row in report.find("accuracy")} == {"forget_train", "retain_train", "retain_test"}
-    assert report.value("linear_cka", model="rewind + EC", split="forget_train", layer="hidden_states.4") is not None
+    assert report.value("linear_cka", model="follow", split="forget_train", layer="hidden_states.4") is not None
     assert "it needs eval_dataset" not in printed, "the forgotten rows themselves are evaluated"
 
 
