@@ -118,11 +118,18 @@ def test_a_paper_file_gives_defaults_of_an_erasure_and_can_be_planned(file, tmp_
     assert plan["steps"] > 0 and plan["devices"][2]["share_of_retraining"] > 0
 
 
+def test_streamed_data_is_planned_by_its_size_alone(settings, tmp_path, capsys):
+    chosen = yaml.safe_load(settings.read_text())
+    del chosen["plan"]["train_images"]
+    (tmp_path / "settings.yaml").write_text(yaml.safe_dump(chosen))
+    assert cli.main(["plan", str(tmp_path / "settings.yaml"), "--streaming"]) == 2
+    assert "a plan of streamed data reads none of it" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("flags", "message", "code"),
     [
         (["--model_config", "null", "--model_name_or_path", ""], "say which model", 2),
-        (["--streaming", "--train_images", "0"], "a plan of streamed data reads none of it", 2),
         (["--num_classes", "0"], "--num_classes 0: expected a number above 0", 2),
         (["--devices", "0"], "--devices 0", 2),
         (["--forget_random_classes", "5"], "the data has 5 classes", 1),
