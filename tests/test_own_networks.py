@@ -254,3 +254,15 @@ def test_a_compiled_model_of_transformers_is_taken_as_it_was():
         Eraser(model, EraserConfig("contrastive"), forget_classes=[1]).model is model
         and model._compiled_call_impl is None
     )
+
+
+def test_rows_go_by_a_pilot_of_an_own_network_too(tmp_path):
+    network = as_classifier(LeNet(), image_shape=(3, 32, 32), new=LeNet)
+    config = ECConfig(
+        str(tmp_path / "out"), use_cpu=True, disable_tqdm=True, **{**STEPS, "objective": "rewind", "points": []}
+    )
+    rows = ForgetRequest(rows=[0, 3, 6])
+    done = erase(
+        network, data(), rows, output_dir=tmp_path / "out", args=config, audit_settings=FAST, processor=TRANSFORM
+    )
+    assert done.trainer.args.objective == "follow" and (tmp_path / "out" / "pilot" / "model.safetensors").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ec_hf.data.columns import shown
 from ec_hf.losses.distillation import cross_entropy, distillation
-from ec_hf.models.loading import load_model
+from ec_hf.models.wrapping import saved_state
 from ec_hf.objectives.base import Objective, Setting, Step
 from ec_hf.objectives.checks import not_negative, prepared
 
@@ -64,18 +66,18 @@ class Follow(Objective):
             )
 
     def prepare(self, setting: Setting) -> None:
-        """Load the pilot.
+        """Load the pilot's weights into a copy of the model.
 
         Raises:
-            FileNotFoundError: as `ec_hf.models.loading.load_model`.
-            OSError: as `ec_hf.models.loading.load_model`.
-            ValueError: it has other classes.
+            OSError: there is no such model.
+            ValueError: it is another network.
         """
-        pilot, _ = load_model(str(self.pilot))
-        theirs, own = pilot.config.num_labels, setting.model.config.num_labels
-        if theirs != own:
-            raise ValueError(f"pilot={str(self.pilot)!r} has {theirs} classes, the model {own}: give a rewind of it")
-        self._pilot = pilot.eval().requires_grad_(False).to(setting.model.device)
+        theirs, pilot = saved_state(setting.model, str(self.pilot)), copy.deepcopy(setting.model)
+        own = pilot.state_dict()
+        if other := [name for name, value in theirs.items() if name not in own or own[name].shape != value.shape]:
+            raise ValueError(f"pilot={str(self.pilot)!r} is no rewind of this model: it differs in {shown(other)}")
+        pilot.load_state_dict(theirs, strict=False)  # heads may ride on the model
+        self._pilot = pilot.eval().requires_grad_(False)
 
     def __call__(self, step: Step) -> dict[str, Tensor]:
         """Components "retain_ce" and "follow_kl"."""

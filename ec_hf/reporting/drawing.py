@@ -112,7 +112,7 @@ def draw_curves(report: AuditReport, axis: Axes, cell: Sequence[Measurement]) ->
             xs, lows, highs = zip(*band, strict=True)
             strong = name.startswith(MEAN)  # the band of retraining is what the other lines are read against
             axis.fill_between(xs, lows, highs, color=style["color"], alpha=0.35 if strong else 0.15, linewidth=0)
-    step = -(-len(layers) // MAX_TICKS)
+    step = max(-(-len(layers) // MAX_TICKS), 1)  # of too few images there is no CKA at any layer
     ticks = list(range(0, len(layers), step))
     if layers and layers[-1] == "logits":
         ticks = [k for k in ticks if k <= len(layers) - 1 - step] + [len(layers) - 1]

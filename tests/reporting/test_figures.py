@@ -142,6 +142,14 @@ def test_what_was_not_measured_is_left_out_not_drawn_empty():
     assert len(no_target.axes) == 2, "no row of similarities to a retrained model"
 
 
+def test_too_few_forget_images_for_cka_leave_the_panel_of_retain_images():
+    report = make_report(["original", "unlearned"], layers=2)
+    report.measurements = [
+        each for each in report.measurements if each.metric != "linear_cka" or each.split == "retain_test"
+    ]
+    assert [len(axis.lines) > 0 for axis in draw(report)["cka"].axes] == [False, True]
+
+
 def test_forgotten_rows_are_read_on_the_training_split():
     report = make_report(("original", "unlearned"), layers=4)
     rows = [
