@@ -280,7 +280,8 @@ def erase(
     state.wait_for_everyone()
     url = None
     if config.push_to_hub:
-        choices: dict[str, Any] = {"manifest_detail": manifest_detail, "finish": finish, "with_heads": with_heads}
+        choices: dict[str, Any] = {"manifest_detail": manifest_detail, "finish": finish}
+        choices["with_heads"] = with_heads if trainer.eraser.points else False  # who follows a pilot has none
         url = trainer.push_to_hub(commit_message="Unlearned model", **choices)
     data.release()
     return Erased(trainer.model, trainer.processing_class, report, Path(output_dir), data, trainer, url and str(url))
@@ -415,6 +416,7 @@ def _erase(
             trainer.fit_heads()
             if trainer.is_world_process_zero():
                 cache.keep(trainer.heads, wanted)
+            trainer.accelerator.wait_for_everyone()  # of two runs the second takes them from there
         return trainer
 
     def again(config: ECConfig) -> ECTrainer:
@@ -451,6 +453,7 @@ def _erase_logits(original: Original, config: ECConfig, data: ErasureData) -> Pr
         output_dir=str(Path(str(config.output_dir)) / "delete"),
         save_strategy="no",
         retain_floor=1.0,  # it is shown as it comes out
+        pilot=False,
         push_to_hub=False,
     )
     trainer = _trainer_for(original, args, data)

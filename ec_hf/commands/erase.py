@@ -13,7 +13,7 @@ from typing import Any, Literal
 from ec_hf.commands.judging import EXIT_CODE, FAIL_HELP, NOT_FORGOTTEN, passes
 from ec_hf.commands.parsing import JSON_HELP, UsageError, flag, parse, parser_for, read_settings, stdout_for_json
 from ec_hf.commands.requests import RequestArguments, read_request
-from ec_hf.files import PAGE
+from ec_hf.files import HEADS, PAGE
 from ec_hf.training.config import ECConfig
 
 __all__ = [
@@ -258,7 +258,8 @@ def _show(done: Any) -> None:
     console = Console()
     console.print(to_rich(done.report))
     console.print(*map(str, findings(done.report)), sep="\n", markup=False)
-    print(f"\nIn {done.folder}: the unlearned model, its card, EC heads, manifest, audit and figures")
+    heads = "EC heads, " if (done.folder / HEADS).exists() else ""
+    print(f"\nIn {done.folder}: the unlearned model, its card, {heads}manifest, audit and figures")
     print(f"Open {done.folder / PAGE} first.")
     if retrained := sorted(str(each) for each in done.folder.glob("retrained-*")):
         print(f"Retrained models, for --retrained_name_or_path and ec-hf audit --retrained: {' '.join(retrained)}")

@@ -155,6 +155,7 @@ def plan(what: EraseArguments, config: ECConfig, facts: PlanArguments) -> dict[s
         config = replace(
             config,
             output_dir=folder,
+            pilot=False,
             push_to_hub=False,
             label_column=data.columns["label_column"],
             retain_floor=retain_floor_for(config, data),

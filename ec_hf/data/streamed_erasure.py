@@ -105,9 +105,12 @@ class StreamedErasure(ErasureData):
             return train.select(np.searchsorted(stored, numbers))
 
         forget = at_hand(_numbers(index.held_out.train["forget"]))
+        retain = _without(streams[name], at_hand(gone))
+        labels = index.held_out.train["retain"].select_columns(index.columns["label_column"])
+        retain.labels = labels  # of all rows, which a stream does not tell
         held_out = replace(
             index.held_out,
-            train={"forget": forget, "retain": _without(streams[name], at_hand(gone))},
+            train={"forget": forget, "retain": retain},
             evaluated={side: at_hand(_numbers(part)) for side, part in index.held_out.evaluated.items()},
         )
         told = (

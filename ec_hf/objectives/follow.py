@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ec_hf.data.columns import shown
+from ec_hf.files import HEADS
 from ec_hf.losses.distillation import cross_entropy, distillation
 from ec_hf.models.wrapping import saved_state
 from ec_hf.objectives.base import Objective, Setting, Step
@@ -73,8 +74,12 @@ class Follow(Objective):
             ValueError: it is another network.
         """
         theirs, pilot = saved_state(setting.model, str(self.pilot)), copy.deepcopy(setting.model)
-        own = pilot.state_dict()
-        if other := [name for name, value in theirs.items() if name not in own or own[name].shape != value.shape]:
+        own = {name: value for name, value in pilot.state_dict().items() if not name.startswith(f"{HEADS}.")}
+        if other := [
+            name
+            for name in {**own, **theirs}
+            if name not in own or name not in theirs or own[name].shape != theirs[name].shape
+        ]:
             raise ValueError(f"pilot={str(self.pilot)!r} is no rewind of this model: it differs in {shown(other)}")
         pilot.load_state_dict(theirs, strict=False)  # heads may ride on the model
         self._pilot = pilot.eval().requires_grad_(False)

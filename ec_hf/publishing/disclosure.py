@@ -318,11 +318,19 @@ def _own_words(record: Mapping[str, Any], hidden: Named) -> dict[str, Any]:
         words["uses"] = record["uses"]
     texts = Named(hidden.names)  # a count may be the number of a row by chance
     words |= {key: _without_names(record[key], texts) for key in COUNTS if key in record}
+    if pilot := record.get("pilot"):
+        counts = _without_names(pilot.get("cost", {}), texts)
+        words["pilot"] = {"settings": _own_settings(pilot.get("settings", {}), hidden), "cost": counts}
     settings = record.get("settings", {})
+    return words | ({"settings": _own_settings(settings, hidden)} if settings else {})
+
+
+def _own_settings(settings: Mapping[str, Any], hidden: Named) -> dict[str, Any]:
+    """Settings whose numbers stay, so that a gap tells nothing."""
     shown = _without_names(settings, hidden)
     numbers = {key: value for key, value in settings.items() if isinstance(value, (int, float)) and key in shown}
     known = {"objective": settings["objective"]} if settings.get("objective") in BUILT_IN else {}
-    return words | ({"settings": shown | numbers | known} if settings else {})
+    return shown | numbers | known
 
 
 def _without_names(value: Any, hidden: Named) -> Any:

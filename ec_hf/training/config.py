@@ -255,8 +255,9 @@ class ECConfig(EraserConfig, TrainingArguments):
     pilot: bool | None = HfArg(
         default=None,
         help="With rewind: the rewound model is a pilot alone, and the original learns to answer on the forget images "
-        "as it does, in a third of the run; keeps the accuracy of the rest. What ec_hf.erase does, not an ECTrainer. "
-        "Default: for rows; whole classes would stay in the hidden layers.",
+        "as it does, in the last third of the run and at half the rate. This keeps the accuracy of the rest. "
+        "ec_hf.erase does it; one ECTrainer makes one run. Default: for rows; whole classes would stay in the hidden "
+        "layers.",
     )
     heads: str | None = HfArg(
         default=None, help="Folder or Hub id of fitted EC heads to start from; default: fit them first."

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list, release_memory
 
 from ec_hf.files import PILOT, RECORD, ModelFolder
 from ec_hf.training.checkpoints import last_whole
-from ec_hf.training.config import ECConfig
+from ec_hf.training.config import REWIND, ECConfig
 from ec_hf.training.rewinding import as_resumed, resumed_from, trained
 from ec_hf.training.trainer import ECTrainer
 
@@ -55,25 +56,36 @@ def erased(config: ECConfig, first: Maker, again: Maker) -> ECTrainer:
         f"{of_follower:,}. pilot=False rewinds the model itself."
     )
     folder = ModelFolder(Path(str(config.output_dir)) / PILOT)
-    if folder.damage() is not None:
+    if (record := _record_of(folder)) is None:
+        del trainer  # its memory is the pilot's
         alone = as_resumed(_for_pilot(config, folder.path, of_pilot))
         pilot = trained(first(alone), alone, depth_is_chosen, again)
         pilot.save_model(_internal_call=True)
         pilot.accelerator.wait_for_everyone()
         pilot.accelerator.print(f"The model so far is a pilot, in {folder.path}. Now the original follows it.")
-    record = folder.read(RECORD)
+        del pilot
+        record = _record_of(folder)
+    elif depth_is_chosen or "depth" not in (record["settings"].get("objective_kwargs") or {}):
+        trainer.plan.check_resumed(record)
+    assert record is not None, f"{folder.path} was written just now"
+    release_memory()
     rate = SLOWER * record["settings"]["learning_rate"]
     trainer = again(_for_follower(config, folder.path, of_follower, rate))
     own = trainer.plan.to_dict()
     if other := [name for name in ("original", "data") if own[name] != record[name]]:
-        raise ValueError(
-            f"{folder.path} holds a pilot of another run, by its {' and '.join(other)}: take it away first"
-        )
+        raise ValueError(f"{folder.path} holds a pilot of another run, by its {' and '.join(other)}: take it away")
     trainer.on_record["pilot"] = {name: record[name] for name in ("settings", "cost")}
     trainer.train(resume_from_checkpoint=resumed_from(trainer.args))
     for name in ("steps", "minutes", "forget_images_seen", "retain_images_seen"):
         trainer.cost[name] += record["cost"][name]
     return trainer
+
+
+def _record_of(folder: ModelFolder) -> dict[str, Any] | None:
+    """The record of a whole model, as the first process finds it; None where there is none."""
+    whole = PartialState().is_main_process and folder.damage() is None
+    (record,) = broadcast_object_list([folder.read(RECORD) if whole else None])
+    return record
 
 
 def forgets_rows(trainer: ECTrainer) -> bool:
@@ -91,7 +103,8 @@ def _for_pilot(config: ECConfig, folder: Path, steps: int) -> ECConfig:
         max_steps=steps,
         forget_epochs=None,
         push_to_hub=False,
-        resume_from_checkpoint="true" if config.resume_from_checkpoint and last_whole(folder) else None,
+        resume_from_checkpoint=_of_pilot(config, folder)
+        or ("true" if config.resume_from_checkpoint and last_whole(folder) else None),
     )
 
 
@@ -104,12 +117,21 @@ def _for_follower(config: ECConfig, pilot: Path, steps: int, rate: float) -> ECC
         "points": [],
         "heads": None,
         "calibrated": False,
-        "per_device_forget_batch_size": config.per_device_train_batch_size,
         "learning_rate": rate,
         "max_steps": steps,
         "forget_epochs": None,
         "forget_target": -1.0,  # it stops where the pilot is, not at a share
     }
-    if resumed_from(config) is True and last_whole(Path(str(config.output_dir))) is None:
+    if config.per_device_forget_batch_size == REWIND["per_device_forget_batch_size"]:
+        settings["per_device_forget_batch_size"] = config.per_device_train_batch_size
+    lost = resumed_from(config) is True and last_whole(Path(str(config.output_dir))) is None
+    if lost or _of_pilot(config, pilot):
         settings["resume_from_checkpoint"] = None  # it was the pilot that was interrupted
     return replace(config, **settings)
+
+
+def _of_pilot(config: ECConfig, pilot: Path) -> str | None:
+    """The checkpoint that a run is to go on from, where it is one of the pilot's."""
+    named = resumed_from(config)
+    inside = isinstance(named, str) and Path(named).resolve().is_relative_to(pilot.resolve())
+    return named if inside else None  # type: ignore[return-value] # only a text is inside

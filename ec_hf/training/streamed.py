@@ -52,9 +52,11 @@ class StreamedRun:
         self._resumed_from: Path | None = None
 
     def classes_at_head(self) -> set[int]:
-        """The model's ids of the classes of the first rows."""
-        rows = Head(self.retain, LOOKED_AT).stored
-        return set(self.collator.labels_of(rows))
+        """The model's ids of the classes of the first rows; of all where the stream has their `labels` beside it."""
+        if (labels := getattr(self.retain, "labels", None)) is not None:
+            (column,) = labels.column_names
+            return set(self.collator.labels_of([{column: value} for value in labels.unique(column)]))
+        return set(self.collator.labels_of(Head(self.retain, LOOKED_AT).stored))
 
     # The batches of the erasure
 

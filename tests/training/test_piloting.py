@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 import torch
 from datasets import DatasetDict
@@ -93,6 +95,27 @@ def test_whole_classes_have_no_pilot_unless_one_is_asked_for(original, data, tmp
     done = erase(original, data, tmp_path / "out", request_, **(settings | {"max_steps": 3}))
     assert done.trainer.args.objective == objective
     assert (tmp_path / "out" / "pilot").exists() == (objective == "follow")
+
+
+def test_a_run_that_goes_on_with_another_pilots_settings_is_refused(original, data, tmp_path):
+    erase(original, data, tmp_path / "out")
+    with pytest.raises(ValueError, match=r"belongs to another run: .*depth"):
+        erase(original, data, tmp_path / "out", objective_kwargs={"depth": 0.25}, resume_from_checkpoint="true")
+
+
+def test_a_checkpoint_of_the_pilot_is_gone_on_from_by_its_name(original, data, tmp_path):
+    erase(original, data, tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole" / "pilot", tmp_path / "out" / "pilot")
+    (tmp_path / "out" / "pilot" / "model.safetensors").unlink()
+    named = min((tmp_path / "out" / "pilot").glob("checkpoint-*"))
+    erase(original, data, tmp_path / "out", resume_from_checkpoint=str(named))
+    for name, value in weights(tmp_path / "whole").items():
+        assert torch.equal(value, weights(tmp_path / "out")[name]), name
+
+
+def test_delete_stands_beside_a_run_with_a_pilot(original, data, tmp_path):
+    done = erase(original, data, tmp_path / "out", pilot=True, with_delete=True, max_steps=3)
+    assert {"follow", "delete"} <= set(done.report.models)
 
 
 @pytest.mark.parametrize("during", ["rewind", "follow"])
