@@ -10,6 +10,7 @@ from ec_hf.data.manifests import manifest, whole_class_count
 from ec_hf.data.requests import ForgetRequest
 from ec_hf.data.splitting import split
 from ec_hf.publishing.disclosure import DETAILS, disclosed_manifest, disclosed_record, disclosed_report
+from ec_hf.publishing.withheld import Named
 
 
 @pytest.fixture
@@ -84,6 +85,13 @@ def test_a_report_of_classes_loses_rows_alone():
     assert shown.retrievals == []
     assert shown.confusion == make_report().confusion
     assert shown.request["classes"] == [3, 5, 8]
+
+
+def test_a_pilot_keeps_the_numbers_that_the_run_itself_keeps():
+    settings, cost = {"objective": "rewind", "seed": 42}, {"steps": 7, "retain_images_seen": 12345}
+    record = {"settings": settings, "cost": cost, "pilot": {"settings": settings, "cost": cost}}
+    shown = disclosed_record(record, "hashes", Named(frozenset({"42", "rewind"}), frozenset({"12345"})))
+    assert shown["pilot"] == {"settings": shown["settings"], "cost": shown["cost"]} == record["pilot"]
 
 
 @pytest.mark.parametrize("given", ["--forget_classes cat 'big dog'", "--forget_classes=cat"])

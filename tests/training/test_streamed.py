@@ -154,6 +154,16 @@ def test_a_forgotten_class_that_the_head_of_the_stream_hides_is_found_when_it_co
         its.train()
 
 
+def test_a_stream_that_knows_all_its_labels_need_not_be_guessed_at_from_its_head(tmp_path, shards, monkeypatch):
+    late = Dataset.from_list(
+        [*PARTS["retain"].select(range(40)), *PARTS["forget"].select(range(40))], PARTS["retain"].features
+    )
+    monkeypatch.setattr(module, "LOOKED_AT", 30)
+    stream = late.to_iterable_dataset()
+    stream.labels = late.select_columns("label")
+    assert trainer(tmp_path, shards, retain=stream, points=[]).eraser.forget_classes is None
+
+
 def test_a_long_fit_of_heads_is_told_by_the_head_of_the_stream(tmp_path, shards, monkeypatch):
     monkeypatch.setattr(fitting, "ROUND", 4)
     monkeypatch.setattr(module, "ROUND", 4)
