@@ -133,7 +133,7 @@ def test_an_interrupted_run_goes_on_where_it_was_and_ends_as_a_whole_one(origina
     with pytest.raises(FileExistsError, match="a run that did not end"):
         erase(original, data, tmp_path / "out")
     if pilots:
-        with pytest.raises(ValueError, match="a pilot of another run, by its data"):
+        with pytest.raises(ValueError, match="belongs to another run: the forget set"):
             erase(original, data, tmp_path / "out", ForgetRequest(rows=[1, 2]), resume_from_checkpoint="true")
     erase(original, data, tmp_path / "out", resume_from_checkpoint="true")
     for name, value in weights(tmp_path / "whole").items():
