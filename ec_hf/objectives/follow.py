@@ -35,7 +35,7 @@ class Follow(Objective):
     pilot in place of a network that knows nothing.
 
     Args:
-        pilot: Hub id or folder of the pilot; `ec_hf.erase` makes one where it is None.
+        pilot: Hub id or folder of the pilot; it must be named, unless `ec_hf.erase` makes it (`ECConfig.pilot`).
         retain_weight: λ ≥ 0.
         forget_weight: τ ≥ 0.
 

@@ -65,15 +65,13 @@ def erased(config: ECConfig, first: Maker, again: Maker) -> ECTrainer:
         pilot.accelerator.print(f"The model so far is a pilot, in {folder.path}. Now the original follows it.")
         del pilot
         record = _record_of(folder)
-    elif depth_is_chosen or "depth" not in (record["settings"].get("objective_kwargs") or {}):
-        trainer.plan.check_resumed(record)
+    else:
+        starts_over = not depth_is_chosen and "depth" in (record["settings"].get("objective_kwargs") or {})
+        trainer.plan.check_resumed({name: record[name] for name in ("original", "data")} if starts_over else record)
     assert record is not None, f"{folder.path} was written just now"
     release_memory()
     rate = SLOWER * record["settings"]["learning_rate"]
     trainer = again(_for_follower(config, folder.path, of_follower, rate))
-    own = trainer.plan.to_dict()
-    if other := [name for name in ("original", "data") if own[name] != record[name]]:
-        raise ValueError(f"{folder.path} holds a pilot of another run, by its {' and '.join(other)}: take it away")
     trainer.on_record["pilot"] = {name: record[name] for name in ("settings", "cost")}
     trainer.train(resume_from_checkpoint=resumed_from(trainer.args))
     for name in ("steps", "minutes", "forget_images_seen", "retain_images_seen"):

@@ -6,8 +6,6 @@ import shutil
 
 import pytest
 import torch
-from datasets import DatasetDict
-from helpers.models import make_images, make_model, make_processor
 from helpers.trainers import make_trainer
 from torch.nn import functional as F
 from transformers import AutoModelForImageClassification, TrainerCallback
@@ -28,19 +26,6 @@ FAST = {
     "report_to": "none",
 }
 ROWS = ForgetRequest(rows=list(range(0, 60, 3)))
-
-
-@pytest.fixture
-def original(tmp_path):
-    folder = tmp_path / "original"
-    make_model("ViT").save_pretrained(folder)
-    make_processor().save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def data():
-    return DatasetDict(train=make_images(200), test=make_images(50, seed=1))
 
 
 def erase(original, data, folder, request=ROWS, **settings):

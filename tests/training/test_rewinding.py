@@ -5,8 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
-from datasets import DatasetDict
-from helpers.models import make_images, make_model, make_processor
+from helpers.models import make_model
 
 import ec_hf
 from ec_hf import ECConfig, ForgetRequest
@@ -37,19 +36,6 @@ def base(tmp_path_factory):
     folder = tmp_path_factory.mktemp("base")
     make_model("ViT", seed=7).save_pretrained(folder)
     return folder
-
-
-@pytest.fixture
-def original(tmp_path):
-    folder = tmp_path / "original"
-    make_model("ViT").save_pretrained(folder)
-    make_processor().save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def data():
-    return DatasetDict(train=make_images(200), test=make_images(50, seed=1))
 
 
 def erase(original, data, folder, **settings):
