@@ -23,6 +23,7 @@ from ec_hf.metrics.membership import (
 )
 from ec_hf.metrics.outputs import confidence, entropy, hits, loss, masked_hits, modified_entropy, true_probability
 from ec_hf.metrics.population_attack import population_scores
+from ec_hf.metrics.separability import Relative, relative_separability, separability
 from ec_hf.metrics.summary import aus, avg_gap, h_mean, relearning_area, tug_of_war
 from ec_hf.metrics.table import METRICS, Metric
 
@@ -32,6 +33,7 @@ __all__ = [
     "CKAStream",
     "LinearCKA",
     "Metric",
+    "Relative",
     "activation_distance",
     "agreement",
     "attack_area",
@@ -65,7 +67,9 @@ __all__ = [
     "population_scores",
     "probe_advantage",
     "probe_hits",
+    "relative_separability",
     "relearning_area",
+    "separability",
     "share_by_class_mix",
     "split_half_cka",
     "true_probability",

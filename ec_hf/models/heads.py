@@ -62,6 +62,9 @@ class ECHeads(
         last_pooling: the same for the model's deepest hidden state, as the model's own classifier pools it, where its
             head stands on tokens.
 
+    Attributes:
+        active: which heads run while they are attached.
+
     ``save_pretrained``, ``from_pretrained`` and ``push_to_hub`` store the heads on their own, for the next request on
     the same original model.
 
@@ -90,7 +93,7 @@ class ECHeads(
         )
         self._attached_to: tuple[PreTrainedModel, Any, Any] | None = None
         self._penultimate = Penultimate(())
-        self._active = (True,) * len(self.points)
+        self.active = (True,) * len(self.points)
         self._pools = True
 
     def forward(
@@ -145,7 +148,7 @@ class ECHeads(
         self._attached_to = (model, model.register_forward_hook(self._run, with_kwargs=True), ignored)
         self._penultimate = Penultimate(layers, modules_at(model, self.points))
         self._penultimate.attach()
-        self._active = (True,) * len(self.points) if active is None else tuple(active)
+        self.active = (True,) * len(self.points) if active is None else tuple(active)
         self._pools = pooled
 
     def detach(self) -> None:
@@ -168,7 +171,7 @@ class ECHeads(
         # Accelerate's mixed precision gives hidden states back in the type of the heads, but not what modules give.
         dtype = next(self.parameters()).dtype if modules else None
         states = (*output.hidden_states, *(each.to(dtype) for each in modules), read)
-        features, head_logits = self(states, self._active)
+        features, head_logits = self(states, self.active)
         pooled = tuple(self._pooled(states, point) for point in self.points) if self._pools else None
         last = self._pooled(states, self.last) if read is None else read
         return ECImageClassifierOutput(output.logits, last, features, head_logits, pooled)

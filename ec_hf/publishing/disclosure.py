@@ -38,7 +38,7 @@ MADE = ("unlearned", "retrained")
 """Roles of models that were made for a request; those of the others were named before it."""
 LISTS = ("measurements", "signals", "attacks", "retrievals")
 BY_MODEL = ("status", "retained", "confusion")
-OWN = ("points", "layer_weights")
+OWN = ("points", "layer_weights", "steering")
 """Parts of a record that name modules and no more; the names of tensors are searched where they are published."""
 OLDER = ("base_model", "base_model_revision", "base_model_license")
 """Parts of a record that are older than the request."""
@@ -68,8 +68,8 @@ SETTINGS = frozenset(
     forget_epochs forget_target fp16 gradient_accumulation_steps heads heads_epochs heads_learning_rate image_column
     label_column layer_weights learning_rate lr_scheduler_type max_grad_norm max_steps min_steps num_train_epochs
     objective objective_kwargs optim optim_args per_device_forget_batch_size per_device_train_batch_size pilot points
-    pooling preset probe_weight repulsion retain_floor retain_rows retain_weight saliency seed temperature train_heads
-    warmup_steps weight_decay
+    pooling preset probe_weight repulsion retain_floor retain_rows retain_weight saliency seed strength temperature
+    train_heads warmup_steps weight_decay
     """.split()  # noqa: SIM905 - a list would be forty lines
 )
 """Settings of a run that go on record."""

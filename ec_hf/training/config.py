@@ -30,6 +30,7 @@ DEFAULTS: dict[str, Any] = {
     "contrast": "supcon",
     "temperature": 0.1,
     "retain_weight": 1.0,
+    "strength": "fixed",
     "layer_weights": "uniform",
     "batch_norm": "frozen",
     "learning_rate": 1e-4,
@@ -170,6 +171,12 @@ class EraserConfig:
         help="Weight of EC's terms at the supervision points against the host objective's. More erases more and costs "
         "more retain accuracy. Default: 0.1, and 1 with `calibrated`.",
     )
+    strength: str = HfArg(
+        default=None,
+        help="With rewind and whole classes: 'auto' starts at ec_weight and makes EC at each point below the cut "
+        "stronger or weaker, by how well the forgotten classes still stand apart there (`ec_hf.training.steering`); "
+        "'fixed' stays at ec_weight. Default: fixed.",
+    )
     layer_weights: list[str] | str = HfArg(
         default_factory=lambda: None,
         help="Weight of each supervision point, shallow to deep: one number a point, or a schedule, one of "
@@ -207,6 +214,7 @@ class EraserConfig:
         if self.ec_weight is None:
             self.ec_weight = 1.0 if self.calibrated else 0.1
         _check_choice(self, "contrast", sorted(CONTRASTS))
+        _check_choice(self, "strength", ["auto", "fixed"])
         _check_choice(self, "batch_norm", ["frozen", "retain"])
         _check_choice(self, "pooling", ["mean", "cls", "all"])
         _check_above_0(self, ("temperature", "ec_weight", "heads_learning_rate", "heads_epochs"))

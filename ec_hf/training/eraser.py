@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -164,6 +165,11 @@ class Eraser:
     def leaves_forget_out(self) -> bool:
         """Whether no loss looks at forget images, so that they need not go through the model."""
         return self.host.uses == "retain" and not any(self.weights.points)
+
+    def weigh(self, points: Sequence[float]) -> None:
+        """Give EC other weights at the supervision points from now on, shallow to deep, 0 for none."""
+        self.weights = self.loss.weights = replace(self.weights, points=tuple(points))
+        self.heads.active = tuple(weight > 0 for weight in points)
 
     def fit_heads(
         self,

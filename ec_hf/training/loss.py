@@ -171,7 +171,7 @@ class ECLoss(nn.Module):
 
     def _target_logits(self, step: Step) -> Tensor | None:
         """The original's logits on the forget images with what must be forgotten hidden; None without calibration."""
-        if not (self.config.calibrated and self.points):
+        if not (self.config.calibrated and any(self.weights.points)):
             return None
         return hide_classes(step.teacher_logits("forget"), step.forget.labels, self.forget_classes)
 

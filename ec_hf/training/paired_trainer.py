@@ -37,6 +37,7 @@ class PairedTrainer(SavingTrainer):
         streamed: what is read of a streamed retain set; None where its rows have numbers.
         images_looked_at: images of each set that went through `look_at`, by the set's name.
         batches_seen: paired batches of this process in this call of `train`.
+        forget_batches_seen: those of them whose forget images went through the model.
     """
 
     args: ECConfig
@@ -58,7 +59,7 @@ class PairedTrainer(SavingTrainer):
     def start_counting(self) -> None:
         """Count from zero: images, batches, and what the log is waiting for."""
         self.images_looked_at = {"forget": 0, "retain": 0}
-        self.batches_seen = self._unlogged_batches = 0
+        self.batches_seen = self.forget_batches_seen = self._unlogged_batches = 0
         self._unlogged: dict[str, Tensor] = {}  # sums of the loss components
 
     def get_train_dataloader(self) -> DataLoader:
@@ -227,12 +228,12 @@ class PairedTrainer(SavingTrainer):
 
     def images_seen(self) -> dict[str, int]:
         """Images of each set that all processes saw in training or before it; what was looked at counts once."""
-        batches, args = self.batches_seen * self.args.world_size, self.args
-        forget = args.per_device_forget_batch_size
-        return {
-            "forget": self.images_looked_at["forget"] + (0 if self.eraser.leaves_forget_out else batches * forget),
-            "retain": self.images_looked_at["retain"] + batches * args.per_device_train_batch_size,
+        args, processes = self.args, self.args.world_size
+        trained = {
+            "forget": self.forget_batches_seen * args.per_device_forget_batch_size * processes,
+            "retain": self.batches_seen * args.per_device_train_batch_size * processes,
         }
+        return {name: self.images_looked_at[name] + count for name, count in trained.items()}
 
     def evaluate_now(self) -> list[dict[str, float]]:
         """Evaluate outside the training loop; the new lines of the log."""
@@ -253,6 +254,7 @@ class PairedTrainer(SavingTrainer):
     def note(self, terms: LossTerms) -> None:
         """Keep what a batch cost until the next line of the log."""
         self.batches_seen += 1
+        self.forget_batches_seen += not self.eraser.leaves_forget_out
         self._unlogged_batches += 1
         for name, value in terms.logged().items():
             self._unlogged[name] = self._unlogged.get(name, 0) + value

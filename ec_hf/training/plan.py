@@ -232,6 +232,8 @@ def _notes(eraser: Eraser) -> list[str]:
     if not objective.trains:
         then = f"then EC trains with objective {eraser.host.name!r}" if points else "nothing is trained"
         notes.append(f"the objective edits the model in closed form, {then}")
+    if points and not any(eraser.weights.points) and eraser.config.strength == "auto":
+        notes.append("EC sets in at a point that tells the forgotten classes better than is expected after retraining")
     if eraser.saliency is not None:
         unmasked = ", by the gradient of EC too; EC heads are not masked" if points else ""
         notes.append(f"SalUn mask: {eraser.saliency:.0%} of the model's weights may move{unmasked}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
@@ -15,6 +16,8 @@ from ec_hf.training.stopping import accuracies
 __all__ = ["ProgressTable"]
 
 WIDTHS = {"step": 12, "loss": 9, "forget": 9, "retain": 9, "time left": 11}
+POSITION = "position/"
+"""What stands before the name of a supervision point in the log, where its position is told."""
 
 
 class ProgressTable(TrainerCallback):
@@ -28,11 +31,22 @@ class ProgressTable(TrainerCallback):
         console: where to print; standard output if left out.
         doing: what the run does, for the bar.
         accuracies: whether the lines have columns for accuracy on forget and retain images.
+        layers: supervision points whose position, 0 as the original and 1 as expected of a retrained model, has a
+            column; the log holds it under "position/" and the name.
     """
 
-    def __init__(self, console: Console | None = None, doing: str = "erasing", accuracies: bool = True) -> None:
+    def __init__(
+        self,
+        console: Console | None = None,
+        doing: str = "erasing",
+        accuracies: bool = True,
+        layers: Sequence[str] = (),
+    ) -> None:
         self._given, self._doing = console, doing
-        self._titles = [title for title in WIDTHS if accuracies or title not in ("forget", "retain")]
+        columns = [title for title in WIDTHS if accuracies or title not in ("forget", "retain")]
+        *others, time_left = columns
+        self._titles = [*others, *layers, time_left]
+        self._positions: dict[str, str] = {}
         self._bar: Progress | None = None
         self._began: tuple[float, int] | None = None
         self._loss: float | None = None
@@ -59,7 +73,12 @@ class ProgressTable(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         """Keep the loss for the next line; it is a line itself where nothing is evaluated."""
-        if not logs or "loss" not in logs:
+        if not logs:
+            return
+        self._positions |= {
+            key.removeprefix(POSITION): f"{value:.2f}" for key, value in logs.items() if key.startswith(POSITION)
+        }
+        if "loss" not in logs:
             return
         self._loss = float(logs["loss"])
         if args.eval_strategy == "no":
@@ -92,6 +111,7 @@ class ProgressTable(TrainerCallback):
             "step": f"{step}/{state.max_steps}" if state.max_steps else str(step),
             "loss": "" if self._loss is None or not step else f"{self._loss:.3f}",
             **{name: f"{share:.1%}" for name, share in zip(("forget", "retain"), both or (), strict=False)},
+            **self._positions,
             "time left": self._time_left(state),
         }
         console.print(_line({title: told.get(title, "") for title in self._titles}), markup=False)
@@ -105,4 +125,4 @@ class ProgressTable(TrainerCallback):
 
 
 def _line(cells: dict[str, str]) -> str:
-    return "".join(f"{cell:>{WIDTHS[title]}}" for title, cell in cells.items())
+    return "".join(f"{cell:>{WIDTHS.get(title, len(title) + 2)}}" for title, cell in cells.items())

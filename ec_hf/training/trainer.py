@@ -14,7 +14,7 @@ import torch
 from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import ConcatDataset, Dataset
+from torch.utils.data import ConcatDataset, Dataset, Subset
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import TrainerState
@@ -26,7 +26,7 @@ from ec_hf.data.streaming import StreamedRows, is_stream
 from ec_hf.files import RECORD, ModelFolder
 from ec_hf.models.adapters import merged
 from ec_hf.models.heads import ECHeads
-from ec_hf.models.inputs import collator_for
+from ec_hf.models.inputs import collator_for, label_ids_of
 from ec_hf.models.loading import load_model, require_finite
 from ec_hf.models.wrapping import classifier_for
 from ec_hf.training.checkpoints import damage, last_whole
@@ -45,6 +45,7 @@ from ec_hf.training.plan import RunPlan, settings_in_effect
 from ec_hf.training.progress import ProgressTable
 from ec_hf.training.record import peak_memory_mb
 from ec_hf.training.run_length import RunLength
+from ec_hf.training.steering import EVERY, Steering, few_of_each_class, steers
 from ec_hf.training.stopping import StoppingRule
 from ec_hf.training.strategy import check_strategy, strategy_of, unused_parameters
 from ec_hf.training.streamed import rows_seen
@@ -161,7 +162,8 @@ class ECTrainer(PairedTrainer):
         self.interruption = Interruption()
         self.remove_callback(ProgressCallback)
         self.remove_callback(PrinterCallback)
-        self.add_callback(ProgressTable())
+        self.steering = self._new_steering()
+        self.add_callback(ProgressTable(layers=[p.name for p in self.steering.points] if self.steering else ()))
         self.add_callback(self.stopping_rule)
         self.add_callback(self.interruption)
         if self.eraser.objective.renews and self.total_steps() > 1:
@@ -353,6 +355,8 @@ class ECTrainer(PairedTrainer):
         self.log_of_original = []
         if self.eraser.prepared:
             return
+        if self.steering is not None:
+            self.steering.see_original()
         if self.eraser.looks and evaluate:
             self.log_of_original = self.evaluate_now()
         self.eraser.prepare(
@@ -388,6 +392,44 @@ class ECTrainer(PairedTrainer):
         """The run's optimiser on the model's own parameters, at a rate."""
         kind, settings = self.get_optimizer_cls_and_kwargs(self.args, self.model)
         return kind([each for each in self.model.parameters() if each.requires_grad], **settings | {"lr": rate})
+
+    def _new_steering(self) -> Steering | None:
+        """What chooses EC's weights as the run goes on, where there is something to steer by."""
+        if self.args.strength != "auto" or not steers(self.eraser):
+            return None
+        sets = self.eval_dataset if {"forget", "retain"} <= set(self.eval_dataset or ()) else None
+        sets = sets or {"forget": self.train_dataset.forget, "retain": self.train_dataset.retain}
+        few: dict[str, Dataset] = {}
+        for name in ("forget", "retain"):
+            if isinstance(sets[name], StreamedRows) or self._classes_of(sets[name]) is None:
+                return None
+            labels = label_ids_of(sets[name], self.data_collator, self.args.label_column)
+            few[name] = Subset(sets[name], few_of_each_class(labels, self.args.seed).tolist())
+        return Steering(self.eraser, partial(self._look_at_few, few))
+
+    def _look_at_few(self, few: dict[str, Dataset]) -> Iterator[dict[str, Tensor]]:
+        """Batches of a few images of both sets; what is looked at is counted."""
+        for name, part in few.items():
+            yield from self._counted(name, self.loader(part, batch_size=self.args.per_device_eval_batch_size))
+
+    def steer(self) -> None:
+        """Look at the points every so often, and give each more or less of EC; all processes the same."""
+        step, every = self.state.global_step, max(round(EVERY * self.state.max_steps), 1)
+        if self.steering is None or not step or step % every:
+            return
+        before = self.steering.weights()
+        (looks,) = broadcast_object_list([self.steering.adjust()])
+        self.steering.weigh({name: look.weight for name, look in looks.items()})
+        for name, look in looks.items():
+            if bool(look.weight) != bool(before[name]):
+                does = "sets in" if look.weight else "ends"
+                self.accelerator.print(
+                    f"step {step}: EC {does} at {name}, where forgotten classes stand apart {look.found.value:.2f} "
+                    f"times as well as those that stay ({look.expected:.2f} is expected, {look.original:.2f} before)"
+                )
+        self.on_record["steering"] = {name: look.told() for name, look in looks.items()}
+        told = {f"{key}/{name}": value for name, look in looks.items() for key, value in look.told().items()}
+        self.log(told)
 
     def _batch_of_rows(self, rows: list[int]) -> dict[str, Any]:
         return self.data_collator(self.train_dataset.__getitems__(rows))
