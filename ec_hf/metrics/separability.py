@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from scipy.stats import rankdata
 
 from ec_hf.metrics.arrays import Array, checked_labels, matrix
 
@@ -32,20 +33,17 @@ def separability(x: Array, y: Array) -> np.ndarray:
         ValueError: Shapes that do not fit, or a value that is not finite.
     """
     features = matrix(x, "x")
-    labels = torch.from_numpy(checked_labels(y, "y", len(features))).to(features.device)
+    labels = checked_labels(y, "y", len(features))
     centred = torch.nn.functional.normalize(features - features.mean(0), dim=1, eps=1e-30)
     similarity = centred @ centred.T
-    areas = np.full(len(features), np.nan)
-    for row, label in enumerate(labels):
-        same = labels == label
-        others = similarity[row][~same].sort().values
-        same[row] = False
-        if not len(others) or not same.any():
-            continue
-        own = similarity[row][same]
-        below = torch.searchsorted(others, own) + torch.searchsorted(others, own, right=True)
-        areas[row] = (below.double() / (2 * len(others))).mean().item()
-    return areas
+    similarity.fill_diagonal_(-torch.inf)  # the lowest of its row, so that it takes rank 1 and no part
+    ranks = rankdata(similarity.cpu().numpy(), axis=1) - 1
+    same = labels[:, None] == labels[None]
+    np.fill_diagonal(same, False)
+    own = same.sum(1)
+    others = len(labels) - 1 - own
+    with np.errstate(invalid="ignore"):
+        return ((ranks * same).sum(1) - own * (own + 1) / 2) / (own * others)
 
 
 class Relative(NamedTuple):

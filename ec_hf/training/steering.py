@@ -15,7 +15,7 @@ from ec_hf.metrics.separability import Relative, relative_separability
 from ec_hf.models.points import SupervisionPoint, describe_hidden_states, pool, take
 from ec_hf.training.eraser import Eraser
 
-__all__ = ["EVERY", "PointLook", "Steering", "expected", "few_of_each_class", "next_weight", "steers"]
+__all__ = ["EVERY", "PointLook", "Steering", "expected", "few_of_each_class", "steers", "weight_after"]
 
 EVERY = 0.1
 """Share of a run after which the points are looked at again."""
@@ -25,6 +25,8 @@ SURE = 2.0
 """Standard errors by which a point must be above its target for EC to set in."""
 GAIN = 3.0
 """How much the logarithm of a weight changes in one look, for each unit by which a point is off its target."""
+PATIENCE = 2
+"""Looks after which EC must have brought a point nearer to what is expected."""
 WEAKEST, STRONGEST = 0.25, 3.0
 """Times the weight that the settings give to a point: below the first EC stops there, and the second is the most."""
 Look = Callable[[], Iterable[Mapping[str, Tensor]]]
@@ -54,8 +56,9 @@ class PointLook(NamedTuple):
 
     def told(self) -> dict[str, float]:
         """The numbers by name, for log and record."""
-        lines = {"separability": self.found.value, "expected": self.expected, "original": self.original}
-        lines |= {"ec_weight": self.weight} | ({} if self.position is None else {"position": self.position})
+        lines = {"separability": self.found.value, "error": self.found.error, "expected": self.expected}
+        lines |= {"original": self.original, "ec_weight": self.weight}
+        lines |= {} if self.position is None else {"position": self.position}
         return {name: round(value, 5) for name, value in lines.items()}
 
 
@@ -69,9 +72,10 @@ class Steering:
 
     A point begins without EC, as training on the retain set alone brings most layers there. Once a look finds it above
     what is expected, by more than chance, EC sets in with the weight of the settings; it then gets stronger as long as
-    the point is above, weaker when it is below, and ends. While no point has EC, no step looks at forget images.
+    the point is above, weaker when it is below, and ends (`weight_after`). A point that EC does not bring nearer is
+    left alone from then on. While no point has EC, no step looks at forget images.
 
-    A run that is resumed takes the weights from its log (`resume`), and measures the original anew.
+    A run that is resumed takes what was found from its log (`resume`), and measures the original anew.
 
     Args:
         eraser: the eraser, whose model is still the original; EC is taken off its points below the cut.
@@ -81,6 +85,7 @@ class Steering:
         points: the points that are steered.
         cut: the first hidden state above them.
         original: relative separability of the original by point; empty until `see_original`.
+        seen: of each look at a point, by how much it was above what is expected, and the standard error of that.
     """
 
     def __init__(self, eraser: Eraser, look: Look) -> None:
@@ -88,6 +93,7 @@ class Steering:
         self.points = tuple(point for point in eraser.points if point.index < self.cut.index)
         self.given = dict(zip((point.name for point in eraser.points), eraser.weights.points, strict=True))
         self.original: dict[str, Relative] = {}
+        self.seen: dict[str, list[Relative]] = {point.name: [] for point in self.points}
         self.weigh(dict.fromkeys((point.name for point in self.points), 0.0))
 
     def see_original(self) -> None:
@@ -116,23 +122,23 @@ class Steering:
 
     def adjust(self) -> dict[str, PointLook]:
         """Look at the model, and let EC set in, change or end at each point; what was found, by point."""
-        found, weights = self.measured(), self.weights()
+        found = self.measured()
         original = {name: each.value for name, each in self.original.items()}
         depths = {point.name: point.index for point in (*self.points, self.cut)}
         target = expected(original, found[self.cut.name].value, depths)
         looks = {}
-        for name in (point.name for point in self.points):
-            above = found[name].value - target[name]
-            weight = next_weight(weights[name], self.given[name], above, found[name].error)
-            looks[name] = PointLook(found[name], original[name], target[name], weight)
+        for name, seen in self.seen.items():
+            seen.append(Relative(found[name].value - target[name], found[name].error))
+            looks[name] = PointLook(found[name], original[name], target[name], weight_after(seen, self.given[name]))
         self.weigh({name: look.weight for name, look in looks.items()})
         return looks
 
     def resume(self, log_history: Sequence[Mapping[str, Any]]) -> None:
-        """Go on with the weights that a log holds, if it does."""
-        keys = {point.name: f"ec_weight/{point.name}" for point in self.points}
-        told = {name: [entry[key] for entry in log_history if key in entry] for name, key in keys.items()}
-        self.weigh({name: values[-1] for name, values in told.items() if values})
+        """Go on from the looks that a log holds, if it holds any."""
+        for name, seen in self.seen.items():
+            told = [entry for entry in log_history if f"separability/{name}" in entry]
+            seen[:] = [Relative(e[f"separability/{name}"] - e[f"expected/{name}"], e[f"error/{name}"]) for e in told]
+        self.weigh({name: weight_after(seen, self.given[name]) for name, seen in self.seen.items()})
 
     def weights(self) -> dict[str, float]:
         """EC's weight by point, of all points of the eraser."""
@@ -143,21 +149,28 @@ class Steering:
         self.eraser.weigh(list({**self.weights(), **weights}.values()))
 
 
-def next_weight(weight: float, given: float, above: float, error: float) -> float:
-    """EC's weight at a point after a look.
+def weight_after(seen: Iterable[Relative], given: float) -> float:
+    """EC's weight at a point after some looks, 0 for none.
 
     Args:
-        weight: the weight so far, 0 for none.
-        given: that of the settings.
-        above: by how much relative separability is above what is expected; NaN where it was not to be had.
-        error: its standard error.
+        seen: of each look, by how much relative separability was above what is expected, and its standard error; NaN
+            where it was not to be had.
+        given: the weight of the settings.
     """
-    if not math.isfinite(above):
-        return weight
-    if not weight:
-        return given if above > SURE * error else 0.0
-    weight = min(weight * math.exp(GAIN * above), STRONGEST * given)
-    return weight if weight >= WEAKEST * given else 0.0
+    weight = at_first = 0.0
+    since = 0
+    for above, error in seen:
+        if not math.isfinite(above):
+            continue
+        if not weight:
+            weight, at_first, since = (given, above, 0) if above > SURE * error else (0.0, 0.0, 0)
+            continue
+        since += 1
+        if since >= PATIENCE and above >= at_first:
+            return 0.0
+        weight = min(weight * math.exp(GAIN * above), STRONGEST * given)
+        weight = weight if weight >= WEAKEST * given else 0.0
+    return weight
 
 
 def expected(original: Mapping[str, float], at_cut: float, depths: Mapping[str, int]) -> dict[str, float]:

@@ -11,7 +11,7 @@ from helpers.trainers import evaluation_parts, make_trainer
 from ec_hf.files import RECORD, read_json
 from ec_hf.metrics.separability import Relative
 from ec_hf.training import steering
-from ec_hf.training.steering import PointLook, expected, few_of_each_class, next_weight
+from ec_hf.training.steering import PointLook, expected, few_of_each_class, weight_after
 
 
 def rewinding(tmp_path, **settings):
@@ -52,14 +52,23 @@ def test_what_is_expected_falls_with_depth_by_what_the_layer_above_the_cut_has_l
     assert expected(original, 1.5, depths) == original  # more than before is no reason to expect more
 
 
+def after(*above, given=0.1, error=0.02):
+    return weight_after([Relative(each, error) for each in above], given)
+
+
 def test_ec_sets_in_gets_stronger_weaker_and_ends():
-    assert next_weight(0.0, 0.1, above=0.01, error=0.02) == 0.0
-    assert next_weight(0.0, 0.1, above=0.05, error=0.02) == 0.1
-    assert 0.1 < next_weight(0.1, 0.1, above=0.05, error=0.02) < 0.2
-    assert next_weight(0.29, 0.1, above=0.5, error=0.02) == pytest.approx(0.3)
-    assert 0 < next_weight(0.1, 0.1, above=-0.1, error=0.02) < 0.1
-    assert next_weight(0.03, 0.1, above=-0.3, error=0.02) == 0.0
-    assert next_weight(0.07, 0.1, above=math.nan, error=math.nan) == 0.07
+    assert after() == after(0.01) == 0.0
+    assert after(0.05) == after(math.nan, 0.05, math.nan) == 0.1
+    assert 0.1 < after(0.05, 0.04) < 0.2
+    assert after(*[0.9, *[0.5] * 9]) == pytest.approx(0.3)
+    assert 0 < after(0.05, -0.1) < 0.1
+    assert after(0.05, -0.6) == 0.0
+    assert after(0.05, -0.6, 0.05) == 0.1  # and may set in again
+
+
+def test_a_point_that_ec_does_not_bring_nearer_is_left_alone():
+    assert after(0.05, 0.06) > 0.1
+    assert after(0.05, 0.06, 0.05) == after(0.05, 0.04, 0.03, 0.06, 0.2) == 0.0
 
 
 def test_a_position_is_told_where_original_and_expected_differ_by_more_than_chance():
@@ -110,7 +119,7 @@ def test_the_looks_are_real_and_on_record(tmp_path):
     trainer.train()
     trainer.save_model()
     told = read_json(tmp_path / RECORD)["steering"]["hidden_states.1"]
-    assert set(told) >= {"separability", "expected", "original", "ec_weight"} and all(
+    assert set(told) >= {"error", "separability", "expected", "original", "ec_weight"} and all(
         map(math.isfinite, told.values())
     )
     looked_at = sum(map(len, (parts["forget"], parts["retain"])))
@@ -119,10 +128,10 @@ def test_the_looks_are_real_and_on_record(tmp_path):
 
 def test_a_resumed_run_goes_on_with_the_weight_of_its_log(tmp_path):
     trainer = rewinding(tmp_path, save_strategy="steps", save_steps=5, max_steps=5)
-    looks(trainer, 1.0, *[1.4] * 9)
+    looks(trainer, 1.0, 1.4, *[1.3] * 9)
     trainer.train()
     again = rewinding(tmp_path, save_strategy="steps", save_steps=5, resume_from_checkpoint=str(tmp_path))
-    looks(again, 1.0, *[1.4] * 9)
+    looks(again, 1.0, *[1.3] * 9)
     again.train(resume_from_checkpoint=True)
     weights = [
         entry["ec_weight/hidden_states.1"] for entry in again.state.log_history if "ec_weight/hidden_states.1" in entry
