@@ -20,11 +20,12 @@ PUBLIC = {
         distillation global_contrast global_guided global_rows guided hide_classes layer_weights similarity supcon uuef
     """,
     "ec_hf.metrics": """
-        BatchedCKA CKAStream LinearCKA METRICS Metric activation_distance agreement attack_area aus avg_gap
+        BatchedCKA CKAStream LinearCKA METRICS Metric Relative activation_distance agreement attack_area aus avg_gap
         bootstrap_mean cka_floor class_matched confidence entropy h_mean half_sample_cka hits idi infonce js_divergence
         knn knn_hits linear_cka linear_probe lira_scores logit_confidence loss masked_hits membership_auc
         membership_svc membership_tpr modified_entropy nearest path population_scores probe_advantage probe_hits
-        relearning_area share_by_class_mix split_half_cka true_probability tug_of_war
+        relative_separability relearning_area separability share_by_class_mix split_half_cka true_probability
+        tug_of_war
     """,
     "ec_hf.objectives": "Objective Part Progress Setting Step available get_objective register",
 }

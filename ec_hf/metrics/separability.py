@@ -47,7 +47,12 @@ def separability(x: Array, y: Array) -> np.ndarray:
 
 
 class Relative(NamedTuple):
-    """A ratio of two means, and its standard error over images."""
+    """A figure that compares two kinds of images, or a difference of two such figures.
+
+    Args:
+        value: the figure.
+        error: its standard error over images.
+    """
 
     value: float
     error: float
