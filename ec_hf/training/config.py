@@ -171,12 +171,6 @@ class EraserConfig:
         help="Weight of EC's terms at the supervision points against the host objective's. More erases more and costs "
         "more retain accuracy. Default: 0.1, and 1 with `calibrated`.",
     )
-    strength: str = HfArg(
-        default=None,
-        help="With rewind and whole classes: 'auto' starts at ec_weight and makes EC at each point below the cut "
-        "stronger or weaker, by how well the forgotten classes still stand apart there (`ec_hf.training.steering`); "
-        "'fixed' stays at ec_weight. Default: fixed.",
-    )
     layer_weights: list[str] | str = HfArg(
         default_factory=lambda: None,
         help="Weight of each supervision point, shallow to deep: one number a point, or a schedule, one of "
@@ -214,7 +208,6 @@ class EraserConfig:
         if self.ec_weight is None:
             self.ec_weight = 1.0 if self.calibrated else 0.1
         _check_choice(self, "contrast", sorted(CONTRASTS))
-        _check_choice(self, "strength", ["auto", "fixed"])
         _check_choice(self, "batch_norm", ["frozen", "retain"])
         _check_choice(self, "pooling", ["mean", "cls", "all"])
         _check_above_0(self, ("temperature", "ec_weight", "heads_learning_rate", "heads_epochs"))
@@ -266,6 +259,12 @@ class ECConfig(EraserConfig, TrainingArguments):
         "as it does, in the last third of the run and at half the rate. This keeps the accuracy of the rest. "
         "ec_hf.erase does it; one ECTrainer makes one run. Default: for rows; whole classes would stay in the hidden "
         "layers.",
+    )
+    strength: str = HfArg(
+        default=None,
+        help="With rewind and whole classes: 'auto' lets EC set in, at each point below the cut, where the forgotten "
+        "classes stand apart better than is expected after retraining, and end where it has done its work or does not "
+        "help (`ec_hf.training.steering`); 'fixed' is ec_weight from the first step to the last. Default: fixed.",
     )
     heads: str | None = HfArg(
         default=None, help="Folder or Hub id of fitted EC heads to start from; default: fit them first."
@@ -340,6 +339,7 @@ class ECConfig(EraserConfig, TrainingArguments):
         self._settle()
         if self.per_device_forget_batch_size == 0:
             self.per_device_forget_batch_size = self.per_device_train_batch_size
+        _check_choice(self, "strength", ["auto", "fixed"])
         _check_above_0(self, ("per_device_train_batch_size", "per_device_forget_batch_size"))
         _check_0_or_more(self, ("retain_floor", "min_steps"))
         for name in ("forget_epochs", "retain_rows"):

@@ -75,6 +75,7 @@ class Eraser:
         model: the classifier, which a Trainer or a loop runs; of a PEFT model the one inside, with the adapters in it.
         adapters: kind and place of the adapters, empty without any.
         points: the supervision points, shallow to deep.
+        hidden: the hidden states, shallow to deep.
         last: the deepest hidden state.
         classifier: the layers that give the logits, by name; host objectives see what these read, the penultimate
             features. Without such layers they see the pooled features of the deepest hidden state.
@@ -123,7 +124,8 @@ class Eraser:
         states = with_modules(model, hidden, config.points, image_shape)
         self.classifier = classifier_of(model, image_shape)
         penultimate = penultimate_point(self.classifier.values(), len(states))
-        self.points, self.last = select_points(model, [*states, *penultimate], config.points), hidden[-1]
+        self.points, self.hidden = select_points(model, [*states, *penultimate], config.points), tuple(hidden)
+        self.last = hidden[-1]
         self.objective, self.host = objectives_of(config, with_points=bool(self.points))
         if config.points == "auto":
             self.points = tuple(p for p in self.points if self.objective.leaves_to_ec(p.index, len(hidden)))

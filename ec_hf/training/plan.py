@@ -232,7 +232,7 @@ def _notes(eraser: Eraser) -> list[str]:
     if not objective.trains:
         then = f"then EC trains with objective {eraser.host.name!r}" if points else "nothing is trained"
         notes.append(f"the objective edits the model in closed form, {then}")
-    if points and not any(eraser.weights.points) and eraser.config.strength == "auto":
+    if points and not any(eraser.weights.by_point):
         notes.append("EC sets in at a point that tells the forgotten classes better than is expected after retraining")
     if eraser.saliency is not None:
         unmasked = ", by the gradient of EC too; EC heads are not masked" if points else ""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ec_hf.data.sampling import stratified_rows
 from ec_hf.metrics.separability import Relative, relative_separability
-from ec_hf.models.points import SupervisionPoint, describe_hidden_states, pool, take
+from ec_hf.models.points import SupervisionPoint, pool, take
 from ec_hf.training.eraser import Eraser
 
 __all__ = ["EVERY", "PointLook", "Steering", "expected", "few_of_each_class", "steers", "weight_after"]
@@ -86,10 +86,16 @@ class Steering:
         cut: the first hidden state above them.
         original: relative separability of the original by point; empty until `see_original`.
         seen: of each look at a point, by how much it was above what is expected, and the standard error of that.
+
+    Raises:
+        ValueError: there is nothing to steer (`steers`).
     """
 
     def __init__(self, eraser: Eraser, look: Look) -> None:
-        self.eraser, self.look, self.cut = eraser, look, cut_of(eraser)
+        cut = cut_of(eraser)
+        if cut is None or not steers(eraser):
+            raise ValueError(f"objective {eraser.objective.name!r}: there is nothing to steer here, see `steers`")
+        self.eraser, self.look, self.cut = eraser, look, cut
         self.points = tuple(point for point in eraser.points if point.index < self.cut.index)
         self.given = dict(zip((point.name for point in eraser.points), eraser.weights.points, strict=True))
         self.original: dict[str, Relative] = {}
@@ -190,25 +196,18 @@ def expected(original: Mapping[str, float], at_cut: float, depths: Mapping[str, 
     return {name: value - lost * depths[name] / depths[cut] for name, value in original.items()}
 
 
-def cut_of(eraser: Eraser) -> SupervisionPoint:
-    """The first hidden state that an eraser's objective does not leave to EC.
-
-    Raises:
-        ValueError: there is none.
-    """
-    states = describe_hidden_states(eraser.model)
-    for state in states:
-        if not eraser.objective.leaves_to_ec(state.index, len(states)):
-            return state
-    raise ValueError(f"objective {eraser.objective.name!r} leaves every layer to EC")
+def cut_of(eraser: Eraser) -> SupervisionPoint | None:
+    """The first hidden state that an eraser's objective does not leave to EC, if there is one."""
+    of_objective = eraser.objective.leaves_to_ec
+    return next((state for state in eraser.hidden if not of_objective(state.index, len(eraser.hidden))), None)
 
 
 def steers(eraser: Eraser) -> bool:
     """Whether there is something to steer, and to steer by: whole classes, EC with frozen heads below a cut."""
-    if not (eraser.objective.renews and eraser.points and eraser.forget_classes) or eraser.config.train_heads:
+    cut = cut_of(eraser)
+    if cut is None or not eraser.points or not eraser.forget_classes or eraser.config.train_heads:
         return False
-    shallowest = eraser.points[0]
-    return shallowest.is_hidden_state and shallowest.index < cut_of(eraser).index
+    return eraser.points[0].is_hidden_state and eraser.points[0].index < cut.index
 
 
 def few_of_each_class(labels: np.ndarray, seed: int) -> np.ndarray:

@@ -140,7 +140,13 @@ def test_a_resumed_run_goes_on_with_the_weight_of_its_log(tmp_path):
 
 
 def test_a_fixed_strength_and_what_cannot_be_steered_have_ec_from_the_first_step(tmp_path):
-    for settings in ({"strength": "fixed"}, {"objective": "delete", "calibrated": True}, {"train_heads": True}):
+    kept = (
+        {"strength": "fixed"},
+        {"objective": "delete", "calibrated": True},
+        {"train_heads": True},
+        {"objective": "undo"},
+    )
+    for settings in kept:
         trainer = rewinding(tmp_path, **settings)
         assert trainer.steering is None and trainer.eraser.weights.points[0] > 0
 
