@@ -15,10 +15,11 @@ from ec_hf.metrics.separability import Relative, relative_separability
 from ec_hf.models.points import SupervisionPoint, pool, take
 from ec_hf.training.eraser import Eraser
 
-__all__ = ["EVERY", "PointLook", "Steering", "expected", "few_of_each_class", "steers", "weight_after"]
+__all__ = ["PointLook", "Steering", "expected", "few_of_each_class", "is_due", "steers", "weight_after"]
 
-EVERY = 0.1
-"""Share of a run after which the points are looked at again."""
+SETTLED, EVERY = 0.3, 0.1
+"""Share of a run before the first look, and from one look to the next. The new layers must be back: a tenth into the
+run a point may be far off that training brings there by itself."""
 IMAGES, CLASSES = 300, 20
 """Images of each set that are looked at, and classes of each that these are of at most."""
 SURE = 2.0
@@ -200,6 +201,11 @@ def cut_of(eraser: Eraser) -> SupervisionPoint | None:
     """The first hidden state that an eraser's objective does not leave to EC, if there is one."""
     of_objective = eraser.objective.leaves_to_ec
     return next((state for state in eraser.hidden if not of_objective(state.index, len(eraser.hidden))), None)
+
+
+def is_due(step: int, steps: int) -> bool:
+    """Whether the points are looked at ahead of a step of a run of so many steps; `step` are done."""
+    return step >= max(SETTLED * steps, 1) and not step % max(round(EVERY * steps), 1)
 
 
 def steers(eraser: Eraser) -> bool:

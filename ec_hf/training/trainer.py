@@ -45,7 +45,7 @@ from ec_hf.training.plan import RunPlan, settings_in_effect
 from ec_hf.training.progress import ProgressTable
 from ec_hf.training.record import peak_memory_mb
 from ec_hf.training.run_length import RunLength
-from ec_hf.training.steering import EVERY, Steering, few_of_each_class, steers
+from ec_hf.training.steering import Steering, few_of_each_class, is_due, steers
 from ec_hf.training.stopping import StoppingRule
 from ec_hf.training.strategy import check_strategy, strategy_of, unused_parameters
 from ec_hf.training.streamed import rows_seen
@@ -414,8 +414,8 @@ class ECTrainer(PairedTrainer):
 
     def steer(self) -> None:
         """Look at the points every so often, and give each more or less of EC; all processes the same."""
-        step, every = self.state.global_step, max(round(EVERY * self.state.max_steps), 1)
-        if self.steering is None or not step or step % every:
+        step = self.state.global_step
+        if self.steering is None or not is_due(step, self.state.max_steps):
             return
         before = self.steering.weights()
         (looks,) = broadcast_object_list([self.steering.adjust()])
