@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from scipy.stats import rankdata
 
 from ec_hf.metrics.arrays import Array, checked_labels, matrix
 
@@ -32,6 +31,8 @@ def separability(x: Array, y: Array) -> np.ndarray:
     Raises:
         ValueError: Shapes that do not fit, or a value that is not finite.
     """
+    from scipy.stats import rankdata  # slow to import
+
     features = matrix(x, "x")
     labels = checked_labels(y, "y", len(features))
     centred = torch.nn.functional.normalize(features - features.mean(0), dim=1, eps=1e-30)
