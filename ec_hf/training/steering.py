@@ -56,11 +56,11 @@ class PointLook(NamedTuple):
         return (self.original - self.found.value) / gap if abs(gap) > SURE * self.found.error else None
 
     def told(self) -> dict[str, float]:
-        """The numbers by name, for log and record."""
+        """The numbers by name, for log and record, as far as they were to be had."""
         lines = {"separability": self.found.value, "error": self.found.error, "expected": self.expected}
         lines |= {"original": self.original, "ec_weight": self.weight}
         lines |= {} if self.position is None else {"position": self.position}
-        return {name: round(value, 5) for name, value in lines.items()}
+        return {name: round(value, 5) for name, value in lines.items() if math.isfinite(value)}
 
 
 class Steering:
@@ -143,8 +143,9 @@ class Steering:
     def resume(self, log_history: Sequence[Mapping[str, Any]]) -> None:
         """Go on from the looks that a log holds, if it holds any."""
         for name, seen in self.seen.items():
-            told = [entry for entry in log_history if f"separability/{name}" in entry]
-            seen[:] = [Relative(e[f"separability/{name}"] - e[f"expected/{name}"], e[f"error/{name}"]) for e in told]
+            found, target, error = (f"{key}/{name}" for key in ("separability", "expected", "error"))
+            told = [entry for entry in log_history if found in entry and target in entry]
+            seen[:] = [Relative(entry[found] - entry[target], entry[error]) for entry in told]
         self.weigh({name: weight_after(seen, self.given[name]) for name, seen in self.seen.items()})
 
     def weights(self) -> dict[str, float]:

@@ -144,6 +144,16 @@ def test_a_resumed_run_goes_on_with_the_weight_of_its_log(tmp_path):
     assert weights == sorted(weights) and weights[-1] > 0.1
 
 
+def test_a_look_that_finds_no_number_changes_nothing_and_leaves_none_on_record(tmp_path):
+    trainer = rewinding(tmp_path, max_steps=10)
+    looks(trainer, 1.0, 1.4, *[math.nan] * 9)
+    trainer.train()
+    assert weights_of(trainer)[-1] == 0.1
+    assert set(trainer.on_record["steering"]["hidden_states.1"]) == {"expected", "error", "original", "ec_weight"}
+    trainer.steering.resume(trainer.state.log_history)
+    assert trainer.steering.weights() == {"hidden_states.1": 0.1}
+
+
 def test_a_fixed_strength_and_what_cannot_be_steered_have_ec_from_the_first_step(tmp_path):
     kept = (
         {"strength": "fixed"},
