@@ -43,9 +43,8 @@ class ProgressTable(TrainerCallback):
         layers: Sequence[str] = (),
     ) -> None:
         self._given, self._doing = console, doing
-        columns = [title for title in WIDTHS if accuracies or title not in ("forget", "retain")]
-        *others, time_left = columns
-        self._titles = [*others, *layers, time_left]
+        titles = [title for title in WIDTHS if accuracies or title not in ("forget", "retain")]
+        self._titles = [*titles[:-1], *layers, titles[-1]]
         self._positions: dict[str, str] = {}
         self._bar: Progress | None = None
         self._began: tuple[float, int] | None = None

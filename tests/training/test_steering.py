@@ -110,11 +110,7 @@ def test_ec_sets_in_where_a_look_finds_too_much_and_ends_again(tmp_path, capsys)
     assert trainer.cost["forget_images_seen"] == len(has_ec) * trainer.args.per_device_forget_batch_size
     told = capsys.readouterr().out
     assert "step 4: EC sets in at hidden_states.1" in told and "EC ends at hidden_states.1" in told
-    weights = [
-        entry["ec_weight/hidden_states.1"]
-        for entry in trainer.state.log_history
-        if "ec_weight/hidden_states.1" in entry
-    ]
+    weights = weights_of(trainer)
     assert weights[0] == 0 and weights[1] == 0.1 and weights[-1] == 0
 
 
@@ -124,9 +120,8 @@ def test_the_looks_are_real_and_on_record(tmp_path):
     trainer.train()
     trainer.save_model()
     told = read_json(tmp_path / RECORD)["steering"]["hidden_states.1"]
-    assert set(told) >= {"error", "separability", "expected", "original", "ec_weight"} and all(
-        map(math.isfinite, told.values())
-    )
+    assert set(told) >= {"error", "separability", "expected", "original", "ec_weight"}
+    assert all(map(math.isfinite, told.values()))
     looked_at = sum(map(len, (parts["forget"], parts["retain"])))
     assert trainer.cost["forget_images_seen"] + trainer.cost["retain_images_seen"] >= 8 * looked_at
 
@@ -138,9 +133,7 @@ def test_a_resumed_run_goes_on_with_the_weight_of_its_log(tmp_path):
     again = rewinding(tmp_path, save_strategy="steps", save_steps=5, resume_from_checkpoint=str(tmp_path))
     looks(again, 1.0, *[1.3] * 9)
     again.train(resume_from_checkpoint=True)
-    weights = [
-        entry["ec_weight/hidden_states.1"] for entry in again.state.log_history if "ec_weight/hidden_states.1" in entry
-    ]
+    weights = weights_of(again)
     assert weights == sorted(weights) and weights[-1] > 0.1
 
 
@@ -155,13 +148,8 @@ def test_a_look_that_finds_no_number_changes_nothing_and_leaves_none_on_record(t
 
 
 def test_a_fixed_strength_and_what_cannot_be_steered_have_ec_from_the_first_step(tmp_path):
-    kept = (
-        {"strength": "fixed"},
-        {"objective": "delete", "calibrated": True},
-        {"train_heads": True},
-        {"objective": "undo"},
-    )
-    for settings in kept:
+    others = {"objective": "delete", "calibrated": True}, {"objective": "undo"}
+    for settings in ({"strength": "fixed"}, {"train_heads": True}, *others):
         trainer = rewinding(tmp_path, **settings)
         assert trainer.steering is None and trainer.eraser.weights.points[0] > 0
 
